@@ -1,0 +1,294 @@
+"""Adamax: the direction of a step from the first moment and the infinity norm.
+
+``adamax`` is the whole optimizer, ``adamaxw`` the same with decoupled weight
+decay, ``scale_by_adamax`` the direction alone, for chains. All three carry the
+leaves of the trees to the one rule in ``_rule.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _check, _execute, _hyper, _rule, _tree
+from ._hyper import Hyperparameter
+from ._rule import Leaf
+from ._schedule import Schedule, check_lr, with_schedule
+from ._transform import Donated, GradientTransformation, Transform
+from ._tree import EmptyState, Tree
+
+
+class AdamaxState(NamedTuple):
+    """State of Adamax: three trees of the structure of params.
+
+    A leaf without state (None, or not floating) holds ``EmptyState()``.
+    """
+
+    step: Tree  # (), float64: number of gradients the leaf has seen
+    exp_avg: Tree  # shape of the leaf; state_dtype, or the leaf's dtype: m
+    exp_inf: Tree  # shape of the leaf; state_dtype, or the leaf's dtype: u
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Adamax(Transform):
+    """Adamax with coupled weight decay."""
+
+    name: ClassVar[str] = "adamax"
+    decoupled: ClassVar[bool] = False
+
+    lr: Hyperparameter | Schedule = 2e-3
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
+    eps: Hyperparameter = 1e-8
+    weight_decay: Hyperparameter = 0.0
+    maximize: bool = False
+    state_dtype: torch.dtype | None = None
+
+    def init(self, params: Tree) -> AdamaxState:
+        leaves, spec = _check.parameters(params)
+        _tree.warn_if_tied(leaves, lambda: _tree.paths(spec, "params"))
+        _check.warn_if_eps_vanishes(self.eps, leaves, self.state_dtype)
+        return _state(spec, [init_leaf(p, self.state_dtype) for p in leaves])
+
+    def update(
+        self, updates: Tree, state: AdamaxState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, AdamaxState]:
+        del extra
+        spec, leaves = self._leaves(updates, state, params)
+        rows = [
+            (None, leaf.t, leaf.m, leaf.u)
+            if leaf.g is None
+            else _rule.step(leaf, self.maximize, self.decoupled)
+            for leaf in leaves
+        ]
+        new = _tree.unflatten(spec, [row[0] for row in rows])
+        return new, _state(spec, [row[1:] for row in rows])
+
+    def prepare(
+        self, grads: Tree, state: AdamaxState, params: Tree, foreach: bool | None = None
+    ) -> Donated:
+        leaves = self._leaves(grads, state, params)[1]
+        work = [leaf for leaf in leaves if leaf.g is not None]
+        return partial(_write, work, self.maximize, self.decoupled, foreach, params, state)
+
+    def _leaves(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Any, list[Leaf]]:
+        """Check the trees against one another and return the leaves of all of them, zipped."""
+        if not isinstance(state, AdamaxState):
+            raise TypeError(
+                f"state must be the AdamaxState that init returned, got {type(state).__name__}"
+            )
+        t, spec = _tree.flatten(state.step)
+        m = _tree.match(spec, state.exp_avg, "state.exp_avg", "state.step")
+        u = _tree.match(spec, state.exp_inf, "state.exp_inf", "state.step")
+        g = _tree.match(spec, grads, "grads", "the params that init was given")
+        _check.gradients(spec, g, m, "Adamax")
+        decays = not _hyper.is_zero(self.weight_decay)
+        if params is not None:
+            p = _tree.match(spec, params, "params", "the params that init was given")
+            _check.same_shapes(spec, p, m)
+        elif decays:
+            raise ValueError(
+                "params must be given for weight decay, got None: call update(grads, state, params)"
+            )
+        else:
+            p = [None] * len(t)
+        hyper = {
+            "lr": self.lr,
+            "b1": self.betas[0],
+            "b2": self.betas[1],
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
+        columns = [_hyper.per_leaf(k, v, state.step, m) for k, v in hyper.items()]
+        return spec, [Leaf(*row) for row in zip(p, g, m, u, t, *columns, strict=True)]
+
+
+def init_leaf(p: Any, state_dtype: torch.dtype | None) -> tuple[Any, Any, Any]:
+    """Return (step, exp_avg, exp_inf) of one parameter before its first gradient."""
+    if not _check.trainable(p):
+        return EmptyState(), EmptyState(), EmptyState()
+    dtype = moment_dtype(p, state_dtype)
+    return (
+        torch.zeros((), dtype=_rule.step_dtype(p.device), device=p.device),
+        torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format),
+        torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format),
+    )
+
+
+def moment_dtype(p: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of the moments of ``p``."""
+    if state_dtype is None:
+        return p.dtype
+    dtype: torch.dtype = state_dtype.to_complex() if p.is_complex() else state_dtype
+    return dtype
+
+
+def _state(spec: Any, cells: Sequence[Sequence[Any]]) -> AdamaxState:
+    """Make the three trees from one (t, m, u) for each leaf."""
+    return AdamaxState(*(_tree.unflatten(spec, [cell[i] for cell in cells]) for i in range(3)))
+
+
+def _write(
+    work: list[Leaf],
+    maximize: bool,
+    decoupled: bool,
+    foreach: bool | None,
+    params: Tree,
+    state: AdamaxState,
+) -> tuple[Tree, AdamaxState]:
+    _execute.write(work, maximize, decoupled, foreach)
+    return params, state
+
+
+class AdamaxW(Adamax):
+    """Adamax with decoupled weight decay."""
+
+    name: ClassVar[str] = "adamaxw"
+    decoupled: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScaleByAdamax(Transform):
+    """The direction of Adamax: the update of ``Adamax`` with a learning rate of -1."""
+
+    name: ClassVar[str] = "scale_by_adamax"
+
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
+    eps: Hyperparameter = 1e-8
+    state_dtype: torch.dtype | None = None
+
+    def init(self, params: Tree) -> AdamaxState:
+        return self._adamax().init(params)
+
+    def update(
+        self, updates: Tree, state: AdamaxState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, AdamaxState]:
+        return self._adamax().update(updates, state, params, **extra)
+
+    def _adamax(self) -> Adamax:
+        return Adamax(-1.0, self.betas, self.eps, state_dtype=self.state_dtype)
+
+
+def adamax(
+    lr: Hyperparameter | Schedule = 2e-3,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    *,
+    maximize: bool = False,
+    state_dtype: torch.dtype | None = None,
+) -> GradientTransformation:
+    """Adamax, the variant of Adam based on the infinity norm, as ``torch.optim.Adamax`` does it.
+
+    For each leaf with gradient ``g``, at its ``t``-th gradient::
+
+        g   <- -g                                       if maximize
+        g   <- g + weight_decay * p
+        m_t  = b1 m_{t-1} + (1 - b1) g
+        u_t  = max(b2 u_{t-1}, |g| + eps)
+        update = -lr / (1 - b1^t) * m_t / u_t
+
+    A leaf whose gradient is None keeps its moments and its step, is not decayed, and
+    gets the update None. Complex leaves go by their real and imaginary parts.
+
+    Every hyperparameter is a number; or a tensor of shape () or (1,), which may require
+    grad or be batched by ``vmap``; or a tree shaped like params, or a prefix of it, whose
+    leaves are numbers or tensors that broadcast to the parameter.
+
+    Args:
+        lr: learning rate, in [0, inf). Also a schedule: a function of the number of
+            ``update`` calls so far, 0 at the first. Default: 2e-3.
+        betas: decay rates of ``m`` and ``u``, each in [0, 1). Default: (0.9, 0.999).
+        eps: added to |g| inside the maximum, in [0, inf); with 0, an element whose
+            gradients have all been zero is 0/0 = NaN. Default: 1e-8.
+        weight_decay: coupled L2 penalty, in [0, inf). ``update`` then needs ``params``.
+            Default: 0.
+        maximize: ascend instead of descend. Default: False.
+        state_dtype: dtype of both moments and of the arithmetic (complex leaves take its
+            complex counterpart). None keeps the dtype of each parameter, with torch's
+            bits. Pass torch.float32 for float16 and bfloat16 parameters.
+
+    Returns:
+        The pair ``(init, update)``. The state is ``AdamaxState(step, exp_avg, exp_inf)``;
+        with a schedule it is ``ScheduledState(count, inner)`` around that. Updates have the
+        dtype of the moments, float32 if that is a half.
+
+    Raises:
+        ValueError: a number out of its range.
+        TypeError: a hyperparameter that is no number, tensor or tree of them.
+
+    Example:
+        >>> tx = adamax(lr=0.1)
+        >>> params = {"w": torch.tensor([1.0, -2.0])}
+        >>> updates, state = tx.update({"w": torch.tensor([0.5, -3.0])}, tx.init(params))
+        >>> updates
+        {'w': tensor([-0.1000,  0.1000])}
+
+    Source: Kingma & Ba 2015, arXiv 1412.6980, Algorithm 2. Departures, both torch's: eps
+    inside the maximum, and the coupled weight decay.
+    """
+    return with_schedule(_checked(Adamax(lr, betas, eps, weight_decay, maximize, state_dtype)))
+
+
+def adamaxw(
+    lr: Hyperparameter | Schedule = 2e-3,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 1e-2,
+    *,
+    maximize: bool = False,
+    state_dtype: torch.dtype | None = None,
+) -> GradientTransformation:
+    """Adamax with decoupled weight decay: the decay does not pass through the moments.
+
+    ``adamax`` without its decay, and then::
+
+        update = -lr / (1 - b1^t) * m_t / u_t - lr * weight_decay * p
+
+    Args, returns and errors are those of ``adamax``; ``weight_decay`` defaults to 1e-2 and
+    ``maximize`` does not turn the decay round.
+
+    Example:
+        >>> tx = adamaxw(lr=0.1, weight_decay=0.5)
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> tx.update({"w": torch.tensor([1.0])}, tx.init(params), params)[0]
+        {'w': tensor([-0.2000])}
+
+    Source: the decay is that of Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2,
+    scaled by the learning rate as in ``torch.optim.AdamW``.
+    """
+    return with_schedule(_checked(AdamaxW(lr, betas, eps, weight_decay, maximize, state_dtype)))
+
+
+def scale_by_adamax(
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    state_dtype: torch.dtype | None = None,
+) -> GradientTransformation:
+    """The direction of Adamax, for chains.
+
+        update = 1 / (1 - b1^t) * m_t / u_t
+
+    The direction points along the gradient: follow it with ``scale_by_learning_rate``,
+    which turns it round. Args, returns and errors are those of ``adamax``.
+
+    Example:
+        >>> tx = scale_by_adamax()
+        >>> tx.update(torch.tensor([0.5, -3.0]), tx.init(torch.zeros(2)))[0]
+        tensor([ 1.0000, -1.0000])
+    """
+    _checked(Adamax(0.0, betas, eps, state_dtype=state_dtype))
+    return ScaleByAdamax(betas, eps, state_dtype).pair()
+
+
+def _checked(transform: Adamax) -> Adamax:
+    check_lr(transform.lr)
+    _hyper.check_pair("betas", transform.betas)
+    _hyper.check("eps", transform.eps)
+    _hyper.check("weight_decay", transform.weight_decay)
+    _hyper.check_state_dtype(transform.state_dtype)
+    return transform

@@ -1,0 +1,47 @@
+"""The last stage: add the updates to the parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from . import _check, _tree
+from ._tree import Tree
+
+
+def apply_updates(params: Tree, updates: Tree) -> Tree:
+    """Return ``params + updates``, leaf by leaf, in the dtypes of ``params``.
+
+        p <- round(p + update)
+
+    The sum is taken in the wider of the two dtypes and rounded once, so that
+    float32 updates of bfloat16 parameters lose nothing before the sum.
+
+    Args:
+        params: a tree of tensors; leaves may be None.
+        updates: a tree of the same structure and shapes; None leaves its parameter as it is.
+
+    Returns:
+        A tree like ``params``; inputs are never written. A leaf without an update is
+        the same tensor as before.
+
+    Raises:
+        ValueError: structure, shape or device differ.
+        TypeError: an update for a leaf that is not floating or complex.
+
+    Example:
+        >>> apply_updates({"w": torch.ones(2)}, {"w": torch.tensor([0.5, -0.5])})
+        {'w': tensor([1.5000, 0.5000])}
+    """
+    leaves, spec = _check.parameters(params)
+    given = _tree.match(spec, updates, "updates", "params")
+    like = [p if _check.trainable(p) else None for p in leaves]
+    _check.gradients(spec, given, like, "apply_updates", "updates")
+    new = [p if u is None else add(p, u) for p, u in zip(leaves, given, strict=True)]
+    return _tree.unflatten(spec, new)
+
+
+def add(p: Tensor, update: Tensor) -> Any:
+    """``p + update`` in the wider dtype, rounded once to the dtype of ``p``."""
+    return (p + update).to(p.dtype)

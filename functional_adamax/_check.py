@@ -1,0 +1,111 @@
+"""Checks on the tensors of a tree, each error naming the leaf, what was wanted and what came."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._tree import Tree
+
+
+def parameters(params: Tree) -> tuple[list[Any], Any]:
+    """Return leaves and structure of ``params``.
+
+    Raises:
+        TypeError: a leaf is neither a tensor nor None.
+    """
+    leaves, spec = _tree.flatten(params)
+    for i, leaf in enumerate(leaves):
+        if leaf is not None and not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{_tree.paths(spec, 'params')[i]} must be a tensor or None, "
+                f"got {type(leaf).__name__}"
+            )
+    return leaves, spec
+
+
+def trainable(leaf: Any) -> bool:
+    """Whether a parameter leaf can have a gradient and so has state."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def gradients(spec: Any, grads: list[Any], like: list[Any], what: str, name: str = "grads") -> None:
+    """Check every gradient against the tensor it belongs to (``EmptyState`` where there is none).
+
+    Raises:
+        RuntimeError: a sparse gradient (torch's type and words).
+        TypeError: a gradient for a leaf that can have none, or real for complex.
+        ValueError: another shape or device.
+    """
+    for i, (g, x) in enumerate(zip(grads, like, strict=True)):
+        if g is None:
+            continue
+        problem = _problem(g, x, what)
+        if problem is not None:
+            kind, text = problem
+            raise kind(f"{_tree.paths(spec, name)[i]}{text}")
+
+
+def _problem(g: Any, x: Any, what: str) -> tuple[type[Exception], str] | None:
+    if not isinstance(x, Tensor):
+        return TypeError, (
+            f" must be None, because its parameter is None or not floating and has no "
+            f"state, got {describe(g)}"
+        )
+    if g.layout != torch.strided:
+        return RuntimeError, (
+            f": {what} does not support sparse gradients, got layout {g.layout}; "
+            "pass grad.to_dense()"
+        )
+    if not (g.is_floating_point() or g.is_complex()) or g.is_complex() != x.is_complex():
+        wanted = "complex" if x.is_complex() else "real floating"
+        return TypeError, f" must be a {wanted} tensor like its parameter, got {describe(g)}"
+    if g.shape != x.shape:
+        return ValueError, (
+            f" must have the shape of its parameter, {tuple(x.shape)}, got {tuple(g.shape)}"
+        )
+    if g.device != x.device:
+        return ValueError, f" must be on the device of its state, {x.device}, got {g.device}"
+    return None
+
+
+def describe(x: Any) -> str:
+    """``a torch.float32 tensor of shape (2, 3)``."""
+    if isinstance(x, Tensor):
+        return f"a {x.dtype} tensor of shape {tuple(x.shape)}"
+    return "None" if x is None else type(x).__name__
+
+
+def same_shapes(spec: Any, params: list[Any], like: list[Any]) -> None:
+    """Check that every parameter with state has the shape its state was made for."""
+    for i, (p, x) in enumerate(zip(params, like, strict=True)):
+        if isinstance(x, Tensor) and (not isinstance(p, Tensor) or p.shape != x.shape):
+            raise ValueError(
+                f"{_tree.paths(spec, 'params')[i]} must be a tensor of shape {tuple(x.shape)}, "
+                f"for which its state was made, got {describe(p)}"
+            )
+
+
+def warn_if_eps_vanishes(
+    eps: Any, leaves: list[Any], state_dtype: torch.dtype | None, stacklevel: int = 4
+) -> None:
+    """Warn once if ``eps`` rounds to zero in the dtype of a leaf's moments."""
+    if torch.compiler.is_compiling():
+        return
+    numbers = [x for x in _tree.flatten(eps)[0] if isinstance(x, (int, float)) and x > 0]
+    dtypes = {state_dtype or leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)}
+    for dtype in dtypes & {torch.float16, torch.bfloat16}:
+        for number in numbers:
+            if torch.tensor(number, dtype=dtype) == 0:
+                warnings.warn(
+                    f"eps={number:g} rounds to zero in {dtype}, so an element whose gradient is "
+                    "zero becomes 0/0 = NaN; pass state_dtype=torch.float32 to keep the moments "
+                    "and the arithmetic in float32",
+                    UserWarning,
+                    stacklevel=stacklevel,
+                )
+                return

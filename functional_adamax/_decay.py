@@ -1,0 +1,61 @@
+"""Weight decay as a stage of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from . import _check, _hyper, _rule, _tree
+from ._hyper import Hyperparameter
+from ._transform import GradientTransformation, Stateless
+from ._tree import EmptyState, Tree
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AddDecayedWeights(Stateless):
+    """Add a multiple of the parameters."""
+
+    name: ClassVar[str] = "add_decayed_weights"
+
+    weight_decay: Hyperparameter = 0.0
+
+    def update(
+        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, EmptyState]:
+        del extra
+        if params is None:
+            raise ValueError(
+                "params must be given for weight decay, got None: call update(grads, state, params)"
+            )
+        leaves, spec = _check.parameters(params)
+        given = _tree.match(spec, updates, "updates", "params")
+        _check.gradients(spec, given, leaves, "add_decayed_weights", "updates")
+        decays = _hyper.per_leaf("weight_decay", self.weight_decay, params, leaves)
+        new = [
+            None if u is None else _rule.add_scaled(u, p.to(u.dtype), decay)
+            for u, p, decay in zip(given, leaves, decays, strict=True)
+        ]
+        return _tree.unflatten(spec, new), state
+
+
+def add_decayed_weights(weight_decay: Hyperparameter = 0.0) -> GradientTransformation:
+    """Add decayed weights to the updates; ``update`` needs ``params``.
+
+        update <- update + weight_decay * p
+
+    Before ``scale_by_adamax`` in a chain it is an L2 penalty (coupled), behind it decoupled
+    weight decay. An update that is None stays None.
+
+    Args:
+        weight_decay: a number in [0, inf), a tensor, or a tree of them. Default: 0.
+
+    Raises:
+        ValueError: ``params`` is missing, or does not fit ``updates``.
+
+    Example:
+        >>> tx, params = add_decayed_weights(0.1), torch.tensor([1.0, 2.0])
+        >>> tx.update(torch.zeros(2), tx.init(params), params)[0]
+        tensor([0.1000, 0.2000])
+    """
+    _hyper.check("weight_decay", weight_decay)
+    return AddDecayedWeights(weight_decay).pair()

@@ -1,0 +1,101 @@
+"""Hyperparameters: a number, a tensor, or a tree of them, checked once and read per leaf.
+
+A number is checked where a transform is made. A tensor is never read, only its
+shape is looked at: it may be differentiated, batched by ``vmap`` or traced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._tree import Tree
+
+Hyperparameter: TypeAlias = float | Tensor | Tree
+"""A number; a tensor of shape () or (1,); or a tree shaped like params (or a prefix of it)
+of numbers and of tensors that broadcast to the leaf."""
+
+
+def check(
+    name: str, value: Hyperparameter, upper: float = math.inf, *, signed: bool = False
+) -> None:
+    """Check that every number in ``value`` lies in [0, upper), or is finite if ``signed``.
+
+    Raises:
+        ValueError: a number is out of range or NaN.
+        TypeError: something is neither a number nor a real tensor.
+    """
+    leaves, spec = _tree.flatten(value)
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and not leaf.is_complex():
+            continue
+        if leaf is None and not spec.is_leaf():  # beside a parameter that is None
+            continue
+        path = name if spec.is_leaf() else _tree.paths(spec, name)[i]
+        if not isinstance(leaf, (int, float)):
+            got = f"a {leaf.dtype} tensor" if isinstance(leaf, Tensor) else repr(leaf)
+            raise TypeError(f"{path} must be a real number or a real tensor, got {got}")
+        if signed and not math.isfinite(leaf):
+            raise ValueError(f"{path} must be finite, got {leaf}")
+        if not signed and not 0.0 <= leaf < upper:
+            raise ValueError(f"{path} must be in [0, {upper:g}), got {leaf}")
+
+
+def check_pair(name: str, value: Any) -> None:
+    """Check that ``value`` is a pair of hyperparameters in [0, 1)."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of hyperparameters, got {value!r}")
+    for i, item in enumerate(value):
+        check(f"{name}[{i}]", item, 1.0)
+
+
+def check_state_dtype(value: Any) -> None:
+    """Check that ``value`` is None or a real floating dtype."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise TypeError(f"state_dtype must be a real floating dtype or None, got {value!r}")
+
+
+def is_zero(value: Hyperparameter) -> bool:
+    """Whether ``value`` is known to be zero everywhere, without reading a tensor."""
+    return all(not isinstance(leaf, Tensor) and not leaf for leaf in _tree.flatten(value)[0])
+
+
+def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]) -> list[Any]:
+    """Return, for each leaf of ``tree``, its own number or tensor of a shape that broadcasts.
+
+    A tensor of shape (1,) becomes one of shape (), so that it cannot widen a 0-d leaf.
+
+    Raises:
+        ValueError: the structure does not fit, or a tensor does not broadcast to its leaf.
+    """
+    values = _tree.spread(value, tree, name)
+    for i, (item, leaf) in enumerate(zip(values, leaves, strict=True)):
+        if not isinstance(item, Tensor):
+            continue
+        if item.shape == (1,):
+            values[i] = item.reshape(())
+        elif isinstance(leaf, Tensor) and not _broadcasts(item.shape, leaf.shape):
+            path = _tree.paths(_tree.flatten(tree)[1], "params")[i]
+            raise ValueError(
+                f"{name} must be a number, a tensor of shape () or (1,), or a tree shaped like "
+                f"params whose leaves broadcast to the parameters; for {path} of shape "
+                f"{tuple(leaf.shape)} came a tensor of shape {tuple(item.shape)}"
+            )
+    return values
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    pairs = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in pairs)
+
+
+def cast(value: Any, like: Tensor) -> Any:
+    """Return a tensor ``value`` in the dtype and on the device of ``like``; a number as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(dtype=like.dtype, device=like.device)

@@ -1,0 +1,126 @@
+"""The definition of Adamax, for one tensor, out of place.
+
+Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 2, with torch's place for eps and
+torch's coupled weight decay. Everything else in the library carries tensors to
+these functions, or is an executor that a test holds to them bit for bit.
+
+Where the spelling decides the last bit it follows torch: ``lerp`` for m, a decay
+by a fused multiply-add, the scale in double precision, and half-precision
+updates in float32, rounded once when they are added to the parameter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._hyper import cast
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Leaf(NamedTuple):
+    """Everything one step of one leaf needs; hyperparameters broadcast to the leaf."""
+
+    p: Any  # the parameter; None where nothing asks for it
+    g: Any  # its gradient, or None
+    m: Any  # exp_avg
+    u: Any  # exp_inf
+    t: Any  # step, ()
+    lr: Any
+    b1: Any
+    b2: Any
+    eps: Any
+    weight_decay: Any
+
+
+def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The whole step of one leaf that has a gradient; returns ``(update, t, m, u)``.
+
+    g <- -g                              if maximize
+    g <- g + weight_decay * p            coupled decay
+    update, m, u <- adamax(g, m, u)
+    update <- update - lr * weight_decay * p     decoupled decay, instead of the coupled one
+    """
+    p, g, m, u, t, lr, b1, b2, eps, weight_decay = leaf
+    decays = isinstance(weight_decay, Tensor) or weight_decay != 0
+    g = g.to(m.dtype)
+    if maximize:
+        g = -g
+    if decays and not decoupled:
+        g = add_scaled(g, p.to(g.dtype), weight_decay)
+    update, m, u, t = adamax(g, m, u, t, lr=lr, b1=b1, b2=b2, eps=eps)
+    if decays and decoupled:
+        update = add_scaled(update, p.to(update.dtype), -(lr * weight_decay))
+    return update, t, m, u
+
+
+def add_scaled(x: Tensor, y: Tensor, factor: Any) -> Tensor:
+    """``x + factor * y`` as a fused multiply-add, for a number or a tensor alike."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(x, y, cast(factor, x))
+    return torch.add(x, y, alpha=factor)
+
+
+def adamax(
+    g: Tensor, m: Tensor, u: Tensor, t: Tensor, *, lr: Any, b1: Any, b2: Any, eps: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One Adamax step for a real or complex leaf; returns ``(update, m, u, t)``.
+
+        m <- b1 m + (1 - b1) g
+        u <- max(b2 u, |g| + eps)
+        update = -lr / (1 - b1^t) * m / u        (t counts from 1)
+
+    Complex tensors go by components: |g| is taken of the real and of the
+    imaginary part, not of the modulus.
+
+    ``g`` is the conditioned gradient; ``m`` and ``u`` have its shape and dtype; ``t``, of
+    shape (), is the number of steps taken before; the hyperparameters are numbers, or tensors
+    that broadcast to ``g``. ``update`` is float32 where ``m`` is a half.
+    """
+    if g.is_complex():
+        g, m, u = (torch.view_as_real(x.resolve_conj().resolve_neg()) for x in (g, m, u))
+        lr, b1, b2, eps = (_over_components(x) for x in (lr, b1, b2, eps))
+        update, m, u, t = _real_adamax(g, m, u, t, lr, b1, b2, eps)
+        return torch.view_as_complex(update), torch.view_as_complex(m), torch.view_as_complex(u), t
+    return _real_adamax(g, m, u, t, lr, b1, b2, eps)
+
+
+def _real_adamax(
+    g: Tensor, m: Tensor, u: Tensor, t: Tensor, lr: Any, b1: Any, b2: Any, eps: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = m.dtype
+    t = t + 1
+    m = torch.lerp(_wide(m), _wide(g), cast(1 - _double(b1), _wide(m))).to(dtype)
+    u = torch.maximum((_wide(u) * cast(b2, _wide(u))).to(dtype), g.abs() + cast(eps, g))
+    update = _wide(m) * cast(-bias_corrected(lr, b1, t), _wide(m)) / _wide(u)
+    return update, m, u, t
+
+
+def bias_corrected(lr: Any, b1: Any, t: Tensor) -> Any:
+    """``lr / (1 - b1^t)`` in double precision; a tensor ``lr`` divides in its own dtype."""
+    bias = 1 - _double(b1) ** _double(t)
+    if not isinstance(lr, Tensor):
+        return torch.full_like(bias, lr) / bias
+    lr = lr if lr.is_floating_point() else lr.to(torch.get_default_dtype())
+    return lr / bias.to(dtype=lr.dtype, device=lr.device)
+
+
+def step_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _double(x: Any) -> Any:
+    return x.to(step_dtype(x.device)) if isinstance(x, Tensor) else x
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32, in which torch's own kernels compute it; the rest as it is."""
+    return x.float() if x.dtype in _HALF else x
+
+
+def _over_components(x: Any) -> Any:
+    return x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() else x

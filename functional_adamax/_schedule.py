@@ -1,0 +1,88 @@
+"""Schedules: a learning rate that is a function of the number of updates so far."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import _hyper, _tree
+from ._hyper import Hyperparameter
+from ._transform import Donated, GradientTransformation, Transform
+from ._tree import Tree
+
+Schedule: TypeAlias = Callable[[Tensor], Any]
+"""A function of the number of ``update`` calls before this one (0-d int64, first call: 0)."""
+
+
+class ScheduledState(NamedTuple):
+    """State of a transform whose learning rate is a schedule."""
+
+    count: Tensor  # type: ignore[assignment]  # (), int64: number of update calls so far
+    inner: Any  # the state of the transform itself
+
+
+def is_schedule(lr: Hyperparameter | Schedule) -> bool:
+    """Whether ``lr`` is a schedule; a container is a tree even if it can be called."""
+    return callable(lr) and not isinstance(lr, Tensor) and not _tree.is_node(lr)
+
+
+def check_lr(lr: Hyperparameter | Schedule) -> None:
+    """Check a learning rate that may be a schedule, whose values are not known yet."""
+    if not is_schedule(lr):
+        _hyper.check("lr", lr)
+
+
+def with_schedule(transform: Transform) -> GradientTransformation:
+    """Return the pair of a transform with a field ``lr``, driven by it if it is a schedule."""
+    lr = transform.lr  # type: ignore[attr-defined]
+    return (Scheduled(transform) if is_schedule(lr) else transform).pair()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scheduled(Transform):
+    """``transform``, its ``lr`` replaced at each update by ``lr(count)``."""
+
+    transform: Transform
+
+    def init(self, params: Tree) -> ScheduledState:
+        tensors = [x for x in _tree.flatten(params)[0] if isinstance(x, Tensor)]
+        device = tensors[0].device if tensors else None
+        return ScheduledState(
+            torch.zeros((), dtype=torch.int64, device=device), self.transform.init(params)
+        )
+
+    def update(
+        self, updates: Tree, state: ScheduledState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, ScheduledState]:
+        new, inner = self._now(state).update(updates, state.inner, params, **extra)
+        return new, ScheduledState(state.count + 1, inner)
+
+    def prepare(
+        self, grads: Tree, state: ScheduledState, params: Tree, foreach: bool | None = None
+    ) -> Donated | None:
+        run = self._now(state).prepare(grads, state.inner, params, foreach)
+        return None if run is None else _Advance(run, state.count)
+
+    def _now(self, state: ScheduledState) -> Any:
+        lr = self.transform.lr(state.count)  # type: ignore[attr-defined]
+        return dataclasses.replace(self.transform, lr=lr)  # type: ignore[call-arg]
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+
+@dataclass(frozen=True)
+class _Advance:
+    """Run a prepared step, then count it."""
+
+    run: Donated
+    count: Tensor
+
+    def __call__(self) -> tuple[Tree, ScheduledState]:
+        params, inner = self.run()
+        return params, ScheduledState(self.count.add_(1), inner)

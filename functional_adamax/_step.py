@@ -1,0 +1,153 @@
+"""One whole step, from gradients to new parameters, pure or over donated buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._apply import apply_updates
+from ._transform import Donated, GradientTransformation, Update
+from ._tree import Tree
+
+
+def step(
+    tx: GradientTransformation,
+    grads: Tree,
+    state: Any,
+    params: Tree,
+    *,
+    donate: bool = False,
+    **extra: Any,
+) -> tuple[Tree, Any]:
+    """Return the parameters and the state after one step of ``tx``.
+
+        updates, state = tx.update(grads, state, params)
+        params = apply_updates(params, updates)
+
+    Args:
+        tx: any transform.
+        grads: gradients, a tree like ``params``; None leaves its parameter alone.
+        state: the state ``tx`` last returned.
+        params: the parameters.
+        donate: permit the step to write its results over the tensors of ``params`` and
+            ``state``, which the caller gives up; only what is returned counts. The
+            values are the same bit for bit. Under ``torch.compile``, a ``torch.func``
+            transform or forward-mode differentiation, and where grad mode is on and an
+            input requires grad, nothing is written. Default: False, inputs are never written.
+        **extra: passed to ``tx.update``.
+
+    Returns:
+        ``(params, state)``.
+
+    Raises:
+        ValueError: with ``donate``, two of the donated tensors, or a donated tensor and a
+            gradient, share memory.
+        Exception: whatever ``tx.update`` raises for bad input. Everything is checked
+            before anything is written.
+
+    Example:
+        >>> from functional_adamax import adamax
+        >>> tx, params = adamax(lr=0.5), torch.tensor([1.0, 2.0])
+        >>> state = tx.init(params)
+        >>> params, state = step(tx, torch.tensor([1.0, -1.0]), state, params, donate=True)
+        >>> params
+        tensor([0.5000, 2.5000])
+    """
+    if donate and writable(grads, state, params):
+        _reject_shared_memory(grads, state, params)
+        return prepare(tx, grads, state, params, **extra)()
+    updates, state = tx.update(grads, state, params, **extra)
+    return apply_updates(params, updates), state
+
+
+def prepare(
+    tx: GradientTransformation,
+    grads: Tree,
+    state: Any,
+    params: Tree,
+    *,
+    foreach: bool | None = None,
+    **extra: Any,
+) -> Donated:
+    """Check a donated step without writing; the caller has seen that it is ``writable``.
+
+    The transform's own fused step if it has one, else the pure step, committed at the call.
+    """
+    if isinstance(tx.update, Update):
+        run = tx.update.transform.prepare(grads, state, params, foreach)
+        if run is not None:
+            return run
+    new = step(tx, grads, state, params, **extra)
+    return _Commit(new, (params, state))
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """Copy the results of a pure step over the donated trees."""
+
+    new: tuple[Tree, Any]
+    old: tuple[Tree, Any]
+
+    def __call__(self) -> tuple[Tree, Any]:
+        sources, spec = _tree.flatten(self.new)
+        for target, source in zip(
+            _tree.match(spec, self.old, "donated", "new"), sources, strict=True
+        ):
+            if isinstance(source, Tensor) and target is not source:
+                target.copy_(source)
+        return self.old
+
+
+def writable(grads: Tree, state: Any, params: Tree) -> bool:
+    """Whether ``params`` and ``state`` may be written here, with nobody but their owner to notice.
+
+    Not while something records or transforms the computation, and not where elements
+    of one tensor overlap or lie scattered between those of others.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in _tensors((grads, state, params))):
+        return False
+    inference = torch.is_inference_mode_enabled()
+    donated = _tensors((state, params))
+    return all(_span(x) == x.numel() and (inference or not x.is_inference()) for x in donated)
+
+
+def _tensors(tree: Tree) -> list[Tensor]:
+    return [x for x in _tree.flatten(tree)[0] if isinstance(x, Tensor)]
+
+
+def _span(x: Tensor) -> int:
+    """Number of places in memory between the first and the last element of ``x``."""
+    if x.numel() == 0 or x.is_contiguous():
+        return x.numel()
+    return 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+
+
+def _reject_shared_memory(grads: Tree, state: Any, params: Tree) -> None:
+    trees = {"grads": grads, "params": params, "state": state}
+    flat = {name: _tree.flatten(tree) for name, tree in trees.items()}
+    ranges = sorted(
+        (x.data_ptr(), x.data_ptr() + _span(x) * x.element_size(), name == "grads", name, i)
+        for name, (leaves, _) in flat.items()
+        for i, x in enumerate(leaves)
+        if _tree.has_address(x)
+    )
+    reach: dict[bool, tuple[int, str, int]] = {}  # the furthest end so far: gradients, donated
+    for start, end, is_grad, name, i in ranges:
+        for other_is_grad, (other_end, other, j) in reach.items():
+            if start < other_end and not (is_grad and other_is_grad):
+                first = _tree.paths(flat[other][1], other)[j]
+                second = _tree.paths(flat[name][1], name)[i]
+                raise ValueError(
+                    f"donated tensors must not share memory, but {first} and {second} do: "
+                    "clone one of them, or call step with donate=False"
+                )
+        if end > reach.get(is_grad, (0,))[0]:
+            reach[is_grad] = (end, name, i)

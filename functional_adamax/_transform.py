@@ -1,0 +1,150 @@
+"""What a transform is: a pair of pure functions, and the data behind it.
+
+Users meet ``GradientTransformation``, the pair ``(init, update)``. Authors write
+a ``Transform``: a frozen dataclass whose fields are its hyperparameters, with
+the methods ``init`` and ``update``; ``pair()`` makes the pair of it. Because a
+transform is data and not a closure it compares by value, prints its
+hyperparameters, pickles, copies, and can be built inside traced code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._tree import EmptyState, Tree
+
+Donated = Callable[[], tuple[Tree, Any]]
+"""A validated step that has not run: calling it writes, and returns (params, state)."""
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions.
+
+    - ``init(params) -> state``
+    - ``update(updates, state, params=None, **extra) -> (updates, state)``
+
+    ``updates`` come in as gradients and leave as what ``apply_updates`` adds to
+    the parameters. Neither function writes to anything it is given.
+    """
+
+    init: Callable[[Tree], Any]
+    update: Callable[..., tuple[Tree, Any]]
+
+    def __repr__(self) -> str:
+        if isinstance(self.update, Update):
+            return repr(self.update.transform)
+        return f"GradientTransformation(init={self.init!r}, update={self.update!r})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Transform(ABC):
+    """A transform as data. Subclasses are frozen dataclasses of hyperparameters."""
+
+    name: ClassVar[str]
+    """The public function that makes it; ``repr`` prints it."""
+
+    @abstractmethod
+    def init(self, params: Tree) -> Any:
+        """Return the state before the first update."""
+
+    @abstractmethod
+    def update(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
+        """Return the new updates and the new state."""
+
+    def prepare(
+        self, grads: Tree, state: Any, params: Tree, foreach: bool | None = None
+    ) -> Donated | None:
+        """Return a checked step that writes over ``params`` and ``state``, or None without one."""
+        del grads, state, params, foreach
+        return None
+
+    def pair(self) -> GradientTransformation:
+        """Return the transform as users hold it."""
+        return GradientTransformation(Init(self), Update(self))
+
+    def _values(self) -> list[Any]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return same(self._values(), other._values())
+
+    def __hash__(self) -> int:
+        return hash((type(self), _key(self._values())))
+
+    def __repr__(self) -> str:
+        fields = (f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))
+        return f"{self.name}({', '.join(fields)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: _detached(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stateless(Transform):
+    """A transform whose state is ``EmptyState()``."""
+
+    def init(self, params: Tree) -> EmptyState:
+        del params
+        return EmptyState()
+
+
+@dataclass(frozen=True)
+class Init:
+    """``tx.init``."""
+
+    transform: Transform
+
+    def __call__(self, params: Tree) -> Any:
+        return self.transform.init(params)
+
+
+@dataclass(frozen=True)
+class Update:
+    """``tx.update``, which also offers the transform's fused step to ``step``."""
+
+    transform: Transform
+
+    def __call__(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
+        return self.transform.update(updates, state, params, **extra)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality by value; tensors by dtype, shape, device and ``torch.equal``."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            return False
+        if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
+            return False
+        return torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def _key(value: Any) -> Any:
+    """Something hashable that is equal for equal values; tensors are left out."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, dict):
+        return frozenset(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_key, value))
+    return value
+
+
+def _detached(value: Tree) -> Tree:
+    return _tree.tree_map(
+        lambda x: x.detach() if isinstance(x, Tensor) and not x.is_leaf else x, value
+    )

@@ -1,0 +1,174 @@
+"""Trees of tensors: the only module that knows the pytree library (optree).
+
+Every function of the library works on the flat leaves of a tree and puts the
+result back into the same structure. ``None`` counts as a leaf, so that a
+missing gradient keeps its place. ``EmptyState`` counts as a leaf too: it holds
+the place of a leaf that has no state, which ``None`` cannot do because
+``torch.func.vmap`` does not return it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import optree
+import torch
+from torch import Tensor
+
+Tree: TypeAlias = Any
+"""Any pytree known to optree: dict, list, tuple, NamedTuple, registered node, or one leaf."""
+
+_INSERTION = "functional_adamax.insertion_order"
+
+
+class EmptyState(NamedTuple):
+    """The state of a transform, or of one leaf, that has none."""
+
+
+def _is_empty(node: Any) -> bool:
+    return isinstance(node, EmptyState)
+
+
+def flatten(tree: Tree) -> tuple[list[Any], Any]:
+    """Return the leaves of ``tree`` and its structure, which ``unflatten`` and ``match`` take."""
+    return optree.tree_flatten(tree, is_leaf=_is_empty, none_is_leaf=True)
+
+
+def unflatten(spec: Any, leaves: Sequence[Any]) -> Tree:
+    """Put ``leaves`` into the structure ``spec``."""
+    return optree.tree_unflatten(spec, leaves)
+
+
+def tree_map(function: Callable[[Any], Any], tree: Tree) -> Tree:
+    """Apply ``function`` to every leaf, ``None`` and ``EmptyState`` included."""
+    leaves, spec = flatten(tree)
+    return unflatten(spec, [function(leaf) for leaf in leaves])
+
+
+def paths(spec: Any, root: str) -> list[str]:
+    """Return how Python code reaches each leaf from ``root``: ``params['fc']['weight']``."""
+    return [accessor.codify(root) for accessor in spec.accessors()]
+
+
+def names(spec: Any) -> list[str]:
+    """Return each leaf's path joined by dots, as modules name parameters: ``fc.weight``."""
+    return [".".join(map(str, path)) for path in spec.paths()]
+
+
+def insertion_order(tree: Tree) -> list[int]:
+    """Return the positions of the leaves in the order in which dict keys were inserted.
+
+    Leaves of a dict come in sorted order from ``flatten``; a module lists its parameters, and
+    an optimizer numbers them, in order of insertion.
+    """
+    position = {path: i for i, path in enumerate(flatten(tree)[1].paths())}
+    with optree.dict_insertion_ordered(True, namespace=_INSERTION):
+        inserted = optree.tree_paths(
+            tree, is_leaf=_is_empty, none_is_leaf=True, namespace=_INSERTION
+        )
+    return [position[path] for path in inserted]
+
+
+def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
+    """Return the leaves of ``tree`` in the order of ``spec``.
+
+    ``dict``, ``OrderedDict`` and ``defaultdict`` stand for one another, in any key order.
+
+    Raises:
+        ValueError: ``tree`` has another structure; names the first differing path.
+    """
+    try:
+        leaves: list[Any] = spec.flatten_up_to(tree)
+    except ValueError:
+        raise ValueError(_mismatch(spec, tree, name, wanted)) from None
+    for i, leaf in enumerate(leaves):
+        if leaf is not None and not isinstance(leaf, (Tensor, EmptyState)):
+            raise TypeError(
+                f"{paths(spec, name)[i]} must be a tensor or None, got "
+                f"{type(leaf).__name__}; {name} must have the structure of {wanted}"
+            )
+    return leaves
+
+
+def _mismatch(spec: Any, tree: Tree, name: str, wanted: str) -> str:
+    there, here = paths(flatten(tree)[1], name), paths(spec, name)
+    missing = [path for path in here if path not in set(there)]
+    unexpected = [path for path in there if path not in set(here)]
+    found = [f"{path} is missing" for path in missing[:1]]
+    found += [f"{path} is unexpected" for path in unexpected[:1]]
+    if not found:
+        found = ["a container has another type"]
+    return f"{name} must have the structure of {wanted}: {' and '.join(found)}"
+
+
+def spread(prefix: Tree, tree: Tree, name: str) -> list[Any]:
+    """Return one value per leaf of ``tree`` from ``prefix``, the same tree or a prefix of it.
+
+    A prefix ends where a single value is meant for everything below it, so a
+    lone value is a prefix of every tree.
+
+    Raises:
+        ValueError: ``prefix`` is no prefix of ``tree``.
+    """
+    spec = flatten(tree)[1]
+    values, prefix_spec = flatten(prefix)
+    if prefix_spec.is_leaf():
+        return [values[0] for _ in range(spec.num_leaves)]
+    try:
+        below = [flatten(subtree)[1] for subtree in prefix_spec.flatten_up_to(tree)]
+    except ValueError:
+        raise ValueError(_mismatch(spec, prefix, name, "params, or be a prefix of it")) from None
+    filled = [unflatten(s, [v] * s.num_leaves) for s, v in zip(below, values, strict=True)]
+    result: list[Any] = spec.flatten_up_to(unflatten(prefix_spec, filled))
+    return result
+
+
+def is_node(value: Any) -> bool:
+    """Whether ``value`` is a container that optree would open."""
+    return not optree.tree_is_leaf(value, is_leaf=_is_empty, none_is_leaf=True)
+
+
+def open_node(node: Tree) -> tuple[list[Any], list[Any], Callable[[list[Any]], Tree]]:
+    """Return the children of a container, their keys, and what builds it from new children."""
+    children, metadata, keys, build = optree.tree_flatten_one_level(
+        node, is_leaf=_is_empty, none_is_leaf=True
+    )
+    return list(children), list(keys), lambda new: build(metadata, new)
+
+
+def has_address(leaf: Any) -> bool:
+    """Whether ``leaf`` is a plain tensor whose address may be read here.
+
+    Not under ``torch.compile`` or a ``torch.func`` transform, and not for a
+    tensor subclass, a tensor without elements or one without data.
+    """
+    return (
+        type(leaf) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(leaf)
+        and leaf.layout == torch.strided
+        and leaf.numel() > 0
+        and leaf.data_ptr() != 0
+    )
+
+
+def warn_if_tied(leaves: Sequence[Any], names: Callable[[], list[str]]) -> None:
+    """Warn where two leaves are the same memory: each would get an update of its own."""
+    first: dict[tuple[int, torch.Size], int] = {}
+    for i, leaf in enumerate(leaves):
+        if not has_address(leaf):
+            continue
+        j = first.setdefault((leaf.data_ptr(), leaf.shape), i)
+        if j != i:
+            a, b = names()[j], names()[i]
+            warnings.warn(
+                f"{a} and {b} are the same tensor, but a tree holds values: after one "
+                "update they are two tensors that drift apart. List a tied tensor once "
+                "(dict(module.named_parameters()) does; state_dict() does not) and let "
+                "torch.func.functional_call tie it again",
+                UserWarning,
+                stacklevel=3,
+            )
+            return

@@ -1,0 +1,10 @@
+"""The torch.optim side: optimizers as classes, and checkpoints both ways.
+
+Import it by its long name, ``from functional_adamax.compat import Adamax``. The short import
+name ``compat`` holds the same objects, but a file ``compat.py`` of your own would hide it.
+"""
+
+from ._adamax import Adamax
+from ._convert import hyperparameters_from_torch, state_from_torch, state_to_torch
+
+__all__ = ["Adamax", "hyperparameters_from_torch", "state_from_torch", "state_to_torch"]

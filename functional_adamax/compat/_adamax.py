@@ -1,0 +1,295 @@
+"""``torch.optim.Adamax`` on top of the functional step.
+
+The class owns what torch's optimizers own: the mutation of the parameters, the groups, the
+hooks and the checkpoint format. The arithmetic is that of ``functional_adamax.adamax``. A step
+collects the tensors of every group, checks and prepares all groups, and only then writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    _default_to_fused_or_foreach,
+    _get_capturable_supported_devices,
+    _to_scalar,
+)
+
+from .. import _adamax, _check, _hyper, _step, _tree
+from .._adamax import AdamaxState
+from ._loading import restore, scalar_dtype, shield
+
+
+class Adamax(Optimizer):
+    """Drop-in for ``torch.optim.Adamax``: same signature, same bits, same checkpoints.
+
+        g   <- -g                                       if maximize
+        g   <- g + weight_decay * p
+        m_t  = b1 m_{t-1} + (1 - b1) g
+        u_t  = max(b2 u_{t-1}, |g| + eps)
+        p    = p - lr / (1 - b1^t) * m_t / u_t
+
+    Args:
+        params: an iterable of parameters, of (name, parameter) pairs, or of dicts that define
+            parameter groups.
+        lr: learning rate, a number or a tensor with one element, at least 0. Default: 2e-3.
+        betas: decay rates of the first moment and of the infinity norm, each in [0, 1).
+            Default: (0.9, 0.999).
+        eps: added to |g| inside the maximum, at least 0. Default: 1e-8.
+        weight_decay: L2 penalty, at least 0. Default: 0.
+        foreach: use torch's foreach kernels; None decides as torch does, for plain tensors on
+            CUDA. Default: None.
+        maximize: ascend instead of descend. Default: False.
+        differentiable: let autograd record the step. Parameters must not be leaves that require
+            grad; for those, differentiate through ``functional_adamax.adamax``. Default: False.
+        capturable: keep ``step`` on the device, so that the step can be captured in a graph; the
+            devices are torch's. Default: False.
+        state_dtype: dtype of the moments and of the arithmetic, torch.float32 for float16 and
+            bfloat16 parameters; None is the dtype of the parameter, with torch's bits. It is a
+            key of the parameter groups, and of checkpoints, where it is given. Default: None.
+
+    Raises:
+        ValueError: a hyperparameter out of its range, in torch's words.
+        TypeError: ``state_dtype`` is no real floating dtype.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = Adamax([w], lr=0.1)
+        >>> (w**2).sum().backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.9000, 1.9000])
+
+    Source: Kingma & Ba 2015, arXiv 1412.6980, Algorithm 2, as in ``torch.optim.Adamax``.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        if not lr >= 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if not eps >= 0.0:
+            raise ValueError(f"Invalid epsilon value: {eps}")
+        for i in range(2):
+            if not 0.0 <= betas[i] < 1.0:
+                raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        _hyper.check_state_dtype(state_dtype)
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "capturable": capturable,
+        }
+        if state_dtype is not None:  # without it, groups and checkpoints are torch's to the key
+            defaults["state_dtype"] = state_dtype
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        _hyper.check_state_dtype(group.get("state_dtype"))
+        _check.warn_if_eps_vanishes(group["eps"], group["params"], group.get("state_dtype"))
+        _tree.warn_if_tied(list(dict.fromkeys(group["params"])), partial(_names, group))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class or of ``torch.optim.Adamax``, of any version.
+
+        As in torch, except that the tensors of ``state_dict`` are copied, never adopted, and
+        that moments keep the ``state_dtype`` of their group. A checkpoint without the key
+        ``state_dtype`` takes the value the group has.
+        """
+        handle = self.register_load_state_dict_pre_hook(shield)  # the last hook to see the dict
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        before = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        for group, old in zip(self.param_groups, before, strict=False):
+            if "state_dtype" in old:
+                group.setdefault("state_dtype", old["state_dtype"])
+        for group in self.param_groups:
+            group.setdefault("foreach", None)
+            group.setdefault("maximize", False)
+            group.setdefault("differentiable", False)
+            group.setdefault("capturable", False)
+        restore(self.state, self.param_groups)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step. Nothing is written unless all groups pass their checks.
+
+        Args:
+            closure: reevaluates the model, under grad mode, and returns the loss.
+
+        Returns:
+            What ``closure`` returned, or None.
+
+        Raises:
+            RuntimeError: a sparse gradient, a gradient of another dtype than its parameter
+                without ``state_dtype``, or ``differentiable=True`` on leaves that require grad.
+            AssertionError: ``foreach`` with ``differentiable``, or ``capturable`` on a device
+                that has no graphs; torch's words.
+        """
+        self._accelerator_graph_capture_health_check()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            if not torch.compiler.is_compiling():
+                for group in self.param_groups:
+                    self._check_group(group)
+            steps = [self._prepare_group(group) for group in self.param_groups]
+            for run in steps:
+                run()
+        return loss
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise what the step of this group would raise, before anything is written."""
+        differentiable = self.defaults["differentiable"]
+        if group["foreach"] and group["differentiable"]:
+            raise AssertionError("_foreach ops don't support autograd")
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError("Adamax does not support sparse gradients")
+            moments = self.state.get(p, {}).get("exp_avg", p)
+            if group.get("state_dtype") is None and not p.dtype == p.grad.dtype == moments.dtype:
+                raise RuntimeError(
+                    f"expected parameter, gradient and state of one dtype, but got {p.dtype}, "
+                    f"{p.grad.dtype} and {moments.dtype}; pass state_dtype= to step in a dtype "
+                    "of its own"
+                )
+            if differentiable and p.is_leaf and p.requires_grad:
+                raise RuntimeError(
+                    "a leaf Variable that requires grad is being used in an in-place operation: "
+                    "differentiable=True can step only tensors that are no leaves (clones of "
+                    "parameters). To differentiate through steps of plain parameters use the "
+                    "functional pair: tx = functional_adamax.adamax(...), "
+                    "params, state = functional_adamax.step(tx, grads, state, params)"
+                )
+            if group["capturable"]:
+                self._check_capturable(group, p)
+
+    def _check_capturable(self, group: dict[str, Any], p: Tensor) -> None:
+        devices = _get_capturable_supported_devices(supports_xla=not _uses_foreach(group, [p]))
+        step = self.state.get(p, {}).get("step", p)
+        if not (p.device.type == step.device.type and p.device.type in devices):
+            raise AssertionError(
+                "If capturable=True, params and state_steps must be on supported devices: "
+                f"{devices}."
+            )
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_infs: list[Tensor],
+        steps: list[Tensor],
+    ) -> bool:
+        """Fill the lists with the tensors of ``group``, making state at a first gradient.
+
+        ``torch.compile`` runs this method eagerly, by this name, on empty lists, and takes only
+        a constant as its result: whether a parameter is complex.
+        """
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if len(state) == 0:
+                _, exp_avg, exp_inf = _adamax.init_leaf(p, group.get("state_dtype"))
+                device = p.device if group["capturable"] else None
+                state["step"] = torch.zeros((), dtype=scalar_dtype(), device=device)
+                state["exp_avg"] = exp_avg
+                state["exp_inf"] = exp_inf
+            params.append(p)
+            grads.append(p.grad)
+            exp_avgs.append(state["exp_avg"])
+            exp_infs.append(state["exp_inf"])
+            steps.append(state["step"])
+        return any(torch.is_complex(p) for p in params)
+
+    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], object]:
+        """Return the step of ``group``, checked and, unless it is donated, computed."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        exp_avgs: list[Tensor] = []
+        exp_infs: list[Tensor] = []
+        steps: list[Tensor] = []
+        self._init_group(group, params, grads, exp_avgs, exp_infs, steps)
+        state = AdamaxState(steps, exp_avgs, exp_infs)
+        foreach = _uses_foreach(group, params)
+        tx = _transform(group, foreach).pair()
+        if _step.writable(grads, state, params):
+            return _step.prepare(tx, grads, state, params, foreach=foreach)
+        return partial(self._commit, group, params, _step.step(tx, grads, state, params))
+
+    def _commit(
+        self, group: dict[str, Any], params: list[Tensor], new: tuple[Any, AdamaxState]
+    ) -> None:
+        """Store a pure step. The state that autograd recorded is replaced, not written over."""
+        for p, q, *cells in zip(params, new[0], *new[1], strict=True):
+            p.copy_(q)
+            for name, cell in zip(AdamaxState._fields, cells, strict=True):
+                if group["differentiable"]:
+                    self.state[p][name] = cell
+                else:
+                    self.state[p][name].copy_(cell)
+
+
+def _transform(group: dict[str, Any], foreach: bool) -> _adamax.Adamax:
+    """The transform of the hyperparameters a group has now, unchecked, as torch takes them."""
+    lr = _to_scalar(group["lr"])
+    if foreach and isinstance(lr, Tensor) and not torch.compiler.is_compiling():
+        lr = lr.item()  # as torch's foreach form does
+    return _adamax.Adamax(
+        lr,
+        group["betas"],
+        group["eps"],
+        group["weight_decay"],
+        group["maximize"],
+        group.get("state_dtype"),
+    )
+
+
+def _uses_foreach(group: dict[str, Any], params: list[Tensor]) -> bool:
+    foreach: bool | None = group["foreach"]
+    if foreach is None:
+        foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)[1]
+    return foreach
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    names = group.get("param_names")
+    return names or [f"params[{i}]" for i in range(len(group["params"]))]
