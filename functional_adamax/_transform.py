@@ -13,6 +13,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -119,13 +120,15 @@ class Update:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality by value; tensors by dtype, shape, device and ``torch.equal``."""
+    """Equality by value: tensors by dtype, shape, device and bits, partials by their parts."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
             return False
         if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
             return False
         return torch.equal(a, b)
+    if isinstance(a, partial) and isinstance(b, partial):
+        return same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)) and type(a) is type(b):
@@ -137,6 +140,8 @@ def _key(value: Any) -> Any:
     """Something hashable that is equal for equal values; tensors are left out."""
     if isinstance(value, Tensor):
         return None
+    if isinstance(value, partial):
+        return value.func, _key(value.args), _key(value.keywords)
     if isinstance(value, dict):
         return frozenset(value)
     if isinstance(value, (list, tuple)):
