@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-matplotlib.use("Agg")  # plots go to files, no window is needed
-
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-ORANGE, SKY, GREEN, PINK = "#f0a830", "#7cc4f0", "#009e73", "#cc6699"
-DARK, GRAY, LIGHT = "#26323c", "#8a949c", "#dfe3e6"
+ORANGE, SKY, GREEN, PINK = "#f0a830", "#5db3e8", "#009e73", "#cc6699"
+DARK, GRAY, LIGHT = "#26323c", "#c3cace", "#dfe3e6"
 
 
 class Part(NamedTuple):
@@ -42,7 +38,7 @@ def load() -> Digits:
         rest, rest_labels, test_size=300, stratify=rest_labels, random_state=0
     )
 
-    def part(images, labels) -> Part:
+    def part(images: np.ndarray, labels: np.ndarray) -> Part:
         return Part(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
 
     return Digits(
@@ -73,15 +69,14 @@ def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
 
 def new_plot(title: str, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Return a figure, and the axes that stand side by side in it."""
-    figure, axes = plt.subplots(
-        1, columns, figsize=(9, 4.8), dpi=150, layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(9, 4.8), dpi=150, layout="constrained")
     figure.suptitle(title)
-    for ax in axes[0]:
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for ax in axes:
         ax.grid(color=LIGHT)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes[0])
+    return figure, axes
 
 
 def save_plot(figure: Figure, path: Path) -> None:

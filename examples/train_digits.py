@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +37,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 import functional_adamax as fa
@@ -46,10 +47,11 @@ LR = 0.005
 
 Params = dict[str, Tensor]
 Epochs = list[list[Part]]  # for each epoch its batches
+Training = Iterator[tuple[Params, float]]  # after each epoch: the parameters, the mean loss
 
 
-def train_functional(epochs: Epochs) -> Iterator[tuple[Params, float]]:
-    """Train with pure functions; after each epoch, give the parameters and the mean loss."""
+def train_functional(epochs: Epochs) -> Training:
+    """Train with pure functions: parameters and state go in, and new ones come out."""
     model = network()
 
     def loss_of(params: Params, images: Tensor, labels: Tensor) -> Tensor:
@@ -71,12 +73,10 @@ def train_functional(epochs: Epochs) -> Iterator[tuple[Params, float]]:
         yield params, sum(losses) / len(losses)
 
 
-def train_classic(
-    optimizer_class: type[torch.optim.Optimizer], epochs: Epochs
-) -> Iterator[tuple[Params, float]]:
-    """Train with an optimizer object; after each epoch, give the parameters and the mean loss."""
+def train_classic(make_optimizer: Callable[..., Optimizer], epochs: Epochs) -> Training:
+    """Train with an optimizer object: it changes the parameters of the module in place."""
     model = network()
-    optimizer = optimizer_class(model.parameters(), lr=LR)
+    optimizer = make_optimizer(model.parameters(), lr=LR)
     for batches in epochs:
         losses = []
         for images, labels in batches:
@@ -96,7 +96,7 @@ class Run(NamedTuple):
     seconds: float  # of the training alone
 
 
-def watch(name: str, training: Iterator[tuple[Params, float]], epochs: int, test: Part) -> Run:
+def watch(name: str, training: Training, epochs: int, test: Part) -> Run:
     """Run the training with a progress bar, and measure it after each epoch."""
     model = network()
     losses, accuracies, seconds = [], [], 0.0
@@ -116,9 +116,7 @@ def watch(name: str, training: Iterator[tuple[Params, float]], epochs: int, test
 def print_table(runs: dict[str, Run]) -> None:
     print(f"\n{'method':32}  {'train loss':>10}  {'test accuracy':>13}  {'seconds':>7}")
     for name, run in runs.items():
-        print(
-            f"{name:32}  {run.losses[-1]:10.6f}  {run.accuracies[-1]:13.2%}  {run.seconds:7.2f}"
-        )
+        print(f"{name:32}  {run.losses[-1]:10.6f}  {run.accuracies[-1]:13.2%}  {run.seconds:7.2f}")
 
 
 def differences(runs: dict[str, Run]) -> list[str]:
@@ -143,7 +141,7 @@ def plot(runs: dict[str, Run], path: Path) -> None:
         right.plot(epochs, run.accuracies, style, color=color, linewidth=width)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel="test accuracy")
-    right.yaxis.set_major_formatter(PercentFormatter(1))
+    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=3, handlelength=3, frameon=False)
@@ -159,7 +157,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the network is so small that a second thread would only wait
     digits = load()
     epochs = [shuffled_batches(digits.train, epoch) for epoch in range(args.epochs)]
-    methods = {
+    methods: dict[str, Callable[[Epochs], Training]] = {
         "torch.func + fa.adamax": train_functional,
         "functional_adamax.compat.Adamax": partial(train_classic, Adamax),
         "torch.optim.Adamax": partial(train_classic, torch.optim.Adamax),

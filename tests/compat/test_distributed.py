@@ -1,0 +1,99 @@
+"""The distributed wrappers and checkpoint helpers of torch, in one process."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from functional_adamax.compat import Adamax
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch")
+
+
+@pytest.fixture
+def world() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+
+
+def train(module: Any, optimizer: Any, steps: int, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.randn(3, 4, generator=generator)).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=["number", "tensor"])
+def test_checkpoint_helpers_before_and_after_a_step(lr: Any) -> None:
+    net = model()
+    optimizer = Adamax(net.parameters(), lr=copy.copy(lr), weight_decay=0.1)
+    before = [p.detach().clone() for p in net.parameters()]
+    saved = get_optimizer_state_dict(net, optimizer)  # takes a step with lr = 0 behind the scenes
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    assert set(saved["param_groups"][0]) == {*optimizer.param_groups[0]}
+
+    train(net, optimizer, 3)
+    saved = copy.deepcopy(get_optimizer_state_dict(net, optimizer))
+    twin = copy.deepcopy(net)
+    resumed = Adamax(twin.parameters())
+    set_optimizer_state_dict(twin, resumed, saved)
+    for module, opt in ((net, optimizer), (twin, resumed)):
+        train(module, opt, 3, seed=2)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("foreach", [None, False, True])
+def test_sharded_parameters_have_sharded_state(foreach: bool | None) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    plain, sharded = model(), model()
+    fully_shard(sharded, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+    a = Adamax(plain.parameters(), weight_decay=0.1)
+    b = Adamax(sharded.parameters(), weight_decay=0.1, foreach=foreach)
+    train(plain, a, 5)
+    train(sharded, b, 5)
+    for p, q in zip(plain.parameters(), sharded.parameters(), strict=True):
+        assert isinstance(q, DTensor)
+        assert isinstance(b.state[q]["exp_avg"], DTensor)
+        assert not isinstance(b.state[q]["step"], DTensor)
+        assert torch.equal(p, q.full_tensor())
+        for name in ("exp_avg", "exp_inf"):
+            assert torch.equal(a.state[p][name], b.state[q][name].full_tensor())
+
+
+@pytest.mark.usefixtures("world")
+def test_zero_redundancy_optimizer() -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    plain, wrapped = model(), model()
+    a = Adamax(plain.parameters(), lr=0.02)
+    b = ZeroRedundancyOptimizer(wrapped.parameters(), optimizer_class=Adamax, lr=0.02)
+    train(plain, a, 3)
+    train(wrapped, b, 3)
+    a.param_groups[0]["lr"] = b.param_groups[0]["lr"] = 0.1
+    train(plain, a, 3)
+    train(wrapped, b, 3)
+    b.consolidate_state_dict()
+    b.load_state_dict(b.state_dict())
+    train(plain, a, 1)
+    train(wrapped, b, 1)
+    for p, q in zip(plain.parameters(), wrapped.parameters(), strict=True):
+        assert torch.equal(p, q)

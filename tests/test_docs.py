@@ -1,0 +1,103 @@
+"""The documentation is true: its code runs, its output is what it says, its links lead somewhere.
+
+In a ``python`` block, a comment on a line that prints is the promised output; ``...`` in it
+stands for anything. All blocks of a file run in order, in one namespace.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import importlib
+import io
+import pkgutil
+import re
+import sys
+import tokenize
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import functional_adamax as fa
+from functional_adamax import compat
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = [fa.__name__, *(m.name for m in pkgutil.walk_packages(fa.__path__, fa.__name__ + "."))]
+PUBLIC = {
+    "torch": torch,
+    **{name: getattr(fa, name) for name in fa.__all__},
+    **{name: getattr(compat, name) for name in compat.__all__},
+}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path) -> list[tuple[int, str]]:
+    """Return (number of the first line, code) of each Python block of a file."""
+    text = path.read_text(encoding="utf-8")
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)) + 1, match[1]) for match in found]
+
+
+def comments(code: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+
+def promised(statement: ast.stmt, code: list[str], comments: dict[int, str]) -> str:
+    """Return the comments on the printing lines of a statement, the output it should have."""
+    assert statement.end_lineno is not None
+    lines = range(statement.lineno, statement.end_lineno + 1)
+    return "\n".join(comments[i] for i in lines if i in comments and "print(" in code[i - 1])
+
+
+def run(path: Path, namespace: dict[str, object]) -> None:
+    checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    for first, code in blocks(path):
+        notes = comments(code)
+        for statement in ast.parse(code, str(path)).body:
+            want = promised(statement, code.splitlines(), notes)
+            ast.increment_lineno(statement, first - 1)
+            program = compile(ast.Module([statement], []), str(path), "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(program, namespace)
+            got = out.getvalue()
+            assert checker.check_output(want + "\n", got or "\n", flags), (
+                f"{relative(path)}:{statement.lineno} should print {want!r}, got {got!r}"
+            )
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=relative)
+def test_code_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("guide")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+    torch._dynamo.reset()
+    run(path, vars(module))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings_run(name: str) -> None:
+    module = importlib.import_module(name)
+    namespace = {**PUBLIC, **vars(module)}
+    assert doctest.testmod(module, globs=namespace, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+@pytest.mark.parametrize("path", [*GUIDES, ROOT / "CHANGELOG.md"], ids=relative)
+def test_relative_links_lead_to_files(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    local = [t.split("#")[0] for t in targets if not re.match(r"[a-z]+:|#", t)]
+    assert [t for t in local if not (path.parent / t).exists()] == []
+
+
+def test_readme_shows_short_code_early() -> None:
+    first, code = blocks(ROOT / "README.md")[0]
+    assert first < 35
+    assert len([line for line in code.splitlines() if line.strip()]) <= 14

@@ -1,0 +1,105 @@
+"""The examples run as a user runs them, and what they claim to check they do check."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run(name: str, out: Path, *arguments: str) -> str:
+    """Run an example in a process of its own, check its plot and return what it printed."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error::UserWarning",
+            EXAMPLES / f"{name}.py",
+            "--out",
+            out,
+            *arguments,
+        ],
+        env=os.environ | {"MPLBACKEND": "Agg"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    plot = out / f"{name}.png"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert plot.stat().st_size > 20_000
+    return done.stdout
+
+
+def percents(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"([\d.]+)%", text)]
+
+
+def test_train_digits(tmp_path):
+    printed = run("train_digits", tmp_path, "--epochs", "5")
+    assert "The three runs are bit-identical in all 6 parameters." in printed
+    accuracies = percents(printed)
+    assert len(accuracies) == 3
+    assert min(accuracies) > 80
+    losses = re.findall(r"Adamax +(\S+)|fa\.adamax +(\S+)", printed)
+    assert len(losses) == 3
+    assert len({"".join(pair) for pair in losses}) == 1
+
+
+def test_ensemble_sweep(tmp_path):
+    printed = run("ensemble_sweep", tmp_path, "--epochs", "3", "--networks", "12")
+    validation, test = percents(printed)
+    assert validation > 85
+    assert test > 80
+    best = float(re.search(r"best learning rate: +(\S+)", printed).group(1))
+    assert 1e-3 < best < 0.5
+    difference = float(re.search(r"differ by at most (\S+)\.\n", printed).group(1))
+    assert difference < 1e-2
+
+
+def test_switch_from_torch(tmp_path):
+    printed = run("switch_from_torch", tmp_path, "--epochs", "1")
+    assert "All 20 losses and all 6 parameters are bit-identical" in printed
+    for stage in ("torch.optim.Adamax", "compat.Adamax", "fa.adamax", "torch.optim.Adamax again"):
+        assert re.search(rf"^{re.escape(stage)} +5 ", printed, re.MULTILINE)
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Import an example by name, without running it."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+def one_bit_more(p: torch.Tensor) -> torch.Tensor:
+    """Return a copy of ``p`` whose last element is the next larger number."""
+    p = p.detach().clone()
+    p.view(-1)[-1] = torch.nextafter(p.view(-1)[-1], torch.tensor(torch.inf))
+    return p
+
+
+def test_train_digits_notices_one_bit(example):
+    train_digits = example("train_digits")
+    params = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
+    same = train_digits.Run(dict(params), [0.5], [0.9], 1.0)
+    other = same._replace(params=params | {"bias": one_bit_more(params["bias"])})
+    assert train_digits.differences({"a": same, "b": same, "c": same}) == []
+    (line,) = train_digits.differences({"a": same, "b": same, "c": other})
+    assert line.startswith("bias: a and c differ by up to ")
+
+
+def test_switch_from_torch_notices_one_bit(example):
+    switch = example("switch_from_torch")
+    model, other = switch.network(), switch.network()
+    assert switch.differences([0.5, 0.25], [0.5, 0.25], model, other) == []
+    other[0].bias.data = one_bit_more(other[0].bias)
+    found = switch.differences([0.5, 0.25], [0.5, 0.250001], model, other)
+    assert [line.split(":")[0] for line in found] == ["loss 1", "0.bias"]
