@@ -80,7 +80,7 @@ def sweep(lrs: Tensor, digits: Digits, epochs: int) -> tuple[Params, list[Tensor
 
 
 def train_alone(lr: Tensor, digits: Digits, epochs: int) -> Params:
-    """Train one network with the same step, to see what ``vmap`` changes: nothing."""
+    """Train one network with the same step, without ``vmap``, to compare."""
     params = {name: p.detach().clone() for name, p in network().named_parameters()}
     state = fa.adamax().init(params)
     for epoch in range(epochs):
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="where the plot goes")
     args = parser.parse_args()
 
-    torch.set_num_threads(1)  # networks so small keep one core busy at best
+    torch.set_num_threads(1)  # with so small networks, threads wait for one another on a busy CPU
     digits = load()
     lrs = torch.logspace(-4, 0, args.networks)
     start = time.perf_counter()

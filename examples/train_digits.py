@@ -133,7 +133,7 @@ def differences(runs: dict[str, Run]) -> list[str]:
 
 def plot(runs: dict[str, Run], path: Path) -> None:
     """Draw the curves, which coincide, one inside the other: a wide, a medium, a thin line."""
-    figure, (left, right) = new_plot("One network trained three ways: the curves coincide", 2)
+    figure, (left, right) = new_plot("One network, trained in three ways", 2)
     looks = [(ORANGE, 10, "-"), (SKY, 5, "-"), (DARK, 1.5, "--")]
     for (name, run), (color, width, style) in zip(runs.items(), looks, strict=True):
         epochs = range(1, len(run.losses) + 1)

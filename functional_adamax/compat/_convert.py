@@ -212,12 +212,13 @@ def _pairs(
     if order is None and all("param_names" in group for group in state_dict["param_groups"]):
         order = [name for group in state_dict["param_groups"] for name in group["param_names"]]
     if order is not None:
-        by_name = dict(zip(_tree.names(_tree.flatten(params)[1]), range(len(leaves)), strict=True))
-        wrong = set(order) ^ {name for name, i in by_name.items() if i in positions}
-        if wrong or len(order) != len(positions):
+        names = _tree.names(_tree.flatten(params)[1])
+        by_name = {names[i]: i for i in positions}
+        if sorted(order) != sorted(by_name):
+            missing, unknown = sorted({*by_name} - {*order}), sorted({*order} - {*by_name})
             raise ValueError(
-                f"the names in order must be those of the leaves of params, once each; "
-                f"{sorted(wrong)[:1] or list(order)} is on one side only"
+                "order must name every tensor of params once: "
+                f"missing {missing[:3]}, unknown {unknown[:3]}"
             )
         positions = [by_name[name] for name in order]
     return [(i, key, group) for i, (key, group) in zip(positions, owners, strict=True)]

@@ -1,0 +1,42 @@
+"""``torch.compile`` of the classic step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from trees import assert_close
+
+from functional_adamax.compat import Adamax
+
+
+def run(compiled: bool, **options: Any) -> tuple[list[Any], dict[str, Any]]:
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(7))]
+    optimizer = Adamax(params, lr=torch.tensor(0.05), **options)
+
+    def step() -> None:
+        optimizer.step()
+
+    torch._dynamo.reset()
+    counters.clear()
+    function = torch.compile(step) if compiled else step
+    for i in range(8):
+        optimizer.param_groups[0]["lr"].fill_(0.05 / (i + 1))
+        for p in params:
+            p.grad = torch.randn_like(p)
+        function()
+    return params, optimizer.state[params[0]]
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "maximize": True}], ids=str)
+def test_a_compiled_step_is_the_eager_one(options: dict[str, Any]) -> None:
+    eager, compiled = run(False, **options), run(True, **options)
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert_close(
+        [p.detach() for p in compiled[0]], [p.detach() for p in eager[0]], torch.full((1,), 4.0)
+    )
+    for name, value in eager[1].items():
+        assert_close(compiled[1][name], value, torch.full((1,), 4.0))
