@@ -50,7 +50,7 @@ class Adamax(Transform):
 
     def init(self, params: Tree) -> AdamaxState:
         leaves, spec = _check.parameters(params)
-        _tree.warn_if_tied(leaves, lambda: _tree.paths(spec, "params"))
+        _check.warn_if_tied(leaves, spec)
         _check.warn_if_eps_vanishes(self.eps, leaves, self.state_dtype)
         return _state(spec, [init_leaf(p, self.state_dtype) for p in leaves])
 
@@ -70,9 +70,11 @@ class Adamax(Transform):
 
     def prepare(
         self, grads: Tree, state: AdamaxState, params: Tree, foreach: bool | None = None
-    ) -> Donated:
+    ) -> Donated | None:
         leaves = self._leaves(grads, state, params)[1]
         work = [leaf for leaf in leaves if leaf.g is not None]
+        if torch.is_grad_enabled() and any(_rule.learns(leaf) for leaf in work):
+            return None
         return partial(_write, work, self.maximize, self.decoupled, foreach, params, state)
 
     def _leaves(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Any, list[Leaf]]:
@@ -86,16 +88,13 @@ class Adamax(Transform):
         u = _tree.match(spec, state.exp_inf, "state.exp_inf", "state.step")
         g = _tree.match(spec, grads, "grads", "the params that init was given")
         _check.gradients(spec, g, m, "Adamax")
-        decays = not _hyper.is_zero(self.weight_decay)
         if params is not None:
             p = _tree.match(spec, params, "params", "the params that init was given")
             _check.same_shapes(spec, p, m)
-        elif decays:
-            raise ValueError(
-                "params must be given for weight decay, got None: call update(grads, state, params)"
-            )
         else:
             p = [None] * len(t)
+            if not _hyper.is_zero(self.weight_decay):
+                _check.reject_missing_params(grads)
         hyper = {
             "lr": self.lr,
             "b1": self.betas[0],
@@ -279,7 +278,7 @@ def scale_by_adamax(
     Example:
         >>> tx = scale_by_adamax()
         >>> tx.update(torch.tensor([0.5, -3.0]), tx.init(torch.zeros(2)))[0]
-        tensor([ 1.0000, -1.0000])
+        tensor([ 1., -1.])
     """
     _checked(Adamax(0.0, betas, eps, state_dtype=state_dtype))
     return ScaleByAdamax(betas, eps, state_dtype).pair()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import _check, _tree
+from ._rule import real_views
 from ._tree import Tree
 
 
@@ -43,5 +45,11 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
 
 
 def add(p: Tensor, update: Tensor) -> Any:
-    """``p + update`` in the wider dtype, rounded once to the dtype of ``p``."""
+    """``p + update`` in the wider dtype, rounded once to the dtype of ``p``.
+
+    Complex tensors add by components, so that a NaN in one does not reach the other.
+    """
+    if p.is_complex():
+        p, update = real_views(p, update)
+        return torch.view_as_complex((p + update).to(p.dtype))
     return (p + update).to(p.dtype)

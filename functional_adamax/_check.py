@@ -28,6 +28,21 @@ def parameters(params: Tree) -> tuple[list[Any], Any]:
     return leaves, spec
 
 
+def warn_if_tied(leaves: list[Any], spec: Any) -> None:
+    """Warn where two leaves are one tensor: each would get an update of its own."""
+    pair = _tree.tied(leaves)
+    if pair is not None:
+        a, b = (_tree.paths(spec, "params")[i] for i in pair)
+        warnings.warn(
+            f"{a} and {b} are the same tensor, but a tree holds values: after one update they "
+            "are two tensors that drift apart. List a tied tensor once "
+            "(dict(module.named_parameters()) does, state_dict() does not) and let "
+            "torch.func.functional_call tie it again",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def trainable(leaf: Any) -> bool:
     """Whether a parameter leaf can have a gradient and so has state."""
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
@@ -78,6 +93,14 @@ def describe(x: Any) -> str:
     if isinstance(x, Tensor):
         return f"a {x.dtype} tensor of shape {tuple(x.shape)}"
     return "None" if x is None else type(x).__name__
+
+
+def reject_missing_params(updates: Tree) -> None:
+    """Raise unless there is nothing to decay: every update is None."""
+    if any(update is not None for update in _tree.flatten(updates)[0]):
+        raise ValueError(
+            "params must be given for weight decay, got None: call update(grads, state, params)"
+        )
 
 
 def same_shapes(spec: Any, params: list[Any], like: list[Any]) -> None:

@@ -24,9 +24,7 @@ class AddDecayedWeights(Stateless):
     ) -> tuple[Tree, EmptyState]:
         del extra
         if params is None:
-            raise ValueError(
-                "params must be given for weight decay, got None: call update(grads, state, params)"
-            )
+            _check.reject_missing_params(updates)
         leaves, spec = _check.parameters(params)
         given = _tree.match(spec, updates, "updates", "params")
         _check.gradients(spec, given, leaves, "add_decayed_weights", "updates")

@@ -1,9 +1,10 @@
 """Executor: many tensors at a time, in torch's foreach operations.
 
-They are the operations of ``torch.optim.Adamax(foreach=True)``: one launch for many
-tensors on a GPU, at the price of a copy of the gradients. torch's foreach form views
-complex tensors as real ones before it adds the decay and its other form after, which
-changes last bits; for complex leaves with decay this executor keeps to the foreach form.
+They are the operations of ``torch.optim.Adamax(foreach=True)``: one launch for many tensors
+on a GPU, at the price of a copy of the gradients. torch's two forms differ in last bits for
+complex tensors with decay (foreach adds it to real views) and for halves (foreach rounds beta2
+to the half first). There this executor has the bits of the foreach form, not of the rule; on a
+CPU only ``compat.Adamax(foreach=True)`` uses it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ._inplace import real_views, scale
-from ._rule import Leaf
+from ._inplace import scale
+from ._rule import Leaf, real_views
 
 
 def write(leaves: Sequence[Leaf], maximize: bool) -> None:

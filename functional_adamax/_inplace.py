@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._rule import Leaf
+from ._rule import Leaf, real_views
 
 
 def takes(leaf: Leaf, decoupled: bool) -> bool:
@@ -40,11 +40,6 @@ def write(leaf: Leaf, maximize: bool) -> None:
     m.lerp_(g, 1 - b1)
     torch.maximum(u.mul_(b2), g.abs().add_(eps), out=u)
     p.addcdiv_(m, u, value=-scale(lr, b1, t))
-
-
-def real_views(*tensors: Tensor) -> list[Tensor]:
-    """Complex tensors as real ones with a last dimension of two; only a conjugate is copied."""
-    return [torch.view_as_real(x.resolve_conj().resolve_neg()) for x in tensors]
 
 
 def scale(lr: Any, b1: float, t: Tensor) -> float:

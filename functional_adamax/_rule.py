@@ -36,6 +36,11 @@ class Leaf(NamedTuple):
     weight_decay: Any
 
 
+def learns(leaf: Leaf) -> bool:
+    """Whether a hyperparameter of ``leaf`` requires grad."""
+    return any(isinstance(x, Tensor) and x.requires_grad for x in leaf[5:])
+
+
 def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The whole step of one leaf that has a gradient; returns ``(update, t, m, u)``.
 
@@ -81,7 +86,7 @@ def adamax(
     that broadcast to ``g``. ``update`` is float32 where ``m`` is a half.
     """
     if g.is_complex():
-        g, m, u = (torch.view_as_real(x.resolve_conj().resolve_neg()) for x in (g, m, u))
+        g, m, u = real_views(g, m, u)
         lr, b1, b2, eps = (_over_components(x) for x in (lr, b1, b2, eps))
         update, m, u, t = _real_adamax(g, m, u, t, lr, b1, b2, eps)
         return torch.view_as_complex(update), torch.view_as_complex(m), torch.view_as_complex(u), t
@@ -99,13 +104,19 @@ def _real_adamax(
     return update, m, u, t
 
 
+def real_views(*tensors: Tensor) -> list[Tensor]:
+    """Complex tensors as real ones with a last dimension of two; only a lazy view is copied."""
+    return [torch.view_as_real(x.resolve_conj().resolve_neg()) for x in tensors]
+
+
 def bias_corrected(lr: Any, b1: Any, t: Tensor) -> Any:
     """``lr / (1 - b1^t)`` in double precision; a tensor ``lr`` divides in its own dtype."""
     bias = 1 - _double(b1) ** _double(t)
     if not isinstance(lr, Tensor):
         return torch.full_like(bias, lr) / bias
     lr = lr if lr.is_floating_point() else lr.to(torch.get_default_dtype())
-    return lr / bias.to(dtype=lr.dtype, device=lr.device)
+    wide = _wide(lr)
+    return (wide / bias.to(dtype=wide.dtype, device=lr.device)).to(lr.dtype)
 
 
 def step_dtype(device: torch.device) -> torch.dtype:

@@ -75,14 +75,27 @@ def prepare(
 ) -> Donated:
     """Check a donated step without writing; the caller has seen that it is ``writable``.
 
-    The transform's own fused step if it has one, else the pure step, committed at the call.
+    The transform's own fused step if it has one, else the pure step, committed at the call;
+    or not committed, if a hyperparameter that requires grad made autograd record it.
     """
     if isinstance(tx.update, Update):
         run = tx.update.transform.prepare(grads, state, params, foreach)
         if run is not None:
             return run
     new = step(tx, grads, state, params, **extra)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in _tensors(new)):
+        return Done(new)
     return _Commit(new, (params, state))
+
+
+@dataclass(frozen=True)
+class Done:
+    """A pure step that nothing is left to do for."""
+
+    new: tuple[Tree, Any]
+
+    def __call__(self) -> tuple[Tree, Any]:
+        return self.new
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ the place of a leaf that has no state, which ``None`` cannot do because
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -82,7 +81,8 @@ def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
     try:
         leaves: list[Any] = spec.flatten_up_to(tree)
     except ValueError:
-        raise ValueError(_mismatch(spec, tree, name, wanted)) from None
+        problem = _mismatch(unflatten(spec, [None] * spec.num_leaves), tree, name)
+        raise ValueError(f"{name} must have the structure of {wanted}: {problem}") from None
     for i, leaf in enumerate(leaves):
         if leaf is not None and not isinstance(leaf, (Tensor, EmptyState)):
             raise TypeError(
@@ -92,15 +92,28 @@ def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
     return leaves
 
 
-def _mismatch(spec: Any, tree: Tree, name: str, wanted: str) -> str:
-    there, here = paths(flatten(tree)[1], name), paths(spec, name)
-    missing = [path for path in here if path not in set(there)]
-    unexpected = [path for path in there if path not in set(here)]
-    found = [f"{path} is missing" for path in missing[:1]]
-    found += [f"{path} is unexpected" for path in unexpected[:1]]
-    if not found:
-        found = ["a container has another type"]
-    return f"{name} must have the structure of {wanted}: {' and '.join(found)}"
+def _mismatch(wanted: Tree, tree: Tree, name: str, prefix: bool = False) -> str | None:
+    """Return what first sets ``tree`` apart from ``wanted``, with its path, or None."""
+    if not is_node(wanted) or (prefix and not is_node(tree)):
+        return None
+    if not is_node(tree):
+        return f"{name} must be a {type(wanted).__name__}, got {type(tree).__name__}"
+    children, keys, _ = open_node(wanted)
+    others, other_keys, _ = open_node(tree)
+    fields = optree.is_namedtuple(wanted)
+    at = {k: f"{name}.{k}" if fields else f"{name}[{k!r}]" for k in [*keys, *other_keys]}
+    missing = [f"{at[key]} is missing" for key in keys if key not in other_keys]
+    extra = [f"{at[key]} is unexpected" for key in other_keys if key not in keys]
+    if missing or extra:
+        return " and ".join(missing[:1] + extra[:1])
+    found = dict(zip(other_keys, others, strict=True))
+    for key, child in zip(keys, children, strict=True):
+        below = _mismatch(child, found[key], at[key], prefix)
+        if below is not None:
+            return below
+    if type(wanted) is not type(tree) and not (isinstance(wanted, dict) and isinstance(tree, dict)):
+        return f"{name} must be a {type(wanted).__name__}, got {type(tree).__name__}"
+    return None
 
 
 def spread(prefix: Tree, tree: Tree, name: str) -> list[Any]:
@@ -119,7 +132,10 @@ def spread(prefix: Tree, tree: Tree, name: str) -> list[Any]:
     try:
         below = [flatten(subtree)[1] for subtree in prefix_spec.flatten_up_to(tree)]
     except ValueError:
-        raise ValueError(_mismatch(spec, prefix, name, "params, or be a prefix of it")) from None
+        problem = _mismatch(tree, prefix, name, prefix=True)
+        raise ValueError(
+            f"{name} must have the structure of params, or be a prefix of it: {problem}"
+        ) from None
     filled = [unflatten(s, [v] * s.num_leaves) for s, v in zip(below, values, strict=True)]
     result: list[Any] = spec.flatten_up_to(unflatten(prefix_spec, filled))
     return result
@@ -131,11 +147,15 @@ def is_node(value: Any) -> bool:
 
 
 def open_node(node: Tree) -> tuple[list[Any], list[Any], Callable[[list[Any]], Tree]]:
-    """Return the children of a container, their keys, and what builds it from new children."""
+    """Return the children of a container, their keys, and what builds it from new children.
+
+    A key is a field name, a dict key or a position.
+    """
     children, metadata, keys, build = optree.tree_flatten_one_level(
         node, is_leaf=_is_empty, none_is_leaf=True
     )
-    return list(children), list(keys), lambda new: build(metadata, new)
+    names = node._fields if optree.is_namedtuple(node) else keys
+    return list(children), list(names), lambda new: build(metadata, new)
 
 
 def has_address(leaf: Any) -> bool:
@@ -154,21 +174,12 @@ def has_address(leaf: Any) -> bool:
     )
 
 
-def warn_if_tied(leaves: Sequence[Any], names: Callable[[], list[str]]) -> None:
-    """Warn where two leaves are the same memory: each would get an update of its own."""
+def tied(leaves: Sequence[Any]) -> tuple[int, int] | None:
+    """Return the positions of the first two leaves that are the same memory, or None."""
     first: dict[tuple[int, torch.Size], int] = {}
     for i, leaf in enumerate(leaves):
-        if not has_address(leaf):
-            continue
-        j = first.setdefault((leaf.data_ptr(), leaf.shape), i)
-        if j != i:
-            a, b = names()[j], names()[i]
-            warnings.warn(
-                f"{a} and {b} are the same tensor, but a tree holds values: after one "
-                "update they are two tensors that drift apart. List a tied tensor once "
-                "(dict(module.named_parameters()) does; state_dict() does not) and let "
-                "torch.func.functional_call tie it again",
-                UserWarning,
-                stacklevel=3,
-            )
-            return
+        if has_address(leaf):
+            j = first.setdefault((leaf.data_ptr(), leaf.shape), i)
+            if j != i:
+                return j, i
+    return None

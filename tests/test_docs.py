@@ -58,7 +58,7 @@ def promised(statement: ast.stmt, code: list[str], comments: dict[int, str]) -> 
 
 
 def run(path: Path, namespace: dict[str, object]) -> None:
-    checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    checker = doctest.OutputChecker()
     for first, code in blocks(path):
         notes = comments(code)
         for statement in ast.parse(code, str(path)).body:
@@ -67,8 +67,8 @@ def run(path: Path, namespace: dict[str, object]) -> None:
             program = compile(ast.Module([statement], []), str(path), "exec")
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(program, namespace)
-            got = out.getvalue()
-            assert checker.check_output(want + "\n", got or "\n", flags), (
+            got = out.getvalue().strip()
+            assert checker.check_output(want + "\n", got + "\n", doctest.ELLIPSIS), (
                 f"{relative(path)}:{statement.lineno} should print {want!r}, got {got!r}"
             )
 

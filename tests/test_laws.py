@@ -235,7 +235,14 @@ def test_jvp_is_the_derivative(recipe: Recipe) -> None:
 @law("donate")
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex128],
+    [
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.complex64,
+        torch.complex128,
+    ],
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:eps=")

@@ -7,6 +7,7 @@ collects the tensors of every group, checks and prepares all groups, and only th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from torch.optim.optimizer import (
 
 from .. import _adamax, _check, _hyper, _step, _tree
 from .._adamax import AdamaxState
+from .._transform import Donated
 from ._loading import restore, scalar_dtype, shield
 
 
@@ -115,7 +117,7 @@ class Adamax(Optimizer):
         group = self.param_groups[-1]
         _hyper.check_state_dtype(group.get("state_dtype"))
         _check.warn_if_eps_vanishes(group["eps"], group["params"], group.get("state_dtype"))
-        _tree.warn_if_tied(list(dict.fromkeys(group["params"])), partial(_names, group))
+        _warn_if_tied(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.Adamax``, of any version.
@@ -252,14 +254,20 @@ class Adamax(Optimizer):
         foreach = _uses_foreach(group, params)
         tx = _transform(group, foreach).pair()
         if _step.writable(grads, state, params):
-            return _step.prepare(tx, grads, state, params, foreach=foreach)
-        return partial(self._commit, group, params, _step.step(tx, grads, state, params))
+            run = _step.prepare(tx, grads, state, params, foreach=foreach)
+        else:
+            run = _step.Done(_step.step(tx, grads, state, params))
+        return partial(self._commit, group, params, run)
 
-    def _commit(
-        self, group: dict[str, Any], params: list[Tensor], new: tuple[Any, AdamaxState]
-    ) -> None:
-        """Store a pure step. The state that autograd recorded is replaced, not written over."""
-        for p, q, *cells in zip(params, new[0], *new[1], strict=True):
+    def _commit(self, group: dict[str, Any], params: list[Tensor], run: Donated) -> None:
+        """Run a step and store what it did not write itself.
+
+        State that autograd recorded is replaced; written over, it would break the graph.
+        """
+        new_params, new_state = run()
+        for p, q, *cells in zip(params, new_params, *new_state, strict=True):
+            if q is p:
+                continue
             p.copy_(q)
             for name, cell in zip(AdamaxState._fields, cells, strict=True):
                 if group["differentiable"]:
@@ -290,6 +298,15 @@ def _uses_foreach(group: dict[str, Any], params: list[Tensor]) -> bool:
     return foreach
 
 
-def _names(group: dict[str, Any]) -> list[str]:
-    names = group.get("param_names")
-    return names or [f"params[{i}]" for i in range(len(group["params"]))]
+def _warn_if_tied(group: dict[str, Any]) -> None:
+    """Warn where two different parameters of a group are the same memory."""
+    params = list(dict.fromkeys(group["params"]))
+    pair = _tree.tied(params)
+    if pair is not None:
+        names = group.get("param_names") or [f"params[{i}]" for i in range(len(params))]
+        warnings.warn(
+            f"{names[pair[0]]} and {names[pair[1]]} are the same memory: each step writes it once "
+            "for each of them, from a state of its own. Give the optimizer one of them",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -179,7 +179,8 @@ def hyperparameters_from_torch(
 
     def tree(read: Any) -> Any:
         values = [None if group is None else read(group) for group in groups]
-        known = [read(group) for group in present]
+        values = [x.detach().clone() if isinstance(x, Tensor) else x for x in values]
+        known = [x for x, group in zip(values, groups, strict=True) if group is not None]
         if known and all(_transform.same(value, known[0]) for value in known):
             return known[0]
         return _tree.unflatten(spec, values)

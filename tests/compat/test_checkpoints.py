@@ -31,9 +31,7 @@ def through_a_file(state_dict: Any) -> Any:
 
 def run(optimizers: list[Any], params: list[list[Any]], steps: int) -> None:
     for _ in range(steps):
-        grads = [
-            None if torch.rand(()) < 0.2 else torch.randn_like(p) for p in params[0]
-        ]
+        grads = [None if torch.rand(()) < 0.2 else torch.randn_like(p) for p in params[0]]
         for optimizer, group in zip(optimizers, params, strict=True):
             for p, g in zip(group, grads, strict=True):
                 p.grad = None if g is None else g.clone()
@@ -271,7 +269,9 @@ def as_nested(flat: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-@pytest.mark.parametrize("tree", [as_dict, lambda m: OrderedDict(as_dict(m))], ids=["dict", "ordered"])
+@pytest.mark.parametrize(
+    "tree", [as_dict, lambda m: OrderedDict(as_dict(m))], ids=["dict", "ordered"]
+)
 @pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
 @pytest.mark.parametrize("named", [False, True], ids=["positions", "names"])
 def test_class_to_functional_and_back(cls: Any, tree: Any, named: bool) -> None:
@@ -366,4 +366,3 @@ def test_conversion_keeps_unstepped_leaves_none_leaves_and_shares_nothing() -> N
     assert back["state"][0]["exp_inf"].data_ptr() != state.exp_inf["p"].data_ptr()
     wide = state_from_torch(optimizer, params, state_dtype=torch.float64)
     assert wide.exp_avg["p"].dtype == torch.float64
-

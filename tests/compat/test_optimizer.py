@@ -134,7 +134,7 @@ def test_named_parameters() -> None:
 
 def test_parameters_sharing_memory_are_reported_by_name() -> None:
     p = torch.zeros(3)
-    with pytest.warns(UserWarning, match="a and b are the same tensor"):
+    with pytest.warns(UserWarning, match="a and b are the same memory"):
         Adamax([("a", p), ("b", p.view(3))])
 
 
@@ -226,10 +226,14 @@ def failing_in_the_second_group(kind: str) -> tuple[type[Exception], str, Any]:
     bad.grad = torch.ones(3)
     if kind == "capturable":
         return AssertionError, "If capturable=True", (good, bad, {"capturable": True})
-    return AssertionError, "_foreach ops don't support autograd", (
-        good,
-        bad,
-        {"foreach": True, "differentiable": True},
+    return (
+        AssertionError,
+        "_foreach ops don't support autograd",
+        (
+            good,
+            bad,
+            {"foreach": True, "differentiable": True},
+        ),
     )
 
 
@@ -305,8 +309,12 @@ def test_state_dict_hooks_with_prepend_and_removal() -> None:
     handles = [
         optimizer.register_state_dict_pre_hook(lambda opt: order.append("pre 2")),
         optimizer.register_state_dict_pre_hook(lambda opt: order.append("pre 1"), prepend=True),
-        optimizer.register_state_dict_post_hook(lambda opt, sd: {**sd, "late": order.append("post 2")}),
-        optimizer.register_state_dict_post_hook(lambda opt, sd: order.append("post 1"), prepend=True),
+        optimizer.register_state_dict_post_hook(
+            lambda opt, sd: {**sd, "late": order.append("post 2")}
+        ),
+        optimizer.register_state_dict_post_hook(
+            lambda opt, sd: order.append("post 1"), prepend=True
+        ),
     ]
     assert "late" in optimizer.state_dict()
     assert order == ["pre 1", "pre 2", "post 1", "post 2"]
@@ -445,9 +453,7 @@ def test_copies_go_on_with_the_same_bits(how: str, options: dict[str, Any]) -> N
     p, optimizer = one(lr=torch.tensor(0.1), weight_decay=0.1, **options)
     optimizer.step()
     optimizer.register_step_post_hook(lambda *_: pytest.fail("hooks are not copied, as in torch"))
-    twin = (
-        copy.deepcopy(optimizer) if how == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
-    )
+    twin = copy.deepcopy(optimizer) if how == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
     q = twin.param_groups[0]["params"][0]
     optimizer._optimizer_step_post_hooks.clear()
     assert twin.defaults.keys() == optimizer.defaults.keys()

@@ -60,7 +60,9 @@ def test_the_inputs_torch_tests_itself_with(dtype: torch.dtype, foreach: bool) -
 
 
 @pytest.mark.parametrize(
-    "given", optim_error_inputs_func_adamax("cpu", torch.float32), ids=lambda e: e.optimizer_error_input.desc
+    "given",
+    optim_error_inputs_func_adamax("cpu", torch.float32),
+    ids=lambda e: e.optimizer_error_input.desc,
 )
 def test_the_errors_torch_tests_itself_with(given: Any) -> None:
     assert given.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR

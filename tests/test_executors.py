@@ -1,0 +1,118 @@
+"""Every executor has the bits of the rule, in every dtype it takes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from functional_adamax import _apply, _execute, _foreach, _inplace, _rule
+from functional_adamax._rule import Leaf
+
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.complex64,
+    torch.complex128,
+]
+HALF = (torch.bfloat16, torch.float16)
+SHAPES = [(), (1,), (3,), (0, 4), (257, 3), (1023,), (64, 129)]
+SPECIAL = [0.0, -0.0, 1e-45, 1e-30, 1e30, float("inf"), float("-inf"), float("nan"), 1.0, -1.0]
+
+
+def leaf(shape: Any, dtype: torch.dtype, lr: Any, weight_decay: float, special: bool) -> Leaf:
+    p, g, m = (torch.randn(shape, dtype=dtype) for _ in range(3))
+    u = torch.complex(*torch.rand(2, *shape)) if dtype.is_complex else torch.rand(shape)
+    if special and g.numel() >= len(SPECIAL):
+        g.view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL).to(dtype)
+        m.view(-1)[2 : len(SPECIAL)] = torch.tensor(SPECIAL[2:]).to(dtype)
+    t = torch.tensor(float(torch.randint(0, 3000, ())), dtype=torch.float64)
+    return Leaf(p, g, m, u.to(dtype), t, lr, 0.9, 0.999, 1e-8, weight_decay)
+
+
+def by_the_rule(leaf: Leaf, maximize: bool, decoupled: bool = False) -> list[torch.Tensor]:
+    update, t, m, u = _rule.step(leaf, maximize, decoupled)
+    return [_apply.add(leaf.p, update), m, u, t]
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    x = torch.view_as_real(x) if x.is_complex() else x
+    x = x.contiguous()
+    return torch.where(x.isnan(), torch.full_like(x, float("nan")), x).view(
+        {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    )
+
+
+def copy(leaf: Leaf) -> Leaf:
+    return Leaf(*(x.clone() if isinstance(x, torch.Tensor) else x for x in leaf))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("executor", ["inplace", "foreach"])
+@pytest.mark.parametrize("special", [False, True], ids=["ordinary", "special"])
+def test_the_bits_of_the_rule(executor: str, dtype: torch.dtype, special: bool) -> None:
+    rates = (0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64), torch.tensor(1))
+    for lr, weight_decay, maximize in itertools.product(rates, (0.0, 0.1), (False, True)):
+        if executor == "foreach" and (dtype in HALF or (dtype.is_complex and weight_decay)):
+            continue  # torch's foreach form differs from torch's own loop here, see _foreach.py
+        leaves = [leaf(shape, dtype, lr, weight_decay, special) for shape in SHAPES]
+        wanted = [by_the_rule(x, maximize) for x in leaves]
+        assert all(_inplace.takes(x, decoupled=False) for x in leaves)
+        if executor == "inplace":
+            for x in leaves:
+                _inplace.write(x, maximize)
+        else:
+            _foreach.write(leaves, maximize)
+        for x, want in zip(leaves, wanted, strict=True):
+            for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+                assert torch.equal(bits(got), bits(expected))
+
+
+def test_foreach_groups_what_differs() -> None:
+    leaves = [
+        leaf((5,), dtype, 0.1, weight_decay, False)._replace(b1=b1)
+        for dtype in (torch.float32, torch.float64)
+        for weight_decay in (0.0, 0.1)
+        for b1 in (0.5, 0.9)
+    ]
+    leaves[0] = leaves[0]._replace(t=torch.tensor(3.0))  # a float32 counter among float64 ones
+    wanted = [by_the_rule(x, False) for x in leaves]
+    _execute.write(leaves, False, False, foreach=True)
+    for x, want in zip(leaves, wanted, strict=True):
+        for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+            assert torch.equal(got, expected)
+
+
+UNTAKEN = {
+    "tensor beta": lambda x: x._replace(b1=torch.tensor(0.9)),
+    "tensor decay": lambda x: x._replace(weight_decay=torch.tensor(0.1)),
+    "rate per element": lambda x: x._replace(lr=torch.rand(4, 3)),
+    "state dtype": lambda x: x._replace(m=x.m.double(), u=x.u.double()),
+    "gradient dtype": lambda x: x._replace(g=x.g.double()),
+    "negative view": lambda x: x._replace(p=torch._neg_view(x.p)),
+}
+
+
+@pytest.mark.parametrize("case", UNTAKEN)
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("decoupled", [False, True], ids=["coupled", "decoupled"])
+def test_what_no_executor_takes_goes_by_the_rule(case: str, foreach: bool, decoupled: bool) -> None:
+    x = UNTAKEN[case](leaf((4, 3), torch.float32, 0.1, 0.1, False))
+    assert not _inplace.takes(x, decoupled)
+    want = by_the_rule(copy(x), True, decoupled)
+    _execute.write([x], True, decoupled, foreach)
+    for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_scale_is_the_same_number_in_both_spellings() -> None:
+    """``lr / (1 - b1^t)`` as Python computes it and as a float64 tensor does, at many t."""
+    for b1 in (0.0, 0.3, 0.9, 0.95, 0.999, 0.9999999):
+        for t in (*range(1, 300), 1000, 12345, 10**6):
+            for lr in (0.002, 1e-8, torch.tensor(0.002), torch.tensor(0.002).bfloat16()):
+                step = torch.tensor(float(t), dtype=torch.float64)
+                assert _inplace.scale(lr, b1, step) == _rule.bias_corrected(lr, b1, step).item()

@@ -1,0 +1,80 @@
+"""Imports go one way: each module may import only modules of the layers below its own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import functional_adamax
+
+PACKAGE = Path(functional_adamax.__file__).parent
+
+LAYERS = [
+    {"_tree"},
+    {"_check", "_hyper"},
+    {"_transform", "_rule", "_checkpoint"},
+    {"_apply", "_inplace", "_schedule", "_chain", "_decay"},
+    {"_foreach", "_scale"},
+    {"_execute", "_step"},
+    {"_adamax"},
+    {"__init__"},
+    {"compat._loading"},
+    {"compat._adamax", "compat._convert"},
+    {"compat.__init__"},
+]
+ABOVE = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+
+
+def modules() -> dict[str, Path]:
+    files = PACKAGE.rglob("*.py")
+    return {".".join(f.relative_to(PACKAGE).with_suffix("").parts): f for f in files}
+
+
+def imported(name: str, path: Path) -> tuple[set[str], set[str]]:
+    """The modules of the package that a file imports, and the packages from outside."""
+    inside, outside = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            outside |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            outside.add(node.module or "")
+        elif isinstance(node, ast.ImportFrom):
+            here = name.split(".")[: -node.level]
+            module = ".".join([*here, *(node.module or "").split(".")]).strip(".")
+            known = [f"{module}.{alias.name}".strip(".") for alias in node.names]
+            inside |= {k if k in modules() else module for k in known}
+    return inside, outside
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set(modules()) == set(ABOVE)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_go_down(name: str) -> None:
+    inside, outside = imported(name, modules()[name])
+    for module in inside:
+        assert ABOVE[module] < ABOVE[name], f"{name} imports {module}"
+    roots = {module.split(".")[0] for module in outside}
+    if name != "_tree":
+        assert "optree" not in roots, "the pytree library has one home"
+    if not name.startswith("compat"):
+        assert not any(module.startswith("torch.optim") for module in outside)
+
+
+def test_importing_the_functional_side_does_not_import_compat() -> None:
+    source = (PACKAGE / "__init__.py").read_text()
+    assert "compat import" not in source
+
+
+def test_the_pure_path_has_no_in_place_operation() -> None:
+    """Methods that end in an underscore write; only executors, and what commits, may call them."""
+    writers = {"_inplace", "_foreach", "_execute", "_step", "_schedule"}
+    for name, path in modules().items():
+        if name in writers or name.startswith("compat"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and not node.attr.startswith("_"):
+                assert not node.attr.endswith("_"), f"{name} calls {node.attr}"

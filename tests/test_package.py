@@ -1,0 +1,40 @@
+"""What ``pip install .`` installs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".venv", ".git", "*.egg-info", "build", "out")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    command = "-m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir"
+    subprocess.run([sys.executable, *command.split(), tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    packages = ("functional_adamax", "compat")
+    wanted = {
+        str(path.relative_to(ROOT))
+        for package in packages
+        for pattern in ("*.py", "py.typed")
+        for path in (ROOT / package).rglob(pattern)
+    }
+    assert files == wanted
+
+
+def test_both_names_import_in_a_fresh_process() -> None:
+    code = (
+        "import sys, functional_adamax as fa; "
+        "assert 'functional_adamax.compat' not in sys.modules; "
+        "import compat, functional_adamax.compat; "
+        "assert compat.Adamax is functional_adamax.compat.Adamax; assert fa.__version__"
+    )
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, cwd="/")

@@ -1,0 +1,188 @@
+"""``step``: donated buffers, where nothing may be written, and what must not be donated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import functionalize, grad, jvp, vmap
+from trees import assert_equal, clone
+
+import functional_adamax as fa
+
+TRANSFORMS = {
+    "fused": fa.adamax(0.1, weight_decay=0.1),
+    "scheduled": fa.adamax(lambda count: 0.1 * 0.9**count),
+    "fallback": fa.chain(fa.scale_by_adamax(), fa.scale_by_learning_rate(0.1)),
+}
+every = pytest.mark.parametrize("tx", TRANSFORMS.values(), ids=TRANSFORMS)
+
+
+def start(tx: fa.GradientTransformation, requires_grad: bool = False) -> tuple[Any, Any, Any]:
+    tree = {"w": torch.randn(4, 3, requires_grad=requires_grad), "b": torch.randn(3)}
+    return {name: torch.randn_like(x) for name, x in tree.items()}, tx.init(tree), tree
+
+
+def addresses(*trees: Any) -> list[int]:
+    return [x.data_ptr() for x in torch.utils._pytree.tree_leaves(trees)]
+
+
+@every
+def test_donated_storage_is_the_storage_of_the_result(tx: Any) -> None:
+    grads, state, tree = start(tx)
+    before = addresses(state, tree)
+    tree, state = fa.step(tx, grads, state, tree, donate=True)
+    assert addresses(state, tree) == before
+
+
+@every
+@pytest.mark.parametrize("what", ["params", "grads"])
+def test_nothing_is_written_while_autograd_records(tx: Any, what: str) -> None:
+    grads, state, tree = start(tx, requires_grad=what == "params")
+    if what == "grads":
+        grads["w"].requires_grad_()
+    before = clone((grads, state, tree))
+    new, _ = fa.step(tx, grads, state, tree, donate=True)
+    assert_equal(clone((grads, state, tree)), before)
+    assert new["w"].grad_fn is not None
+    with torch.no_grad():
+        written, _ = fa.step(tx, grads, state, tree, donate=True)
+    assert written["w"] is tree["w"]
+    assert_equal(clone(written), clone(new))
+
+
+@pytest.mark.parametrize("make", [fa.adamax, fa.adamaxw, lambda lr: fa.adamax(lambda count: lr)])
+def test_nothing_is_written_where_a_hyperparameter_requires_grad(make: Any) -> None:
+    lr = torch.tensor(0.1, requires_grad=True)
+    tx = make(lr)
+    grads, state, tree = start(tx)
+    before = clone((grads, state, tree))
+    new, _ = fa.step(tx, grads, state, tree, donate=True)
+    assert_equal((grads, state, tree), before)
+    assert torch.autograd.grad(new["w"].sum(), lr)[0] != 0
+    chained = fa.chain(fa.scale_by_adamax(), fa.scale_by_learning_rate(lr))
+    state = chained.init(tree)
+    new, _ = fa.step(chained, grads, state, tree, donate=True)
+    assert torch.autograd.grad(new["w"].sum(), lr)[0] != 0
+    assert_equal(tree, before[2])
+
+
+@every
+def test_nothing_is_written_under_transforms(tx: Any) -> None:
+    grads, state, tree = start(tx)
+    before = clone((grads, state, tree))
+
+    def once(w: torch.Tensor) -> torch.Tensor:
+        new, _ = fa.step(tx, {**grads, "w": w}, state, tree, donate=True)
+        return new["w"].sum()
+
+    grad(once)(grads["w"])
+    jvp(once, (grads["w"],), (grads["w"],))
+    vmap(once)(torch.randn(2, 4, 3))
+    functionalize(once)(grads["w"])
+    torch.compile(once, backend="eager", fullgraph=True)(grads["w"])
+    with forward_ad.dual_level():
+        once(forward_ad.make_dual(grads["w"], grads["w"]))
+    assert_equal((grads, state, tree), before)
+
+
+@every
+def test_inference_tensors(tx: Any) -> None:
+    with torch.inference_mode():
+        grads, state, tree = start(tx)
+        before = addresses(tree)
+        tree, state = fa.step(tx, grads, state, tree, donate=True)
+        assert addresses(tree) == before
+    kept = clone((state, tree))
+    new, _ = fa.step(tx, grads, state, tree, donate=True)  # outside they must not be written
+    assert_equal((state, tree), kept)
+    assert not torch.equal(new["w"], tree["w"])
+
+
+@every
+def test_scattered_memory_is_left_alone(tx: Any) -> None:
+    matrix = torch.randn(4, 6)
+    tree = {"left": matrix[:, :3], "right": matrix[:, 3:], "row": torch.ones(1).expand(5)}
+    state = tx.init(tree)
+    grads = {name: torch.randn(x.shape) for name, x in tree.items()}
+    kept = matrix.clone()
+    got = fa.step(tx, grads, state, tree, donate=True)
+    assert torch.equal(matrix, kept)
+    assert_equal(got, fa.step(tx, grads, state, tree))
+
+
+SHARED = {
+    "params": (lambda g, s, p: (g, s, {**p, "v": p["w"]}), r"params\['v'\] and params\['w'\]"),
+    "views": (
+        lambda g, s, p: (g, s, {**p, "w": p["w"].view(-1)[:12].view(4, 3), "v": p["w"].view(4, 3)}),
+        r"params\['v'\] and params\['w'\]",
+    ),
+    "overlap": (
+        lambda g, s, p: (
+            g,
+            s,
+            dict(zip(("v", "w"), (x := torch.randn(20), x.unfold(0, 12, 4))[1].view(3, 4, 3)[:2])),
+        ),
+        r"params\['v'\] and params\['w'\]",
+    ),
+    "gradient": (
+        lambda g, s, p: ({**g, "w": p["w"]}, s, p),
+        r"(grads|params)\['w'\] and (params|grads)\['w'\]",
+    ),
+    "state": (
+        lambda g, s, p: (g, s, {**p, "w": s.exp_avg["w"]}),
+        r"(params\['w'\]|state\.exp_avg\['w'\]) and ",
+    ),
+    "moments": (
+        lambda g, s, p: (g, s._replace(exp_inf=s.exp_avg), p),
+        r"state\.exp_avg\['.'\] and state\.exp_inf\['.'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_shared_memory_is_refused_with_both_paths(case: str) -> None:
+    tx = fa.adamax()
+    tree = {name: torch.randn(4, 3) for name in "vw"}
+    grads = {name: torch.randn(4, 3) for name in "vw"}
+    change, message = SHARED[case]
+    grads, state, tree = change(grads, tx.init(tree), tree)
+    before = clone((grads, state, tree))
+    with pytest.raises(ValueError, match=f"donated tensors must not share memory, but {message}"):
+        fa.step(tx, grads, state, tree, donate=True)
+    assert_equal((grads, state, tree), before)
+    fa.step(tx, grads, state, tree)  # without donation it is nobody's business
+
+
+def test_gradients_may_share_memory_among_themselves() -> None:
+    tx, g = fa.adamax(), torch.randn(3)
+    tree = {name: torch.randn(3) for name in "abc"}
+    grads = {"a": g, "b": g, "c": g[:1].expand(3)}
+    want = fa.step(tx, grads, tx.init(tree), tree)
+    assert_equal(fa.step(tx, grads, tx.init(tree), tree, donate=True), want)
+
+
+def test_autograd_notices_a_donated_parameter() -> None:
+    tx, p = fa.adamax(), torch.ones(3, requires_grad=True)
+    loss = (p**3).sum()
+    with torch.no_grad():
+        fa.step(tx, torch.ones(3), tx.init(p), p, donate=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_any_pair_of_functions_is_a_transform() -> None:
+    def update(updates: Any, state: Any, params: Any = None, *, factor: float = 1.0) -> Any:
+        return -factor * updates, state + 1
+
+    tx = fa.GradientTransformation(lambda params: torch.zeros(()), update)
+    p = torch.ones(2)
+    new, state = fa.step(tx, torch.ones(2), tx.init(p), p, donate=True, factor=3.0)
+    assert new is p
+    assert p.tolist() == [-2.0, -2.0]
+    assert float(state) == 1.0
+    init, again = tx  # a pair unpacks
+    assert (init, again) == (tx.init, tx.update)
+    assert repr(tx).startswith("GradientTransformation(init=<function")
