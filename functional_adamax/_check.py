@@ -57,12 +57,23 @@ def gradients(spec: Any, grads: list[Any], like: list[Any], what: str, name: str
         ValueError: another shape or device.
     """
     for i, (g, x) in enumerate(zip(grads, like, strict=True)):
-        if g is None:
+        if g is None or _fits(g, x):
             continue
         problem = _problem(g, x, what)
         if problem is not None:
             kind, text = problem
             raise kind(f"{_tree.paths(spec, name)[i]}{text}")
+
+
+def _fits(g: Any, x: Any) -> bool:
+    """The common case, in few operations."""
+    return (
+        isinstance(x, Tensor)
+        and g.shape == x.shape
+        and g.dtype == x.dtype
+        and g.device == x.device
+        and g.layout == torch.strided
+    )
 
 
 def _problem(g: Any, x: Any, what: str) -> tuple[type[Exception], str] | None:

@@ -73,6 +73,8 @@ def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]
     Raises:
         ValueError: the structure does not fit, or a tensor does not broadcast to its leaf.
     """
+    if isinstance(value, (int, float)):
+        return [value] * len(leaves)
     values = _tree.spread(value, tree, name)
     for i, (item, leaf) in enumerate(zip(values, leaves, strict=True)):
         if not isinstance(item, Tensor):

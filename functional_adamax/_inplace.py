@@ -16,14 +16,17 @@ from ._rule import Leaf, real_views
 
 def takes(leaf: Leaf, decoupled: bool) -> bool:
     """Whether the in-place spelling gives the bits of the rule without waiting for a device."""
-    p, g, m, u, t, lr, *numbers = leaf
+    p, g, m, u, t, lr, b1, b2, eps, weight_decay = leaf
     return (
         p.dtype == g.dtype == m.dtype == u.dtype
-        and t.device.type == "cpu"
-        and not any(isinstance(x, Tensor) for x in numbers)
-        and (not isinstance(lr, Tensor) or (lr.dim() == 0 and lr.device.type == "cpu"))
-        and not (decoupled and leaf.weight_decay != 0)
-        and not any(x.is_conj() or x.is_neg() for x in (p, m, u))
+        and t.is_cpu
+        and (not isinstance(lr, Tensor) or (lr.dim() == 0 and lr.is_cpu))
+        and not isinstance(b1, Tensor)
+        and not isinstance(b2, Tensor)
+        and not isinstance(eps, Tensor)
+        and not isinstance(weight_decay, Tensor)
+        and not (decoupled and weight_decay != 0)
+        and not (p.is_complex() and any(x.is_conj() or x.is_neg() for x in (p, m, u)))
     )
 
 

@@ -125,11 +125,12 @@ def writable(grads: Tree, state: Any, params: Tree) -> bool:
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in _tensors((grads, state, params))):
+    given, donated = _tensors(grads), _tensors((state, params))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given + donated):
         return False
-    inference = torch.is_inference_mode_enabled()
-    donated = _tensors((state, params))
-    return all(_span(x) == x.numel() and (inference or not x.is_inference()) for x in donated)
+    if not torch.is_inference_mode_enabled() and any(x.is_inference() for x in donated):
+        return False
+    return all(x.is_contiguous() or _span(x) == x.numel() for x in donated)
 
 
 def _tensors(tree: Tree) -> list[Tensor]:
@@ -138,8 +139,8 @@ def _tensors(tree: Tree) -> list[Tensor]:
 
 def _span(x: Tensor) -> int:
     """Number of places in memory between the first and the last element of ``x``."""
-    if x.numel() == 0 or x.is_contiguous():
-        return x.numel()
+    if x.numel() == 0:
+        return 0
     return 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
 
 

@@ -93,7 +93,6 @@ UNTAKEN = {
     "rate per element": lambda x: x._replace(lr=torch.rand(4, 3)),
     "state dtype": lambda x: x._replace(m=x.m.double(), u=x.u.double()),
     "gradient dtype": lambda x: x._replace(g=x.g.double()),
-    "negative view": lambda x: x._replace(p=torch._neg_view(x.p)),
 }
 
 
@@ -107,6 +106,19 @@ def test_what_no_executor_takes_goes_by_the_rule(case: str, foreach: bool, decou
     _execute.write([x], True, decoupled, foreach)
     for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
         assert torch.equal(got, expected)
+
+
+def test_lazy_views() -> None:
+    """A negative view is written through; a conjugate one, which has no real view, is copied."""
+    for dtype in (torch.float32, torch.complex64):
+        x = leaf((4, 3), dtype, 0.1, 0.1, False)
+        x = x._replace(p=torch._neg_view(x.p), g=torch._neg_view(x.g))
+        if dtype.is_complex:
+            x = x._replace(p=x.p.conj(), g=x.g.conj())
+        want = by_the_rule(x, False)
+        _execute.write([x], False, False)
+        for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+            assert torch.equal(got, expected)
 
 
 def test_scale_is_the_same_number_in_both_spellings() -> None:

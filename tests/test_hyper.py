@@ -81,17 +81,14 @@ def test_a_rate_for_each_element(dtype: torch.dtype, donate: bool) -> None:
 def test_a_tensor_gives_the_bits_of_the_number_and_keeps_every_shape(shape: Any) -> None:
     tree = [torch.randn(()), torch.randn(1), torch.randn(5, 2)]
     grads = [[torch.randn_like(x) for x in tree] for _ in range(4)]
-    numbers = dict(lr=0.1, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1)
-    full = lambda x: torch.full(shape, x, dtype=torch.float64)  # noqa: E731
-    tensors = dict(
-        lr=full(0.1), betas=(full(0.8), full(0.95)), eps=full(1e-3), weight_decay=full(0.1)
-    )
+    numbers = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
+    tensors = optree.tree_map(lambda x: torch.full(shape, x, dtype=torch.float64), numbers)
     for make in (fa.adamax, fa.adamaxw):
         want, got = steps(make(**numbers), tree, grads), steps(make(**tensors), tree, grads)
         assert [x.shape for x in got] == [x.shape for x in tree]
         assert_close(got, want, (tree, grads))
-    lr = dict(numbers, lr=full(0.1))
-    assert_equal(steps(fa.adamax(**lr), tree, grads), steps(fa.adamax(**numbers), tree, grads))
+    only_lr = fa.adamax(**{**numbers, "lr": tensors["lr"]})
+    assert_equal(steps(only_lr, tree, grads), steps(fa.adamax(**numbers), tree, grads))
 
 
 def test_number_tensor_and_schedule_walk_the_same_path() -> None:

@@ -22,7 +22,7 @@ def run(compiled: bool, **options: Any) -> tuple[list[Any], dict[str, Any]]:
 
     torch._dynamo.reset()
     counters.clear()
-    function = torch.compile(step) if compiled else step
+    function = torch.compile(step, fullgraph=True) if compiled else step
     for i in range(8):
         optimizer.param_groups[0]["lr"].fill_(0.05 / (i + 1))
         for p in params:
@@ -34,7 +34,7 @@ def run(compiled: bool, **options: Any) -> tuple[list[Any], dict[str, Any]]:
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "maximize": True}], ids=str)
 def test_a_compiled_step_is_the_eager_one(options: dict[str, Any]) -> None:
     eager, compiled = run(False, **options), run(True, **options)
-    assert counters["stats"]["unique_graphs"] >= 1
+    assert 1 <= counters["stats"]["unique_graphs"] <= 2  # state is made in the first step
     assert_close(
         [p.detach() for p in compiled[0]], [p.detach() for p in eager[0]], torch.full((1,), 4.0)
     )

@@ -1,4 +1,4 @@
-"""What torch's machinery expects of an optimizer: groups, hooks, schedulers, AMP, profiler, copies."""
+"""What torch's machinery expects of an optimizer: groups, hooks, schedulers, AMP, copies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from twins import assert_twins, copies, pair, parameters, set_grads
+from twins import assert_twins, copies, parameters, set_grads
 
 import compat
 import functional_adamax.compat

@@ -1,4 +1,4 @@
-"""``compat.Adamax`` and ``torch.optim.Adamax`` are the same to the bit, over the whole option grid."""
+"""``compat.Adamax`` and ``torch.optim.Adamax`` have the same bits, over all options."""
 
 from __future__ import annotations
 
