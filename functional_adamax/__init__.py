@@ -16,6 +16,7 @@ from ._schedule import ScheduledState
 from ._step import step
 from ._transform import GradientTransformation
 from ._tree import EmptyState
+from ._unroll import Unrolled, detach, unroll
 
 __version__ = "0.1.0"
 
@@ -24,11 +25,13 @@ __all__ = [
     "EmptyState",
     "GradientTransformation",
     "ScheduledState",
+    "Unrolled",
     "adamax",
     "adamaxw",
     "add_decayed_weights",
     "apply_updates",
     "chain",
+    "detach",
     "from_state_dict",
     "identity",
     "scale",
@@ -36,4 +39,5 @@ __all__ = [
     "scale_by_learning_rate",
     "step",
     "to_state_dict",
+    "unroll",
 ]

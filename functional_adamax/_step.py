@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _tree
+from . import _context, _tree
 from ._apply import apply_updates
 from ._transform import Donated, GradientTransformation, Update
 from ._tree import Tree
@@ -83,7 +83,7 @@ def prepare(
         if run is not None:
             return run
     new = step(tx, grads, state, params, **extra)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in _tensors(new)):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in _tree.tensors(new)):
         return Done(new)
     return _Commit(new, (params, state))
 
@@ -121,20 +121,14 @@ def writable(grads: Tree, state: Any, params: Tree) -> bool:
     Not while something records or transforms the computation, and not where elements
     of one tensor overlap or lie scattered between those of others.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or _context.transforming() or _context.forward_mode():
         return False
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    given, donated = _tensors(grads), _tensors((state, params))
+    given, donated = _tree.tensors(grads), _tree.tensors((state, params))
     if torch.is_grad_enabled() and any(x.requires_grad for x in given + donated):
         return False
     if not torch.is_inference_mode_enabled() and any(x.is_inference() for x in donated):
         return False
     return all(x.is_contiguous() or _span(x) == x.numel() for x in donated)
-
-
-def _tensors(tree: Tree) -> list[Tensor]:
-    return [x for x in _tree.flatten(tree)[0] if isinstance(x, Tensor)]
 
 
 def _span(x: Tensor) -> int:

@@ -9,7 +9,8 @@ the place of a leaf that has no state, which ``None`` cannot do because
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import optree
@@ -156,6 +157,42 @@ def open_node(node: Tree) -> tuple[list[Any], list[Any], Callable[[list[Any]], T
     )
     names = node._fields if optree.is_namedtuple(node) else keys
     return list(children), list(names), lambda new: build(metadata, new)
+
+
+def placed(leaves: Sequence[Any], where: Sequence[int], values: Iterable[Any]) -> list[Any]:
+    """Return ``leaves`` with ``values`` at the positions ``where``."""
+    result = list(leaves)
+    for i, value in zip(where, values, strict=True):
+        result[i] = value
+    return result
+
+
+_HOLE = object()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A tree without its tensors."""
+
+    spec: Any
+    leaves: tuple[Any, ...]
+
+    def build(self, tensors: Iterable[Tensor]) -> Tree:
+        """Put tensors where tensors were, in the order of ``split``."""
+        rest = iter(tensors)
+        return unflatten(self.spec, [next(rest) if x is _HOLE else x for x in self.leaves])
+
+
+def split(tree: Tree) -> tuple[Layout, list[Tensor]]:
+    """Return ``tree`` without its tensors, and the tensors."""
+    leaves, spec = flatten(tree)
+    holes = tuple(_HOLE if isinstance(x, Tensor) else x for x in leaves)
+    return Layout(spec, holes), tensors(tree)
+
+
+def tensors(tree: Tree) -> list[Tensor]:
+    """Return the tensors of ``tree``."""
+    return [x for x in flatten(tree)[0] if isinstance(x, Tensor)]
 
 
 def has_address(leaf: Any) -> bool:

@@ -1,0 +1,95 @@
+"""What a function closes over: find its tensors while it runs, and put others in their place.
+
+A function handed to this library may use tensors that are not its arguments: a learned rate, the
+weights of another network. Code that runs the function again later has to know them, or their
+gradients would be lost without a word. Every call of torch passes a function mode, which sees the
+arguments and may replace them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.func import vjp
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map
+
+from . import _context
+
+Unknown = Callable[[Tensor, Callable[..., Any]], None]
+"""What to do about a tensor from outside, and the function that was given it."""
+
+
+class Closure(TorchFunctionMode):
+    """A context in which the tensors ``new`` stand for the closed-over tensors ``old``.
+
+    Any other tensor that is differentiated up to level ``at``, and is neither in ``arguments`` nor
+    computed in the context, is handed to ``unknown``.
+    """
+
+    def __init__(
+        self,
+        at: int,
+        arguments: Sequence[Tensor],
+        old: Sequence[Tensor],
+        new: Sequence[Tensor],
+        unknown: Unknown,
+    ) -> None:
+        super().__init__()
+        self.at = at
+        self.table = {id(x): y for x, y in zip(old, new, strict=True)}
+        self.unknown = unknown
+        self.inside: dict[int, weakref.ref[Tensor]] = {}
+        self._enter(arguments)
+
+    def _enter(self, tree: Any) -> None:
+        for x in tree_iter(tree):
+            if isinstance(x, Tensor):
+                self.inside[id(x)] = weakref.ref(x)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        given = args, kwargs or {}
+        for x in tree_iter(given):
+            if id(x) not in self.table and _context.differentiated_outside(x, self.at):
+                known = self.inside.get(id(x))
+                if known is None or known() is not x:
+                    self.unknown(x, func)
+        if any(id(x) in self.table for x in tree_iter(given)):
+            given = tree_map(lambda x: self.table.get(id(x), x), given)
+        result = func(*given[0], **given[1])
+        self._enter(result)
+        return result
+
+
+def closed_over(function: Callable[..., Any], *arguments: Tensor) -> list[Tensor]:
+    """Run ``function`` and return the differentiated tensors it used besides ``arguments``.
+
+    It runs in a transform, whose tensors are told from those outside by their level.
+    """
+    found: dict[int, Tensor] = {}
+
+    def note(x: Tensor, func: Callable[..., Any]) -> None:
+        del func
+        found[id(x)] = x
+
+    with Closure(_context.level(), arguments, (), (), note):
+        vjp(function, *arguments)
+    return list(found.values())
+
+
+def refuse(x: Tensor, func: Callable[..., Any]) -> None:
+    """Raise for a tensor that a function uses now and did not use when ``closed_over`` ran it."""
+    raise RuntimeError(
+        f"{getattr(func, '__name__', func)} was given a tensor of shape {tuple(x.shape)} that may "
+        "be differentiated and that the first step did not use; its gradient would be lost. Pass "
+        "it to the loss in the batch, or do not ask for checkpoint"
+    )
+
+
+def ignore(x: Tensor, func: Callable[..., Any]) -> None:
+    """Do nothing about a tensor from outside."""
+    del x, func

@@ -1,0 +1,50 @@
+"""Where a computation stands: under which transforms of ``torch.func``, in which mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    maybe_current_level,
+    maybe_get_level,
+    peek_interpreter_stack,
+)
+
+
+def transforming() -> bool:
+    """Whether a transform of ``torch.func`` is running."""
+    return peek_interpreter_stack() is not None
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is going on, in either form."""
+    jvp = any(layer.key() == TransformType.Jvp for layer in get_interpreter_stack() or [])
+    return jvp or torch.autograd.forward_ad._current_level >= 0
+
+
+def batching() -> bool:
+    """Whether ``vmap`` is going on."""
+    return any(layer.key() == TransformType.Vmap for layer in get_interpreter_stack() or [])
+
+
+def level() -> int:
+    """The number of the innermost running transform, 0 outside of all."""
+    current: int | None = maybe_current_level()
+    return current or 0
+
+
+def differentiated_outside(x: Any, at: int) -> bool:
+    """Whether ``x`` is a tensor that autograd, or a transform up to level ``at``, tracks."""
+    if not isinstance(x, Tensor) or (is_functorch_wrapped_tensor(x) and maybe_get_level(x) > at):
+        return False
+    while is_functorch_wrapped_tensor(x):
+        if x.requires_grad:
+            return True
+        x = get_unwrapped(x)
+    return bool(x.requires_grad)

@@ -1,0 +1,169 @@
+"""Rematerialization: keep what passes between segments of a loop, and run each again backwards.
+
+A loop of K steps in segments of about sqrt(K) keeps the tensors of one segment and the states
+between segments, not those of K steps. Each segment is one autograd function; its backward is the
+``vjp`` of the same steps, so it can be differentiated and batched in its turn.
+
+Tensors that several segments use (hyperparameters, what the loss closes over, repeated batches)
+are handed from each segment to the next. So their gradients add up step by step in the order of
+the plain loop, and have its bits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from . import _capture, _context, _tree
+from ._tree import Tree
+
+Step = Callable[[Tree, Any], tuple[Tree, Tensor]]
+"""One step of a loop, from (carry, batch) to (carry, value)."""
+
+
+def loop(step: Step, carry: Tree, batches: Sequence[Any], length: int) -> tuple[Tree, Tensor]:
+    """Run ``step`` over ``batches`` in segments of ``length``; return the carry and all values."""
+    carry = _tree.tree_map(lambda x: x.view_as(x) if isinstance(x, Tensor) else x, carry)
+    given = [_tree.tensors(batch) for batch in batches]
+    closed = _closed_over(step, carry, batches[0])
+    uses = Counter(id(x) for xs in given for x in xs)
+    repeated = {id(x): x for xs in given for x in xs if uses[id(x)] > 1 and _floats(x)}
+    shared = [*closed, *repeated.values()]
+    values = []
+    for start in range(0, len(batches), length):
+        own = [x for xs in given[start : start + length] for x in xs if id(x) not in repeated]
+        pool = {key: i for i, key in enumerate([*map(id, closed), *repeated, *map(id, own)])}
+        layout, tensors = _tree.split(carry)
+        segment = Segment(
+            step,
+            layout,
+            tuple(closed),
+            tuple(_tree.split(batch)[0] for batch in batches[start : start + length]),
+            tuple(tuple(pool[id(x)] for x in xs) for xs in given[start : start + length]),
+            len(tensors),
+            len(shared),
+        )
+        inputs = [*tensors, *shared, *own]
+        outputs = _Rerun.apply(segment, Randomness(inputs), *inputs)  # type: ignore[no-untyped-call]
+        carry = layout.build(outputs[: len(tensors)])
+        shared = outputs[len(tensors) : -1]
+        values.append(outputs[-1])
+    return carry, torch.cat(values)
+
+
+def _closed_over(step: Step, carry: Tree, batch: Any) -> list[Tensor]:
+    """Take a first step only to see what it uses."""
+    layout, tensors = _tree.split((carry, batch))
+    where = [i for i, x in enumerate(tensors) if _floats(x)]
+
+    def function(*primals: Tensor) -> Tensor:
+        return step(*layout.build(_tree.placed(tensors, where, primals)))[1]
+
+    with Randomness(tensors).replayed(), torch.no_grad():
+        return _capture.closed_over(function, *(tensors[i] for i in where))
+
+
+def _floats(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A few steps as a function from tensors to tensors.
+
+    In: the carry, the shared tensors, the tensors of these batches alone. Out: the carry, the
+    shared tensors as they came, the values stacked.
+    """
+
+    step: Step
+    carry: _tree.Layout
+    closed: tuple[Tensor, ...]  # the first of the shared tensors stand for these
+    batches: tuple[_tree.Layout, ...]
+    picks: tuple[tuple[int, ...], ...]  # which of shared and own tensors a batch is made of
+    n_carry: int
+    n_shared: int
+
+    def __call__(
+        self, tensors: Sequence[Tensor], at: int, unknown: _capture.Unknown
+    ) -> list[Tensor]:
+        carry = self.carry.build(tensors[: self.n_carry])
+        pool = tensors[self.n_carry :]
+        shared = pool[: self.n_shared]
+        values = []
+        new = shared[: len(self.closed)]
+        with _capture.Closure(at, tensors, self.closed, new, unknown):
+            for layout, picks in zip(self.batches, self.picks, strict=True):
+                carry, value = self.step(carry, layout.build(pool[i] for i in picks))
+                values.append(value)
+        return [*_tree.tensors(carry), *(x.view_as(x) for x in shared), torch.stack(values)]
+
+
+class Randomness:
+    """The state of the random number generators, to draw the same numbers again."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        devices = {x.device for x in tensors if x.device.type == "cuda"}
+        self.cpu = torch.get_rng_state()
+        self.cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw again what was drawn after this was made; afterwards the generators go on."""
+        with torch.random.fork_rng(devices=list(self.cuda)):
+            torch.set_rng_state(self.cpu)
+            for device, state in self.cuda.items():
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+
+def _batched_alike(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return ``outputs`` with the batch dimensions that any of ``inputs`` has under ``vmap``.
+
+    The generated rule sums gradients of inputs without a batch dimension over the batch. Through
+    an output without one, which hands its gradient on unsummed, it would sum twice.
+    """
+    false = torch.zeros((), dtype=torch.bool)
+    for x in inputs:
+        false = torch.logical_or(false.to(x.device), x.new_zeros((), dtype=torch.bool))
+    return [torch.where(false.to(y.device), y, y) for y in outputs]
+
+
+class _Rerun(torch.autograd.Function):
+    """A segment that saves its inputs only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(segment: Segment, randomness: Randomness, *tensors: Tensor) -> Any:
+        del randomness
+        outputs = segment(tensors, _context.level(), _capture.ignore)
+        return tuple(_batched_alike(tensors, outputs) if _context.batching() else outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.segment, ctx.randomness, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(*(x for x in output if not _floats(x)))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        tensors = list(ctx.saved_tensors)
+        wanted = [i for i, x in enumerate(tensors) if _floats(x) and ctx.needs_input_grad[i + 2]]
+
+        at = _context.level()
+
+        def function(*primals: Tensor) -> tuple[Tensor, ...]:
+            filled = _tree.placed(tensors, wanted, primals)
+            return tuple(x for x in ctx.segment(filled, at, _capture.refuse) if _floats(x))
+
+        with ctx.randomness.replayed():
+            pull = vjp(function, *(tensors[i] for i in wanted))[1]
+        grads = pull(tuple(c for c in cotangents if c is not None and _floats(c)))
+        return None, None, *_tree.placed([None] * len(tensors), wanted, grads)

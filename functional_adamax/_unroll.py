@@ -1,0 +1,225 @@
+"""Inner loops: K steps of any transform over a loss, as one differentiable function.
+
+The loop is plain: gradient of the loss, step, next batch. What makes it differentiable is that
+every part of it is pure. The options decide how much of it autograd keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from . import _check, _context, _remat, _tree
+from ._step import step
+from ._transform import GradientTransformation
+from ._tree import Tree
+
+
+class Unrolled(NamedTuple):
+    """What an inner loop returns."""
+
+    params: Tree  # after the last step, like the params given
+    state: Any  # of the transform, after the last step
+    values: Tensor  # (K,): the loss before each step
+    buffers: Tree  # after the last step, like the buffers given; None without
+
+
+def detach(tree: Tree) -> Tree:
+    """Return ``tree`` with every tensor detached: the values go on, the graph ends.
+
+    Args:
+        tree: any tree; what is no tensor stays as it is. Inputs are not changed.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> detach({"a": x * 2})["a"].requires_grad
+        False
+    """
+    return _tree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+
+
+def unroll(
+    loss: Callable[..., Tensor],
+    tx: GradientTransformation,
+    params: Tree,
+    batches: Iterable[Any],
+    *,
+    state: Any = None,
+    buffers: Tree = None,
+    checkpoint: bool | int = False,
+    truncate: int | None = None,
+    detach_first: int = 0,
+    first_order: bool = False,
+) -> Unrolled:
+    """Take one step of ``tx`` on ``loss`` for each batch, differentiably.
+
+        values[k] = loss(params, batches[k])
+        params, state = step(tx, d values[k] / d params, state, params)
+
+    The result can be differentiated by the initial ``params``, ``state`` and ``buffers``, by the
+    batches, by hyperparameters that are tensors, and by whatever else ``loss`` uses; in reverse
+    and forward mode, repeatedly, and under ``vmap``, for example over tasks. Nothing given is
+    written.
+
+    Args:
+        loss: ``loss(params, batch)``, or ``loss(params, buffers, batch)`` where ``buffers`` are
+            given; returns a scalar tensor. For a module, call it through
+            ``torch.func.functional_call``.
+        tx: any transform.
+        params: a tree of tensors. A leaf that is None or not floating has no gradient. A leaf
+            that the loss does not use has the gradient zero, as in ``torch.func.grad``.
+        batches: one batch for each step: trees of tensors, or whatever ``loss`` takes;
+            ``itertools.repeat(batch, K)`` for K steps on one.
+        state: the state to go on from. Default: ``tx.init(params)``.
+        buffers: a tree of tensors that ``loss`` may write in place, such as the buffers of a
+            module. It is given copies, which come out again. Default: None.
+        checkpoint: do not keep the tensors of each step, but recompute them when
+            differentiating: a number is the steps in a segment, True takes about sqrt(K).
+            Gradients have the bits of the plain loop. Forward-mode differentiation runs the plain
+            loop. Default: False.
+        truncate: detach parameters and state every so many steps, so that gradients go back that
+            far at most. Default: None, never.
+        detach_first: run so many steps without recording them; gradients go through the rest.
+            Default: 0.
+        first_order: take the inner gradients as constants. Gradients still reach the initial
+            ``params``, by the identity. Default: False.
+
+    Returns:
+        ``Unrolled(params, state, values, buffers)``.
+
+    Raises:
+        ValueError: no batch at all, a loss that is no scalar, or an option out of its range.
+        RuntimeError: with ``checkpoint``, a later step uses a tensor that may be differentiated
+            and that is neither in its batch nor used by the first step.
+
+    Example:
+        >>> def loss(p, batch):
+        ...     return (p**2).sum()
+        >>> p0 = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> p3 = unroll(loss, adamax(0.1), p0, range(3)).params
+        >>> torch.autograd.grad(loss(p3, None), p0)
+        (tensor([1.4087, 3.4018]),)
+    """
+    _check_options(checkpoint, truncate, detach_first)
+    batches = list(batches)
+    if not batches:
+        raise ValueError("batches must hold a batch for each step, got none")
+    state = tx.init(params) if state is None else state
+    recording = torch.is_grad_enabled()
+    if recording and not _context.transforming():
+        # A gradient by one leaf must not pass through another, nor through what the loss uses.
+        params = _tree.tree_map(lambda x: x.view_as(x) if isinstance(x, Tensor) else x, params)
+    carry = (params, state, buffers)
+    take = partial(_step, loss, tx, first_order)
+    values: list[Tensor] = []
+    for start, stop in _stretches(len(batches), truncate, detach_first):
+        carry = detach(carry) if start else carry
+        with torch.set_grad_enabled(recording and start >= detach_first):
+            part = batches[start:stop]
+            if checkpoint and torch.is_grad_enabled() and not _context.forward_mode():
+                length = math.isqrt(len(part)) if checkpoint is True else checkpoint
+                carry, value = _remat.loop(take, carry, part, length)
+                values.extend(value.unbind())
+            else:
+                for batch in part:
+                    carry, value = take(carry, batch)
+                    values.append(value)
+    return Unrolled(carry[0], carry[1], torch.stack(values), carry[2])
+
+
+def _check_options(checkpoint: Any, truncate: Any, detach_first: Any) -> None:
+    if not isinstance(checkpoint, int) or checkpoint < 0:
+        raise ValueError(f"checkpoint must be True, False or a number of steps, got {checkpoint!r}")
+    if truncate is not None and (not isinstance(truncate, int) or truncate < 1):
+        raise ValueError(f"truncate must be None or a number of steps >= 1, got {truncate!r}")
+    if not isinstance(detach_first, int) or detach_first < 0:
+        raise ValueError(f"detach_first must be a number of steps >= 0, got {detach_first!r}")
+
+
+def _stretches(count: int, truncate: int | None, detach_first: int) -> list[tuple[int, int]]:
+    """The ranges of steps between which the graph is cut."""
+    cuts = {0, min(detach_first, count), count}
+    if truncate is not None:
+        cuts.update(range(detach_first, count, truncate))
+    ordered = sorted(cuts)
+    return list(pairwise(ordered))
+
+
+def _step(
+    loss: Callable[..., Tensor],
+    tx: GradientTransformation,
+    first_order: bool,
+    carry: tuple[Tree, Any, Tree],
+    batch: Any,
+) -> tuple[tuple[Tree, Any, Tree], Tensor]:
+    params, state, buffers = carry
+    grads, value, buffers = _gradients(loss, first_order, params, buffers, batch)
+    params, state = step(tx, grads, state, params)
+    return (params, state, buffers), value
+
+
+def _gradients(
+    loss: Callable[..., Tensor], first_order: bool, params: Tree, buffers: Tree, batch: Any
+) -> tuple[Tree, Tensor, Tree]:
+    """Return gradients, value, and the buffers as the loss left its copies."""
+    leaves, spec = _tree.flatten(params)
+    where = [i for i, x in enumerate(leaves) if _check.trainable(x)]
+
+    layout, written = _tree.split(buffers)
+
+    def function(points: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        tree = _tree.unflatten(spec, _tree.placed(leaves, where, points))
+        if buffers is None:
+            return _scalar(loss(tree, batch)), []
+        copies = [x.clone() for x in written]
+        return _scalar(loss(tree, layout.build(copies), batch)), copies
+
+    points = [leaves[i] for i in where]
+    if _context.transforming():
+        found, (value, copies) = grad_and_value(function, has_aux=True)(points)
+    else:
+        found, value, copies = _autograd(function, points, keep=not first_order)
+    if first_order:
+        found = detach(found)
+    grads = _tree.unflatten(spec, _tree.placed([None] * len(leaves), where, found))
+    return grads, value, layout.build(copies)
+
+
+def _autograd(
+    function: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]],
+    points: list[Tensor],
+    keep: bool,
+) -> tuple[Any, Tensor, list[Tensor]]:
+    """``grad_and_value`` without the machinery of transforms, for small loops."""
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not recording:
+            points = [x.detach().requires_grad_() for x in points]
+        else:
+            points = [x if x.requires_grad else x.detach().requires_grad_() for x in points]
+        value, buffers = function(points)
+        if not value.requires_grad:  # the loss uses no parameter
+            return [torch.zeros_like(x) for x in points], value, buffers
+        found = torch.autograd.grad(
+            value,
+            points,
+            retain_graph=recording,
+            create_graph=recording and keep,
+            materialize_grads=True,
+        )
+    if not recording:
+        return found, value.detach(), detach(buffers)
+    return found, value, buffers
+
+
+def _scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        raise ValueError(f"loss must return a scalar tensor, got {_check.describe(value)}")
+    return value
