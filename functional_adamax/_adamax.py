@@ -68,14 +68,12 @@ class Adamax(Transform):
         new = _tree.unflatten(spec, [row[0] for row in rows])
         return new, _state(spec, [row[1:] for row in rows])
 
-    def prepare(
-        self, grads: Tree, state: AdamaxState, params: Tree, foreach: bool | None = None
-    ) -> Donated | None:
+    def prepare(self, grads: Tree, state: AdamaxState, params: Tree) -> Donated | None:
         leaves = self._leaves(grads, state, params)[1]
         work = [leaf for leaf in leaves if leaf.g is not None]
         if torch.is_grad_enabled() and any(_rule.learns(leaf) for leaf in work):
             return None
-        return partial(_write, work, self.maximize, self.decoupled, foreach, params, state)
+        return partial(_write, work, self.maximize, self.decoupled, params, state)
 
     def _leaves(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Any, list[Leaf]]:
         """Check the trees against one another and return the leaves of all of them, zipped."""
@@ -135,11 +133,10 @@ def _write(
     work: list[Leaf],
     maximize: bool,
     decoupled: bool,
-    foreach: bool | None,
     params: Tree,
     state: AdamaxState,
 ) -> tuple[Tree, AdamaxState]:
-    _execute.write(work, maximize, decoupled, foreach)
+    _execute.write(work, maximize, decoupled)
     return params, state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from . import _tree
 from ._tree import Tree
+
+_PACKAGE = __name__.split(".")[0]
 
 
 def parameters(params: Tree) -> tuple[list[Any], Any]:
@@ -28,18 +31,24 @@ def parameters(params: Tree) -> tuple[list[Any], Any]:
     return leaves, spec
 
 
+def warn(text: str) -> None:
+    """Warn at the line of the user's that led here, through this library and torch."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in (_PACKAGE, "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, UserWarning, stacklevel=level)
+
+
 def warn_if_tied(leaves: list[Any], spec: Any) -> None:
     """Warn where two leaves are one tensor: each would get an update of its own."""
     pair = _tree.tied(leaves)
     if pair is not None:
         a, b = (_tree.paths(spec, "params")[i] for i in pair)
-        warnings.warn(
+        warn(
             f"{a} and {b} are the same tensor, but a tree holds values: after one update they "
             "are two tensors that drift apart. List a tied tensor once "
             "(dict(module.named_parameters()) does, state_dict() does not) and let "
-            "torch.func.functional_call tie it again",
-            UserWarning,
-            stacklevel=4,
+            "torch.func.functional_call tie it again"
         )
 
 
@@ -124,9 +133,7 @@ def same_shapes(spec: Any, params: list[Any], like: list[Any]) -> None:
             )
 
 
-def warn_if_eps_vanishes(
-    eps: Any, leaves: list[Any], state_dtype: torch.dtype | None, stacklevel: int = 4
-) -> None:
+def warn_if_eps_vanishes(eps: Any, leaves: list[Any], state_dtype: torch.dtype | None) -> None:
     """Warn once if ``eps`` rounds to zero in the dtype of a leaf's moments."""
     if torch.compiler.is_compiling():
         return
@@ -134,12 +141,10 @@ def warn_if_eps_vanishes(
     dtypes = {state_dtype or leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)}
     for dtype in dtypes & {torch.float16, torch.bfloat16}:
         for number in numbers:
-            if torch.tensor(number, dtype=dtype) == 0:
-                warnings.warn(
+            if torch.tensor(number, dtype=dtype, device="cpu") == 0:
+                warn(
                     f"eps={number:g} rounds to zero in {dtype}, so an element whose gradient is "
                     "zero becomes 0/0 = NaN; pass state_dtype=torch.float32 to keep the moments "
-                    "and the arithmetic in float32",
-                    UserWarning,
-                    stacklevel=stacklevel,
+                    "and the arithmetic in float32"
                 )
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,6 +32,13 @@ def forward_mode() -> bool:
 def batching() -> bool:
     """Whether ``vmap`` is going on."""
     return any(layer.key() == TransformType.Vmap for layer in get_interpreter_stack() or [])
+
+
+def recorded(tensors: Iterable[Tensor]) -> bool:
+    """Whether a compiler, a transform or autograd would see a write to, or from, ``tensors``."""
+    if torch.compiler.is_compiling() or transforming() or forward_mode():
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def level() -> int:

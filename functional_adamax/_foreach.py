@@ -31,7 +31,7 @@ def write(leaves: Sequence[Leaf], maximize: bool) -> None:
         p, g, m, u = (
             real_views(*column) if column[0].is_complex() else column for column in columns[:4]
         )
-        torch._foreach_add_(t, torch.ones((), dtype=t[0].dtype), alpha=1.0)
+        torch._foreach_add_(t, torch.ones((), dtype=t[0].dtype, device="cpu"), alpha=1.0)
         if maximize:
             g = torch._foreach_neg(g)
         if weight_decay != 0:

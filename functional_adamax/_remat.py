@@ -24,15 +24,20 @@ from torch.func import vjp
 from . import _capture, _context, _tree
 from ._tree import Tree
 
-Step = Callable[[Tree, Any], tuple[Tree, Tensor]]
-"""One step of a loop, from (carry, batch) to (carry, value)."""
+Step = Callable[[Tree, Tree, Any], tuple[Tree, Tree, Tensor]]
+"""One step of a loop, from (carry, buffers, batch) to (carry, buffers, value).
+
+Only the carry is differentiated; the buffers are data that passes along.
+"""
 
 
-def loop(step: Step, carry: Tree, batches: Sequence[Any], length: int) -> tuple[Tree, Tensor]:
-    """Run ``step`` over ``batches`` in segments of ``length``; return the carry and all values."""
+def loop(
+    step: Step, carry: Tree, buffers: Tree, batches: Sequence[Any], length: int
+) -> tuple[Tree, Tree, Tensor]:
+    """Run ``step`` over ``batches`` in segments of ``length``; return the last and all values."""
     carry = _tree.tree_map(lambda x: x.view_as(x) if isinstance(x, Tensor) else x, carry)
     given = [_tree.tensors(batch) for batch in batches]
-    closed = _closed_over(step, carry, batches[0])
+    closed = _closed_over(step, carry, buffers, batches[0])
     uses = Counter(id(x) for xs in given for x in xs)
     repeated = {id(x): x for xs in given for x in xs if uses[id(x)] > 1 and _floats(x)}
     shared = [*closed, *repeated.values()]
@@ -41,30 +46,35 @@ def loop(step: Step, carry: Tree, batches: Sequence[Any], length: int) -> tuple[
         own = [x for xs in given[start : start + length] for x in xs if id(x) not in repeated]
         pool = {key: i for i, key in enumerate([*map(id, closed), *repeated, *map(id, own)])}
         layout, tensors = _tree.split(carry)
+        data_layout, data = _tree.split(buffers)
         segment = Segment(
             step,
             layout,
+            data_layout,
             tuple(closed),
             tuple(_tree.split(batch)[0] for batch in batches[start : start + length]),
             tuple(tuple(pool[id(x)] for x in xs) for xs in given[start : start + length]),
             len(tensors),
             len(shared),
+            len(data),
         )
-        inputs = [*tensors, *shared, *own]
+        inputs = [*tensors, *shared, *own, *data]
         outputs = _Rerun.apply(segment, Randomness(inputs), *inputs)  # type: ignore[no-untyped-call]
         carry = layout.build(outputs[: len(tensors)])
-        shared = outputs[len(tensors) : -1]
-        values.append(outputs[-1])
-    return carry, torch.cat(values)
+        shared = outputs[len(tensors) : segment.n_differentiated - 1]
+        values.append(outputs[segment.n_differentiated - 1])
+        buffers = data_layout.build(outputs[segment.n_differentiated :])
+    return carry, buffers, torch.cat(values)
 
 
-def _closed_over(step: Step, carry: Tree, batch: Any) -> list[Tensor]:
+def _closed_over(step: Step, carry: Tree, buffers: Tree, batch: Any) -> list[Tensor]:
     """Take a first step only to see what it uses."""
     layout, tensors = _tree.split((carry, batch))
     where = [i for i, x in enumerate(tensors) if _floats(x)]
 
     def function(*primals: Tensor) -> Tensor:
-        return step(*layout.build(_tree.placed(tensors, where, primals)))[1]
+        carry, batch = layout.build(_tree.placed(tensors, where, primals))
+        return step(carry, buffers, batch)[2]
 
     with Randomness(tensors).replayed(), torch.no_grad():
         return _capture.closed_over(function, *(tensors[i] for i in where))
@@ -78,31 +88,41 @@ def _floats(x: Tensor) -> bool:
 class Segment:
     """A few steps as a function from tensors to tensors.
 
-    In: the carry, the shared tensors, the tensors of these batches alone. Out: the carry, the
-    shared tensors as they came, the values stacked.
+    In: the carry, the shared tensors, the tensors of these batches alone, the buffers. Out: the
+    carry, the shared tensors as they came, the values stacked, the buffers.
     """
 
     step: Step
     carry: _tree.Layout
+    buffers: _tree.Layout
     closed: tuple[Tensor, ...]  # the first of the shared tensors stand for these
     batches: tuple[_tree.Layout, ...]
     picks: tuple[tuple[int, ...], ...]  # which of shared and own tensors a batch is made of
     n_carry: int
     n_shared: int
+    n_buffers: int
+
+    @property
+    def n_differentiated(self) -> int:
+        """The number of outputs before the buffers."""
+        return self.n_carry + self.n_shared + 1
 
     def __call__(
         self, tensors: Sequence[Tensor], at: int, unknown: _capture.Unknown
     ) -> list[Tensor]:
         carry = self.carry.build(tensors[: self.n_carry])
-        pool = tensors[self.n_carry :]
+        end = len(tensors) - self.n_buffers
+        pool, buffers = tensors[self.n_carry : end], self.buffers.build(tensors[end:])
         shared = pool[: self.n_shared]
         values = []
         new = shared[: len(self.closed)]
         with _capture.Closure(at, tensors, self.closed, new, unknown):
             for layout, picks in zip(self.batches, self.picks, strict=True):
-                carry, value = self.step(carry, layout.build(pool[i] for i in picks))
+                batch = layout.build(pool[i] for i in picks)
+                carry, buffers, value = self.step(carry, buffers, batch)
                 values.append(value)
-        return [*_tree.tensors(carry), *(x.view_as(x) for x in shared), torch.stack(values)]
+        handed_on = [x.view_as(x) for x in shared]
+        return [*_tree.tensors(carry), *handed_on, torch.stack(values), *_tree.tensors(buffers)]
 
 
 class Randomness:
@@ -150,20 +170,24 @@ class _Rerun(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.segment, ctx.randomness, *tensors = inputs
         ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(*(x for x in output if not _floats(x)))
+        last = ctx.segment.n_differentiated
+        data = [x for i, x in enumerate(output) if i >= last or not _floats(x)]
+        ctx.mark_non_differentiable(*data)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        tensors = list(ctx.saved_tensors)
-        wanted = [i for i, x in enumerate(tensors) if _floats(x) and ctx.needs_input_grad[i + 2]]
-
+        tensors, last = list(ctx.saved_tensors), ctx.segment.n_differentiated
+        primal = tensors[: len(tensors) - ctx.segment.n_buffers]
+        needed = ctx.needs_input_grad[2:]
+        wanted = [i for i, x in enumerate(primal) if _floats(x) and needed[i]]
         at = _context.level()
 
         def function(*primals: Tensor) -> tuple[Tensor, ...]:
             filled = _tree.placed(tensors, wanted, primals)
-            return tuple(x for x in ctx.segment(filled, at, _capture.refuse) if _floats(x))
+            outputs = ctx.segment(filled, at, _capture.refuse)
+            return tuple(x for x in outputs[:last] if _floats(x))
 
         with ctx.randomness.replayed():
             pull = vjp(function, *(tensors[i] for i in wanted))[1]
-        grads = pull(tuple(c for c in cotangents if c is not None and _floats(c)))
+        grads = pull(tuple(c for c in cotangents[:last] if c is not None and _floats(c)))
         return None, None, *_tree.placed([None] * len(tensors), wanted, grads)

@@ -113,7 +113,7 @@ def bias_corrected(lr: Any, b1: Any, t: Tensor) -> Any:
     """``lr / (1 - b1^t)`` in double precision; a tensor ``lr`` divides in its own dtype."""
     bias = 1 - _double(b1) ** _double(t)
     if not isinstance(lr, Tensor):
-        return torch.full_like(bias, lr) / bias
+        return torch.ones_like(bias) * lr / bias  # not full_like, which compiles a number in
     lr = lr if lr.is_floating_point() else lr.to(torch.get_default_dtype())
     wide = _wide(lr)
     return (wide / bias.to(dtype=wide.dtype, device=lr.device)).to(lr.dtype)

@@ -62,10 +62,8 @@ class Scheduled(Transform):
         new, inner = self._now(state).update(updates, state.inner, params, **extra)
         return new, ScheduledState(state.count + 1, inner)
 
-    def prepare(
-        self, grads: Tree, state: ScheduledState, params: Tree, foreach: bool | None = None
-    ) -> Donated | None:
-        run = self._now(state).prepare(grads, state.inner, params, foreach)
+    def prepare(self, grads: Tree, state: ScheduledState, params: Tree) -> Donated | None:
+        run = self._now(state).prepare(grads, state.inner, params)
         return None if run is None else _Advance(run, state.count)
 
     def _now(self, state: ScheduledState) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,74 +57,47 @@ def step(
         >>> params
         tensor([0.5000, 2.5000])
     """
-    if donate and writable(grads, state, params):
-        _reject_shared_memory(grads, state, params)
-        return prepare(tx, grads, state, params, **extra)()
+    if donate and _writable(grads, state, params):
+        return _prepare(tx, grads, state, params, **extra)()
     updates, state = tx.update(grads, state, params, **extra)
     return apply_updates(params, updates), state
 
 
-def prepare(
-    tx: GradientTransformation,
-    grads: Tree,
-    state: Any,
-    params: Tree,
-    *,
-    foreach: bool | None = None,
-    **extra: Any,
+def _prepare(
+    tx: GradientTransformation, grads: Tree, state: Any, params: Tree, **extra: Any
 ) -> Donated:
-    """Check a donated step without writing; the caller has seen that it is ``writable``.
+    """Check a donated step without writing.
 
     The transform's own fused step if it has one, else the pure step, committed at the call;
     or not committed, if a hyperparameter that requires grad made autograd record it.
     """
+    _reject_shared_memory(grads, state, params)
     if isinstance(tx.update, Update):
-        run = tx.update.transform.prepare(grads, state, params, foreach)
+        run = tx.update.transform.prepare(grads, state, params)
         if run is not None:
             return run
     new = step(tx, grads, state, params, **extra)
     if torch.is_grad_enabled() and any(x.requires_grad for x in _tree.tensors(new)):
-        return Done(new)
-    return _Commit(new, (params, state))
+        return lambda: new
+    return partial(_commit, new, (params, state))
 
 
-@dataclass(frozen=True)
-class Done:
-    """A pure step that nothing is left to do for."""
-
-    new: tuple[Tree, Any]
-
-    def __call__(self) -> tuple[Tree, Any]:
-        return self.new
-
-
-@dataclass(frozen=True)
-class _Commit:
+def _commit(new: tuple[Tree, Any], old: tuple[Tree, Any]) -> tuple[Tree, Any]:
     """Copy the results of a pure step over the donated trees."""
-
-    new: tuple[Tree, Any]
-    old: tuple[Tree, Any]
-
-    def __call__(self) -> tuple[Tree, Any]:
-        sources, spec = _tree.flatten(self.new)
-        for target, source in zip(
-            _tree.match(spec, self.old, "donated", "new"), sources, strict=True
-        ):
-            if isinstance(source, Tensor) and target is not source:
-                target.copy_(source)
-        return self.old
+    sources, spec = _tree.flatten(new)
+    for target, source in zip(_tree.match(spec, old, "donated", "new"), sources, strict=True):
+        if isinstance(source, Tensor) and target is not source:
+            target.copy_(source)
+    return old
 
 
-def writable(grads: Tree, state: Any, params: Tree) -> bool:
-    """Whether ``params`` and ``state`` may be written here, with nobody but their owner to notice.
+def _writable(grads: Tree, state: Any, params: Tree) -> bool:
+    """Whether ``params`` and ``state`` may be written, with nobody but their owner to notice.
 
-    Not while something records or transforms the computation, and not where elements
-    of one tensor overlap or lie scattered between those of others.
+    Not where elements of one tensor overlap, or lie scattered between those of others.
     """
-    if torch.compiler.is_compiling() or _context.transforming() or _context.forward_mode():
-        return False
     given, donated = _tree.tensors(grads), _tree.tensors((state, params))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given + donated):
+    if _context.recorded(given + donated):
         return False
     if not torch.is_inference_mode_enabled() and any(x.is_inference() for x in donated):
         return False

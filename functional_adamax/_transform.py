@@ -60,11 +60,9 @@ class Transform(ABC):
     def update(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
         """Return the new updates and the new state."""
 
-    def prepare(
-        self, grads: Tree, state: Any, params: Tree, foreach: bool | None = None
-    ) -> Donated | None:
+    def prepare(self, grads: Tree, state: Any, params: Tree) -> Donated | None:
         """Return a checked step that writes over ``params`` and ``state``, or None without one."""
-        del grads, state, params, foreach
+        del grads, state, params
         return None
 
     def pair(self) -> GradientTransformation:

@@ -63,10 +63,9 @@ def unroll(
         values[k] = loss(params, batches[k])
         params, state = step(tx, d values[k] / d params, state, params)
 
-    The result can be differentiated by the initial ``params``, ``state`` and ``buffers``, by the
-    batches, by hyperparameters that are tensors, and by whatever else ``loss`` uses; in reverse
-    and forward mode, repeatedly, and under ``vmap``, for example over tasks. Nothing given is
-    written.
+    The result can be differentiated by the initial ``params`` and ``state``, by the batches, by
+    hyperparameters that are tensors, and by whatever else ``loss`` uses; in reverse and forward
+    mode, repeatedly, and under ``vmap``, for example over tasks. Nothing given is written.
 
     Args:
         loss: ``loss(params, batch)``, or ``loss(params, buffers, batch)`` where ``buffers`` are
@@ -79,11 +78,13 @@ def unroll(
             ``itertools.repeat(batch, K)`` for K steps on one.
         state: the state to go on from. Default: ``tx.init(params)``.
         buffers: a tree of tensors that ``loss`` may write in place, such as the buffers of a
-            module. It is given copies, which come out again. Default: None.
+            module. It is given copies, which come out again; they are data, through which
+            nothing is differentiated. Default: None.
         checkpoint: do not keep the tensors of each step, but recompute them when
             differentiating: a number is the steps in a segment, True takes about sqrt(K).
-            Gradients have the bits of the plain loop. Forward-mode differentiation runs the plain
-            loop. Default: False.
+            First gradients have the bits of the plain loop, except that sums over a batch
+            dimension, or with uses of a tensor outside of the loop, may be taken in another
+            order. Forward-mode differentiation runs the plain loop. Default: False.
         truncate: detach parameters and state every so many steps, so that gradients go back that
             far at most. Default: None, never.
         detach_first: run so many steps without recording them; gradients go through the rest.
@@ -115,8 +116,8 @@ def unroll(
     recording = torch.is_grad_enabled()
     if recording and not _context.transforming():
         # A gradient by one leaf must not pass through another, nor through what the loss uses.
-        params = _tree.tree_map(lambda x: x.view_as(x) if isinstance(x, Tensor) else x, params)
-    carry = (params, state, buffers)
+        params = _tree.tree_map(lambda x: x.view_as(x) if _check.trainable(x) else x, params)
+    carry, buffers = (params, state), detach(buffers)
     take = partial(_step, loss, tx, first_order)
     values: list[Tensor] = []
     for start, stop in _stretches(len(batches), truncate, detach_first):
@@ -125,13 +126,13 @@ def unroll(
             part = batches[start:stop]
             if checkpoint and torch.is_grad_enabled() and not _context.forward_mode():
                 length = math.isqrt(len(part)) if checkpoint is True else checkpoint
-                carry, value = _remat.loop(take, carry, part, length)
+                carry, buffers, value = _remat.loop(take, carry, buffers, part, length)
                 values.extend(value.unbind())
             else:
                 for batch in part:
-                    carry, value = take(carry, batch)
+                    carry, buffers, value = take(carry, buffers, batch)
                     values.append(value)
-    return Unrolled(carry[0], carry[1], torch.stack(values), carry[2])
+    return Unrolled(*carry, torch.stack(values), buffers)
 
 
 def _check_options(checkpoint: Any, truncate: Any, detach_first: Any) -> None:
@@ -156,13 +157,13 @@ def _step(
     loss: Callable[..., Tensor],
     tx: GradientTransformation,
     first_order: bool,
-    carry: tuple[Tree, Any, Tree],
+    carry: tuple[Tree, Any],
+    buffers: Tree,
     batch: Any,
-) -> tuple[tuple[Tree, Any, Tree], Tensor]:
-    params, state, buffers = carry
+) -> tuple[tuple[Tree, Any], Tree, Tensor]:
+    params, state = carry
     grads, value, buffers = _gradients(loss, first_order, params, buffers, batch)
-    params, state = step(tx, grads, state, params)
-    return (params, state, buffers), value
+    return step(tx, grads, state, params), detach(buffers), value
 
 
 def _gradients(

@@ -7,25 +7,22 @@ collects the tensors of every group, checks and prepares all groups, and only th
 
 from __future__ import annotations
 
-import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import (
-    Optimizer,
-    ParamsT,
-    _default_to_fused_or_foreach,
-    _get_capturable_supported_devices,
-    _to_scalar,
-)
+from torch.optim.optimizer import Optimizer, ParamsT, _to_scalar
 
-from .. import _adamax, _check, _hyper, _step, _tree
-from .._adamax import AdamaxState
-from .._transform import Donated
+from .. import _adamax, _apply, _context, _execute, _hyper, _rule
+from .._rule import Leaf
+from ._groups import check_group, uses_foreach, warn_about_group
 from ._loading import restore, scalar_dtype, shield
+
+Results = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The update, the step and the two moments of one parameter."""
 
 
 class Adamax(Optimizer):
@@ -113,11 +110,10 @@ class Adamax(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
+        if isinstance(param_group, dict):
+            _hyper.check_state_dtype(param_group.get("state_dtype"))
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        _hyper.check_state_dtype(group.get("state_dtype"))
-        _check.warn_if_eps_vanishes(group["eps"], group["params"], group.get("state_dtype"))
-        _warn_if_tied(group)
+        warn_about_group(self.param_groups[-1])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.Adamax``, of any version.
@@ -126,11 +122,12 @@ class Adamax(Optimizer):
         that moments keep the ``state_dtype`` of their group. A checkpoint without the key
         ``state_dtype`` takes the value the group has.
         """
-        handle = self.register_load_state_dict_pre_hook(shield)  # the last hook to see the dict
+        hooks = self._optimizer_load_state_dict_pre_hooks
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict({**hooks, -1: shield})
         try:
             super().load_state_dict(state_dict)
         finally:
-            handle.remove()
+            self._optimizer_load_state_dict_pre_hooks = hooks
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", [])
@@ -168,48 +165,11 @@ class Adamax(Optimizer):
                     loss = closure()
             if not torch.compiler.is_compiling():
                 for group in self.param_groups:
-                    self._check_group(group)
+                    check_group(group, self.state, self.defaults["differentiable"])
             steps = [self._prepare_group(group) for group in self.param_groups]
             for run in steps:
                 run()
         return loss
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """Raise what the step of this group would raise, before anything is written."""
-        differentiable = self.defaults["differentiable"]
-        if group["foreach"] and group["differentiable"]:
-            raise AssertionError("_foreach ops don't support autograd")
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if p.grad.is_sparse:
-                raise RuntimeError("Adamax does not support sparse gradients")
-            moments = self.state.get(p, {}).get("exp_avg", p)
-            if group.get("state_dtype") is None and not p.dtype == p.grad.dtype == moments.dtype:
-                raise RuntimeError(
-                    f"expected parameter, gradient and state of one dtype, but got {p.dtype}, "
-                    f"{p.grad.dtype} and {moments.dtype}; pass state_dtype= to step in a dtype "
-                    "of its own"
-                )
-            if differentiable and p.is_leaf and p.requires_grad:
-                raise RuntimeError(
-                    "a leaf Variable that requires grad is being used in an in-place operation: "
-                    "differentiable=True can step only tensors that are no leaves (clones of "
-                    "parameters). To differentiate through steps of plain parameters use the "
-                    "functional pair: tx = functional_adamax.adamax(...), "
-                    "params, state = functional_adamax.step(tx, grads, state, params)"
-                )
-            if group["capturable"]:
-                self._check_capturable(group, p)
-
-    def _check_capturable(self, group: dict[str, Any], p: Tensor) -> None:
-        devices = _get_capturable_supported_devices(supports_xla=not _uses_foreach(group, [p]))
-        step = self.state.get(p, {}).get("step", p)
-        if not (p.device.type == step.device.type and p.device.type in devices):
-            raise AssertionError(
-                "If capturable=True, params and state_steps must be on supported devices: "
-                f"{devices}."
-            )
 
     def _init_group(
         self,
@@ -232,7 +192,7 @@ class Adamax(Optimizer):
             if len(state) == 0:
                 _, exp_avg, exp_inf = _adamax.init_leaf(p, group.get("state_dtype"))
                 device = p.device if group["capturable"] else None
-                state["step"] = torch.zeros((), dtype=scalar_dtype(), device=device)
+                state["step"] = torch.tensor(0.0, dtype=scalar_dtype(), device=device)
                 state["exp_avg"] = exp_avg
                 state["exp_inf"] = exp_inf
             params.append(p)
@@ -242,71 +202,39 @@ class Adamax(Optimizer):
             steps.append(state["step"])
         return any(torch.is_complex(p) for p in params)
 
-    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], object]:
-        """Return the step of ``group``, checked and, unless it is donated, computed."""
+    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
+        """Return the step of ``group``, not yet run, or computed and not yet stored."""
+        beta1, beta2 = group["betas"]
+        eps, weight_decay, maximize = group["eps"], group["weight_decay"], group["maximize"]
         params: list[Tensor] = []
         grads: list[Tensor] = []
         exp_avgs: list[Tensor] = []
         exp_infs: list[Tensor] = []
         steps: list[Tensor] = []
         self._init_group(group, params, grads, exp_avgs, exp_infs, steps)
-        state = AdamaxState(steps, exp_avgs, exp_infs)
-        foreach = _uses_foreach(group, params)
-        tx = _transform(group, foreach).pair()
-        if _step.writable(grads, state, params):
-            run = _step.prepare(tx, grads, state, params, foreach=foreach)
-        else:
-            run = _step.Done(_step.step(tx, grads, state, params))
-        return partial(self._commit, group, params, run)
+        foreach = uses_foreach(group, params)
+        lr = _to_scalar(group["lr"])
+        if foreach and isinstance(lr, Tensor) and not torch.compiler.is_compiling():
+            lr = lr.item()  # as torch's foreach form does
+        leaves = [
+            Leaf(*tensors, lr, beta1, beta2, eps, weight_decay)
+            for tensors in zip(params, grads, exp_avgs, exp_infs, steps, strict=True)
+        ]
+        if not _context.recorded(x for leaf in leaves for x in leaf if isinstance(x, Tensor)):
+            return partial(_execute.write, leaves, maximize, False, foreach)
+        results = [_rule.step(leaf, maximize, False) for leaf in leaves]
+        return partial(self._store, leaves, results, group["differentiable"])
 
-    def _commit(self, group: dict[str, Any], params: list[Tensor], run: Donated) -> None:
-        """Run a step and store what it did not write itself.
+    def _store(self, leaves: list[Leaf], results: list[Results], replace: bool) -> None:
+        """Store the results of pure steps.
 
-        State that autograd recorded is replaced; written over, it would break the graph.
+        State that autograd recorded is to be replaced; written over, it would break the graph.
         """
-        new_params, new_state = run()
-        for p, q, *cells in zip(params, new_params, *new_state, strict=True):
-            if q is p:
-                continue
-            p.copy_(q)
-            for name, cell in zip(AdamaxState._fields, cells, strict=True):
-                if group["differentiable"]:
-                    self.state[p][name] = cell
+        for leaf, (update, step, exp_avg, exp_inf) in zip(leaves, results, strict=True):
+            leaf.p.copy_(_apply.add(leaf.p, update))
+            new = {"step": step, "exp_avg": exp_avg, "exp_inf": exp_inf}
+            for name, value in new.items():
+                if replace:
+                    self.state[leaf.p][name] = value
                 else:
-                    self.state[p][name].copy_(cell)
-
-
-def _transform(group: dict[str, Any], foreach: bool) -> _adamax.Adamax:
-    """The transform of the hyperparameters a group has now, unchecked, as torch takes them."""
-    lr = _to_scalar(group["lr"])
-    if foreach and isinstance(lr, Tensor) and not torch.compiler.is_compiling():
-        lr = lr.item()  # as torch's foreach form does
-    return _adamax.Adamax(
-        lr,
-        group["betas"],
-        group["eps"],
-        group["weight_decay"],
-        group["maximize"],
-        group.get("state_dtype"),
-    )
-
-
-def _uses_foreach(group: dict[str, Any], params: list[Tensor]) -> bool:
-    foreach: bool | None = group["foreach"]
-    if foreach is None:
-        foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)[1]
-    return foreach
-
-
-def _warn_if_tied(group: dict[str, Any]) -> None:
-    """Warn where two different parameters of a group are the same memory."""
-    params = list(dict.fromkeys(group["params"]))
-    pair = _tree.tied(params)
-    if pair is not None:
-        names = group.get("param_names") or [f"params[{i}]" for i in range(len(params))]
-        warnings.warn(
-            f"{names[pair[0]]} and {names[pair[1]]} are the same memory: each step writes it once "
-            "for each of them, from a state of its own. Give the optimizer one of them",
-            UserWarning,
-            stacklevel=4,
-        )
+                    self.state[leaf.p][name].copy_(value)

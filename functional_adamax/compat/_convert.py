@@ -179,7 +179,7 @@ def hyperparameters_from_torch(
 
     def tree(read: Any) -> Any:
         values = [None if group is None else read(group) for group in groups]
-        values = [x.detach().clone() if isinstance(x, Tensor) else x for x in values]
+        values = [_plain(x) for x in values]
         known = [x for x, group in zip(values, groups, strict=True) if group is not None]
         if known and all(_transform.same(value, known[0]) for value in known):
             return known[0]
@@ -193,6 +193,13 @@ def hyperparameters_from_torch(
         "maximize": once("maximize", False),
         "state_dtype": once("state_dtype", None),
     }
+
+
+def _plain(value: Any) -> Any:
+    """A hyperparameter of a group as the functional side takes it: a number, or a 0-d copy."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().reshape(())
+    return value if value is None or isinstance(value, (int, float)) else float(value)
 
 
 def _as_dict(state_dict: dict[str, Any] | Optimizer) -> dict[str, Any]:
@@ -210,6 +217,8 @@ def _pairs(
         raise ValueError(
             f"the state dict has {len(owners)} parameters and params has {len(positions)} tensors"
         )
+    if order is None and all(isinstance(key, str) for key, _ in owners):
+        order = [key for key, _ in owners]  # a checkpoint of torch.distributed.checkpoint
     if order is None and all("param_names" in group for group in state_dict["param_groups"]):
         order = [name for group in state_dict["param_groups"] for name in group["param_names"]]
     if order is not None:

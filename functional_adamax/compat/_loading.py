@@ -56,7 +56,7 @@ def restore(state: MutableMapping[Any, Any], param_groups: list[dict[str, Any]])
     groups = {p: group for group in param_groups for p in group["params"]}
     for key, value in state.items():
         group = groups.get(key)
-        if group is not None and isinstance(value.get("step"), (int, float)):
+        if group is not None and not isinstance(value.get("step"), (Tensor, _Shielded, type(None))):
             step = torch.tensor(float(value["step"]), dtype=scalar_dtype())
             value["step"] = step.to(key.device) if group["capturable"] else step
         state[key] = _unwrap(value, None, key, group)

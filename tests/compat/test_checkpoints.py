@@ -7,8 +7,10 @@ import io
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from twins import DTYPES, assert_twins, copies, parameters, same_bits
 
 import functional_adamax as fa
@@ -78,7 +80,7 @@ def test_a_checkpoint_is_key_for_key_torchs() -> None:
     assert repr(theirs.state_dict()) == repr(ours.state_dict())
 
 
-@pytest.mark.parametrize("number", [3, 3.0], ids=["int", "float"])
+@pytest.mark.parametrize("number", [3, 3.0, np.int64(3)], ids=["int", "float", "numpy"])
 def test_an_old_checkpoint_loads(number: float) -> None:
     a = parameters(torch.float32)
     theirs = torch.optim.Adamax(a)
@@ -326,6 +328,30 @@ def test_groups_in_another_order_are_paired_by_names() -> None:
         assert torch.equal(params[layer][kind], p)
     with pytest.raises(ValueError, match="exp_avg of parameter 0 .* must have the shape of params"):
         state_from_torch(optimizer, params)
+
+
+def test_a_checkpoint_with_names_for_numbers() -> None:
+    """As torch.distributed.checkpoint writes it."""
+    model = Net()
+    optimizer = torch.optim.Adamax(model.parameters())
+    drive(model, optimizer, [gradients(model) for _ in range(2)])
+    saved = get_optimizer_state_dict(model, optimizer)
+    params = dict(reversed(as_dict(model).items()))
+    state = state_from_torch(saved, params)
+    for name, p in model.named_parameters():
+        assert torch.equal(state.exp_avg[name], optimizer.state[p]["exp_avg"])
+
+
+def test_hyperparameters_are_plain_numbers_and_copies() -> None:
+    p = torch.zeros(2)
+    lr = torch.tensor([[0.1]])
+    optimizer = torch.optim.Adamax([{"params": [p], "lr": lr, "eps": np.float32(1e-3)}])
+    hyper = hyperparameters_from_torch(optimizer, p)
+    assert hyper["lr"].shape == ()
+    lr.fill_(0.5)
+    assert float(hyper["lr"]) == pytest.approx(0.1)
+    assert isinstance(hyper["eps"], float)
+    fa.adamax(**hyper)
 
 
 def test_errors_of_the_conversion() -> None:

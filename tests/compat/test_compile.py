@@ -40,3 +40,19 @@ def test_a_compiled_step_is_the_eager_one(options: dict[str, Any]) -> None:
     )
     for name, value in eager[1].items():
         assert_close(compiled[1][name], value, torch.full((1,), 4.0))
+
+
+def test_a_rate_that_a_scheduler_changes_settles_after_two_graphs() -> None:
+    p = torch.nn.Parameter(torch.randn(5))
+    optimizer = Adamax([p], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    p.grad = torch.randn(5)
+    optimizer.step()
+    torch._dynamo.reset()
+    counters.clear()
+    function = torch.compile(lambda: optimizer.step())
+    for _ in range(6):
+        p.grad = torch.randn(5)
+        function()
+        scheduler.step()
+    assert counters["stats"]["unique_graphs"] <= 2

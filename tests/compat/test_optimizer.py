@@ -134,8 +134,19 @@ def test_named_parameters() -> None:
 
 def test_parameters_sharing_memory_are_reported_by_name() -> None:
     p = torch.zeros(3)
-    with pytest.warns(UserWarning, match="a and b are the same memory"):
+    with pytest.warns(UserWarning, match="a and b are the same memory") as first:
         Adamax([("a", p), ("b", p.view(3))])
+    optimizer = Adamax([("z", torch.zeros(1))])
+    with pytest.warns(UserWarning, match="a and b are the same memory") as second:
+        optimizer.add_param_group({"params": [("a", p), ("b", p.view(3))]})
+    assert first[0].filename == second[0].filename == __file__
+
+
+def test_a_refused_group_is_not_added() -> None:
+    _, optimizer = one()
+    with pytest.raises(TypeError, match="state_dtype must be"):
+        optimizer.add_param_group({"params": [torch.zeros(2)], "state_dtype": "float32"})
+    assert len(optimizer.param_groups) == 1
 
 
 # --- step -----------------------------------------------------------------------------------
@@ -222,7 +233,11 @@ def failing_in_the_second_group(kind: str) -> tuple[type[Exception], str, Any]:
     if kind == "dtype":
         bad.grad_dtype = torch.float64
         bad.grad = torch.ones(3, dtype=torch.float64)
-        return RuntimeError, "expected .* of one dtype.*float32.*float64", (good, bad, {})
+        return (
+            RuntimeError,
+            "expected a gradient of the dtype.*float32.*float64",
+            (good, bad, {}),
+        )
     bad.grad = torch.ones(3)
     if kind == "capturable":
         return AssertionError, "If capturable=True", (good, bad, {"capturable": True})
@@ -245,6 +260,109 @@ def test_all_groups_are_checked_before_anything_is_written(kind: str) -> None:
         optimizer.step()
     assert torch.equal(good.detach(), torch.ones(3))
     assert len(optimizer.state) == 0
+
+
+def test_bad_group_values_and_bad_state_are_found_before_anything_is_written() -> None:
+    def broken_value(name: str, value: Any) -> Any:
+        return lambda group, state: group.__setitem__(name, value)
+
+    def broken_state(name: str, value: Any) -> Any:
+        return lambda group, state: state.__setitem__(name, value)
+
+    cases = [
+        (broken_value("weight_decay", None), TypeError, "weight_decay of a parameter group"),
+        (broken_value("lr", [0.1, 0.2]), TypeError, "lr of a parameter group must be a number"),
+        (broken_value("lr", torch.ones(3)), TypeError, "lr of a parameter group"),
+        (broken_value("betas", (0.9, 0.9, 0.9)), ValueError, "too many values"),
+        (broken_state("exp_inf", torch.ones(7)), RuntimeError, r"have \(3,\) and \(7,\)"),
+        (broken_state("step", 3), RuntimeError, "API has changed"),
+        (
+            broken_state("exp_avg", torch.ones(3, dtype=torch.float64)),
+            RuntimeError,
+            "expected a gradient of the dtype of the moments",
+        ),
+    ]
+    for foreach in (False, True):
+        for break_it, error, message in cases:
+            good, bad = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+            optimizer = Adamax([{"params": [good]}, {"params": [bad]}], foreach=foreach)
+            good.grad = bad.grad = torch.ones(3)
+            optimizer.step()
+            before = good.detach().clone()
+            break_it(optimizer.param_groups[1], optimizer.state[bad])
+            with pytest.raises(error, match=message):
+                optimizer.step()
+            assert torch.equal(good.detach(), before)
+            assert optimizer.state[good]["step"].item() == 1.0
+
+
+def test_state_made_in_inference_mode_is_refused_outside_before_anything_is_written() -> None:
+    p, optimizer = one()
+    with torch.inference_mode():
+        optimizer.step()
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside"):
+        optimizer.step()
+    assert torch.equal(p.detach(), before)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_another_default_device_does_not_matter(foreach: bool) -> None:
+    p, optimizer = one(foreach=foreach)
+    optimizer.step()
+    with torch.device("meta"):
+        optimizer.step()
+    assert optimizer.state[p]["step"].item() == 2.0
+
+
+def test_fake_tensors_and_traced_steps() -> None:
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode():
+        p = torch.nn.Parameter(torch.ones(3))
+        p.grad = torch.ones(3)
+        Adamax([p]).step()
+        assert p.shape == (3,)
+
+    def step(start: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        p = start.clone()
+        p.grad = grad
+        Adamax([p], lr=0.1).step()
+        return p
+
+    args = torch.ones(3), torch.tensor([1.0, -2.0, 0.5])
+    assert torch.equal(make_fx(step)(*args)(*args), step(*args))
+
+
+@BOTH
+def test_float32_moments_beside_a_half_parameter(cls: Any) -> None:
+    """torch steps them if the gradient is float32 too."""
+    p = torch.nn.Parameter(torch.linspace(-1, 1, 9).bfloat16())
+    p.grad_dtype = torch.float32
+    p.grad = torch.linspace(1, 3, 9)
+    optimizer = cls([p], lr=0.1)
+    moments = {"exp_avg": torch.ones(9), "exp_inf": torch.full((9,), 2.0)}
+    optimizer.state[p] = {"step": torch.tensor(3.0), **moments}
+    optimizer.step()
+    want = torch.linspace(-1, 1, 9).bfloat16()
+    want.addcdiv_(moments["exp_avg"], moments["exp_inf"], value=-0.1 / (1 - 0.9**4))
+    assert torch.equal(p.detach(), want)
+
+
+def test_sliced_parameters_are_stepped_in_place_beside_dense_ones() -> None:
+    results = []
+    for cls in (torch.optim.Adamax, Adamax):
+        torch.manual_seed(0)
+        whole = torch.randn(4, 6)
+        sliced, dense = whole[:, ::2], torch.randn(5)
+        optimizer = cls([sliced, dense], lr=0.1)
+        for _ in range(3):
+            sliced.grad, dense.grad = torch.randn(4, 3), torch.randn(5)
+            optimizer.step()
+        results.append((whole, dense))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 @pytest.mark.parametrize("foreach", [False, True])
@@ -346,6 +464,21 @@ def test_load_state_dict_hooks_with_prepend_and_removal() -> None:
     optimizer.load_state_dict(copy.deepcopy(saved))
     assert order == ["pre 1", "pre 2", "post 1", "post 2"]
     assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 2  # ours did not stay
+
+
+@BOTH
+def test_load_hooks_may_remove_themselves(cls: Any) -> None:
+    optimizer = cls([torch.nn.Parameter(torch.ones(2))])
+    calls, handles = [], []
+
+    def once(*_: Any) -> None:
+        calls.append(1)
+        handles[0].remove()
+
+    handles.append(optimizer.register_load_state_dict_pre_hook(once))
+    for _ in range(2):
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == [1]
 
 
 def test_a_subclass_that_calls_super_step_keeps_working() -> None:
