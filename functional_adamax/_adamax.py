@@ -71,7 +71,7 @@ class Adamax(Transform):
     def prepare(self, grads: Tree, state: AdamaxState, params: Tree) -> Donated | None:
         leaves = self._leaves(grads, state, params)[1]
         work = [leaf for leaf in leaves if leaf.g is not None]
-        if torch.is_grad_enabled() and any(_rule.learns(leaf) for leaf in work):
+        if _is_entangled(work):
             return None
         return partial(_write, work, self.maximize, self.decoupled, params, state)
 
@@ -86,9 +86,11 @@ class Adamax(Transform):
         u = _tree.match(spec, state.exp_inf, "state.exp_inf", "state.step")
         g = _tree.match(spec, grads, "grads", "the params that init was given")
         _check.gradients(spec, g, m, "Adamax")
+        _check.same_places(spec, u, m, "state.exp_inf")
+        _check.scalars(spec, t, m, "state.step")
         if params is not None:
             p = _tree.match(spec, params, "params", "the params that init was given")
-            _check.same_shapes(spec, p, m)
+            _check.same_places(spec, p, m, "params")
         else:
             p = [None] * len(t)
             if not _hyper.is_zero(self.weight_decay):
@@ -102,6 +104,17 @@ class Adamax(Transform):
         }
         columns = [_hyper.per_leaf(k, v, state.step, m) for k, v in hyper.items()]
         return spec, [Leaf(*row) for row in zip(p, g, m, u, t, *columns, strict=True)]
+
+
+def _is_entangled(work: list[Leaf]) -> bool:
+    """Whether a hyperparameter is recorded by autograd, or lies where the step would write."""
+    hyper = [x for leaf in work for x in leaf[5:] if isinstance(x, Tensor)]
+    if not hyper:
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in hyper):
+        return True
+    written = {x.untyped_storage().data_ptr() for leaf in work for x in (leaf.p, *leaf[2:5])}
+    return any(x.untyped_storage().data_ptr() in written for x in hyper)
 
 
 def init_leaf(p: Any, state_dtype: torch.dtype | None) -> tuple[Any, Any, Any]:

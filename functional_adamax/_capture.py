@@ -50,14 +50,21 @@ class Closure(TorchFunctionMode):
             if isinstance(x, Tensor):
                 self.inside[id(x)] = weakref.ref(x)
 
+    def _is_inside(self, x: Tensor) -> bool:
+        known = self.inside.get(id(x))
+        return known is not None and known() is x
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         given = args, kwargs or {}
         for x in tree_iter(given):
-            if id(x) not in self.table and _context.differentiated_outside(x, self.at):
-                known = self.inside.get(id(x))
-                if known is None or known() is not x:
-                    self.unknown(x, func)
+            root = _context.differentiated_outside(x, self.at)
+            if root is None or self._is_inside(root):
+                continue
+            if root is not x:
+                _refuse_transformed(root)
+            if id(x) not in self.table:
+                self.unknown(x, func)
         if any(id(x) in self.table for x in tree_iter(given)):
             given = tree_map(lambda x: self.table.get(id(x), x), given)
         result = func(*given[0], **given[1])
@@ -87,6 +94,14 @@ def refuse(x: Tensor, func: Callable[..., Any]) -> None:
         f"{getattr(func, '__name__', func)} was given a tensor of shape {tuple(x.shape)} that may "
         "be differentiated and that the first step did not use; its gradient would be lost. Pass "
         "it to the loss in the batch, or do not ask for checkpoint"
+    )
+
+
+def _refuse_transformed(x: Tensor) -> None:
+    raise RuntimeError(
+        f"the loss closes over a tensor of shape {tuple(x.shape)} that may be differentiated and "
+        "hands it to a transform of torch.func as an argument; checkpoint cannot follow it there. "
+        "Pass it to the loss in the batch, or do not ask for checkpoint"
     )
 
 

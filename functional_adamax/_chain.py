@@ -38,8 +38,9 @@ class Chain(Transform):
     ) -> tuple[Tree, tuple[Any, ...]]:
         if not isinstance(state, tuple) or len(state) != len(self.links):
             raise ValueError(
-                f"state must be the tuple of {len(self.links)} states that init returned, "
-                f"one for each link, got {type(state).__name__}"
+                f"state must be the tuple of {len(self.links)} states that init returned, one "
+                f"for each link, got {type(state).__name__}"
+                + (f" of {len(state)}" if isinstance(state, tuple) else "")
             )
         states = []
         for link, link_state in zip(self.links, state, strict=True):

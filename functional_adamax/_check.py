@@ -78,6 +78,7 @@ def _fits(g: Any, x: Any) -> bool:
     """The common case, in few operations."""
     return (
         isinstance(x, Tensor)
+        and isinstance(g, Tensor)
         and g.shape == x.shape
         and g.dtype == x.dtype
         and g.device == x.device
@@ -86,6 +87,8 @@ def _fits(g: Any, x: Any) -> bool:
 
 
 def _problem(g: Any, x: Any, what: str) -> tuple[type[Exception], str] | None:
+    if not isinstance(g, Tensor):
+        return TypeError, f" must be a tensor or None, got {describe(g)}"
     if not isinstance(x, Tensor):
         return TypeError, (
             f" must be None, because its parameter is None or not floating and has no "
@@ -123,13 +126,27 @@ def reject_missing_params(updates: Tree) -> None:
         )
 
 
-def same_shapes(spec: Any, params: list[Any], like: list[Any]) -> None:
-    """Check that every parameter with state has the shape its state was made for."""
-    for i, (p, x) in enumerate(zip(params, like, strict=True)):
-        if isinstance(x, Tensor) and (not isinstance(p, Tensor) or p.shape != x.shape):
+def same_places(spec: Any, leaves: list[Any], like: list[Any], name: str) -> None:
+    """Check that leaves with state have the shape, device and kind the state was made for."""
+    for i, (y, x) in enumerate(zip(leaves, like, strict=True)):
+        if isinstance(x, Tensor) and not (
+            isinstance(y, Tensor)
+            and y.shape == x.shape
+            and y.device == x.device
+            and y.is_complex() == x.is_complex()
+        ):
             raise ValueError(
-                f"{_tree.paths(spec, 'params')[i]} must be a tensor of shape {tuple(x.shape)}, "
-                f"for which its state was made, got {describe(p)}"
+                f"{_tree.paths(spec, name)[i]} must fit its state, {describe(x)} on {x.device}, "
+                f"got {describe(y)}" + (f" on {y.device}" if isinstance(y, Tensor) else "")
+            )
+
+
+def scalars(spec: Any, leaves: list[Any], like: list[Any], name: str) -> None:
+    """Check that leaves with state have a 0-d tensor."""
+    for i, (t, x) in enumerate(zip(leaves, like, strict=True)):
+        if isinstance(x, Tensor) and not (isinstance(t, Tensor) and t.dim() == 0):
+            raise ValueError(
+                f"{_tree.paths(spec, name)[i]} must be a tensor of shape (), got {describe(t)}"
             )
 
 

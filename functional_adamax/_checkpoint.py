@@ -70,8 +70,10 @@ def _restore(like: Tree, saved: Any, path: str) -> Tree:
             )
         return like
     children, keys, build = _tree.open_node(like)
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} must be a dict, got {_check.describe(saved)}")
     for key in keys:
-        if not isinstance(saved, dict) or key not in saved:
+        if key not in saved:
             raise ValueError(f"{path}[{key!r}] is missing from the saved state")
     for key in saved:
         if key not in keys:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
@@ -35,8 +36,10 @@ def batching() -> bool:
 
 
 def recorded(tensors: Iterable[Tensor]) -> bool:
-    """Whether a compiler, a transform or autograd would see a write to, or from, ``tensors``."""
+    """Whether a compiler, a tracer, a transform or autograd would see a write to ``tensors``."""
     if torch.compiler.is_compiling() or transforming() or forward_mode():
+        return True
+    if torch._C._get_tracing_state() or _len_torch_dispatch_stack():
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
@@ -47,12 +50,18 @@ def level() -> int:
     return current or 0
 
 
-def differentiated_outside(x: Any, at: int) -> bool:
-    """Whether ``x`` is a tensor that autograd, or a transform up to level ``at``, tracks."""
-    if not isinstance(x, Tensor) or (is_functorch_wrapped_tensor(x) and maybe_get_level(x) > at):
-        return False
-    while is_functorch_wrapped_tensor(x):
-        if x.requires_grad:
-            return True
+def differentiated_outside(x: Any, at: int) -> Tensor | None:
+    """Return the tensor from level ``at`` or below that ``x`` is or wraps, if it is tracked there.
+
+    None for a tensor of level ``at + 1``, and for what transforms above that made of such tensors.
+    """
+    if not isinstance(x, Tensor):
+        return None
+    while is_functorch_wrapped_tensor(x) and maybe_get_level(x) > at:
+        if maybe_get_level(x) == at + 1:
+            return None
         x = get_unwrapped(x)
-    return bool(x.requires_grad)
+    root = x
+    while is_functorch_wrapped_tensor(x) and not x.requires_grad:
+        x = get_unwrapped(x)
+    return root if x.requires_grad else None

@@ -25,6 +25,7 @@ class AddDecayedWeights(Stateless):
         del extra
         if params is None:
             _check.reject_missing_params(updates)
+            return updates, state
         leaves, spec = _check.parameters(params)
         given = _tree.match(spec, updates, "updates", "params")
         _check.gradients(spec, given, leaves, "add_decayed_weights", "updates")

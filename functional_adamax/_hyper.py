@@ -78,6 +78,9 @@ def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]
     values = _tree.spread(value, tree, name)
     for i, (item, leaf) in enumerate(zip(values, leaves, strict=True)):
         if not isinstance(item, Tensor):
+            if isinstance(leaf, Tensor) and not isinstance(item, (int, float)):
+                path = _tree.paths(_tree.flatten(tree)[1], name)[i]
+                raise TypeError(f"{path} must be a real number or a real tensor, got {item!r}")
             continue
         if item.shape == (1,):
             values[i] = item.reshape(())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def loop(
             len(data),
         )
         inputs = [*tensors, *shared, *own, *data]
-        outputs = _Rerun.apply(segment, Randomness(inputs), *inputs)  # type: ignore[no-untyped-call]
+        outputs = _Rerun.apply(segment, Ambience(inputs), *inputs)  # type: ignore[no-untyped-call]
         carry = layout.build(outputs[: len(tensors)])
         shared = outputs[len(tensors) : segment.n_differentiated - 1]
         values.append(outputs[segment.n_differentiated - 1])
@@ -76,7 +76,7 @@ def _closed_over(step: Step, carry: Tree, buffers: Tree, batch: Any) -> list[Ten
         carry, batch = layout.build(_tree.placed(tensors, where, primals))
         return step(carry, buffers, batch)[2]
 
-    with Randomness(tensors).replayed(), torch.no_grad():
+    with Ambience(tensors).restored(), torch.no_grad():
         return _capture.closed_over(function, *(tensors[i] for i in where))
 
 
@@ -121,22 +121,30 @@ class Segment:
                 batch = layout.build(pool[i] for i in picks)
                 carry, buffers, value = self.step(carry, buffers, batch)
                 values.append(value)
-        handed_on = [x.view_as(x) for x in shared]
-        return [*_tree.tensors(carry), *handed_on, torch.stack(values), *_tree.tensors(buffers)]
+        given = {id(x) for x in tensors}  # an autograd function must not return its inputs
+        outputs = [*_tree.tensors(carry), *shared, torch.stack(values), *_tree.tensors(buffers)]
+        return [x.view_as(x) if id(x) in given else x for x in outputs]
 
 
-class Randomness:
-    """The state of the random number generators, to draw the same numbers again."""
+class Ambience:
+    """What a computation depends on besides its arguments: random state and autocast."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         devices = {x.device for x in tensors if x.device.type == "cuda"}
         self.cpu = torch.get_rng_state()
         self.cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+        self.autocast = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in {"cpu", *(device.type for device in devices)}
+        ]
 
     @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Draw again what was drawn after this was made; afterwards the generators go on."""
-        with torch.random.fork_rng(devices=list(self.cuda)):
+    def restored(self) -> Iterator[None]:
+        """Compute as when this was made, random numbers included; then all is as before."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=list(self.cuda)))
+            for autocast in self.autocast:
+                stack.enter_context(torch.autocast(*autocast))
             torch.set_rng_state(self.cpu)
             for device, state in self.cuda.items():
                 torch.cuda.set_rng_state(state, device)
@@ -161,14 +169,14 @@ class _Rerun(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(segment: Segment, randomness: Randomness, *tensors: Tensor) -> Any:
-        del randomness
+    def forward(segment: Segment, ambience: Ambience, *tensors: Tensor) -> Any:
+        del ambience
         outputs = segment(tensors, _context.level(), _capture.ignore)
         return tuple(_batched_alike(tensors, outputs) if _context.batching() else outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.segment, ctx.randomness, *tensors = inputs
+        ctx.segment, ctx.ambience, *tensors = inputs
         ctx.save_for_backward(*tensors)
         last = ctx.segment.n_differentiated
         data = [x for i, x in enumerate(output) if i >= last or not _floats(x)]
@@ -187,7 +195,7 @@ class _Rerun(torch.autograd.Function):
             outputs = ctx.segment(filled, at, _capture.refuse)
             return tuple(x for x in outputs[:last] if _floats(x))
 
-        with ctx.randomness.replayed():
+        with ctx.ambience.restored():
             pull = vjp(function, *(tensors[i] for i in wanted))[1]
         grads = pull(tuple(c for c in cotangents[:last] if c is not None and _floats(c)))
         return None, None, *_tree.placed([None] * len(tensors), wanted, grads)

@@ -36,11 +36,6 @@ class Leaf(NamedTuple):
     weight_decay: Any
 
 
-def learns(leaf: Leaf) -> bool:
-    """Whether a hyperparameter of ``leaf`` requires grad."""
-    return any(isinstance(x, Tensor) and x.requires_grad for x in leaf[5:])
-
-
 def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The whole step of one leaf that has a gradient; returns ``(update, t, m, u)``.
 
@@ -64,9 +59,20 @@ def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, T
 
 def add_scaled(x: Tensor, y: Tensor, factor: Any) -> Tensor:
     """``x + factor * y`` as a fused multiply-add, for a number or a tensor alike."""
+    if torch.compiler.is_compiling() and not isinstance(factor, Tensor):
+        factor = x.new_ones(()) * factor  # as alpha, every other number would be compiled anew
     if isinstance(factor, Tensor):
         return torch.addcmul(x, y, cast(factor, x))
     return torch.add(x, y, alpha=factor)
+
+
+def scaled(x: Tensor, factor: Any) -> Tensor:
+    """``factor * x`` in the dtype of ``x``; halves in float32, complex numbers by components."""
+    if x.is_complex():
+        (parts,) = real_views(x)
+        return torch.view_as_complex(scaled(parts, _over_components(factor)))
+    wide: Tensor = _wide(x) * cast(factor, _wide(x))
+    return wide.to(x.dtype)
 
 
 def adamax(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import _hyper, _tree
+from . import _hyper, _rule, _tree
 from ._hyper import Hyperparameter
 from ._schedule import Schedule, check_lr, with_schedule
 from ._transform import GradientTransformation, Stateless
@@ -46,7 +46,7 @@ def _scaled(updates: Tree, name: str, factor: Hyperparameter, sign: int) -> Tree
     leaves, spec = _tree.flatten(updates)
     factors = _hyper.per_leaf(name, factor, updates, leaves)
     new = [
-        None if u is None else u * (sign * _hyper.cast(f, u))
+        None if u is None else _rule.scaled(u, sign * f)
         for u, f in zip(leaves, factors, strict=True)
     ]
     return _tree.unflatten(spec, new)

@@ -28,7 +28,7 @@ class ScheduledState(NamedTuple):
 
 def is_schedule(lr: Hyperparameter | Schedule) -> bool:
     """Whether ``lr`` is a schedule; a container is a tree even if it can be called."""
-    return callable(lr) and not isinstance(lr, Tensor) and not _tree.is_node(lr)
+    return not isinstance(lr, Tensor) and not _tree.is_node(lr) and callable(lr)
 
 
 def check_lr(lr: Hyperparameter | Schedule) -> None:
@@ -67,6 +67,11 @@ class Scheduled(Transform):
         return None if run is None else _Advance(run, state.count)
 
     def _now(self, state: ScheduledState) -> Any:
+        if not isinstance(state, ScheduledState):
+            raise TypeError(
+                "state must be the ScheduledState that init returned, "
+                f"got {type(state).__name__}; a constant lr has a state without count"
+            )
         lr = self.transform.lr(state.count)  # type: ignore[attr-defined]
         return dataclasses.replace(self.transform, lr=lr)  # type: ignore[call-arg]
 

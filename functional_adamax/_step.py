@@ -77,17 +77,30 @@ def _prepare(
         if run is not None:
             return run
     new = step(tx, grads, state, params, **extra)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in _tree.tensors(new)):
+    old = (params, state)
+    if not _alike(new, old) or (
+        torch.is_grad_enabled() and any(x.requires_grad for x in _tree.tensors(new))
+    ):
         return lambda: new
-    return partial(_commit, new, (params, state))
+    return partial(_commit, new, old)
+
+
+def _alike(new: Tree, old: Tree) -> bool:
+    """Whether every tensor of ``new`` has a place of its shape and dtype in ``old``."""
+    (layout, xs), (old_layout, ys) = _tree.split(new), _tree.split(old)
+    return layout == old_layout and all(
+        (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
+        for x, y in zip(xs, ys, strict=True)
+    )
 
 
 def _commit(new: tuple[Tree, Any], old: tuple[Tree, Any]) -> tuple[Tree, Any]:
     """Copy the results of a pure step over the donated trees."""
-    sources, spec = _tree.flatten(new)
-    for target, source in zip(_tree.match(spec, old, "donated", "new"), sources, strict=True):
-        if isinstance(source, Tensor) and target is not source:
-            target.copy_(source)
+    pairs = list(zip(_tree.tensors(new), _tree.tensors(old), strict=True))
+    addresses = {y.data_ptr() for _, y in pairs}
+    pairs = [(x.clone() if x.data_ptr() in addresses else x, y) for x, y in pairs if x is not y]
+    for source, target in pairs:
+        target.copy_(source)
     return old
 
 
@@ -101,7 +114,11 @@ def _writable(grads: Tree, state: Any, params: Tree) -> bool:
         return False
     if not torch.is_inference_mode_enabled() and any(x.is_inference() for x in donated):
         return False
-    return all(x.is_contiguous() or _span(x) == x.numel() for x in donated)
+    return all(x.is_contiguous() or _is_dense(x) for x in donated)
+
+
+def _is_dense(x: Tensor) -> bool:
+    return _span(x) == x.numel() and 0 not in x.stride()
 
 
 def _span(x: Tensor) -> int:

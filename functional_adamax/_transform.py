@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +130,7 @@ def same(a: Any, b: Any) -> bool:
         return same((a.func, a.args, a.keywords), (b.func, b.args, b.keywords))
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)) and type(a) is type(b):
+    if isinstance(a, (list, tuple, deque)) and type(a) is type(b):
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
 
@@ -144,10 +145,16 @@ def _key(value: Any) -> Any:
         return frozenset(value)
     if isinstance(value, (list, tuple)):
         return tuple(map(_key, value))
+    try:
+        hash(value)
+    except TypeError:
+        return type(value)
     return value
 
 
 def _detached(value: Tree) -> Tree:
+    if isinstance(value, partial):
+        return partial(value.func, *_detached(value.args), **_detached(value.keywords))
     return _tree.tree_map(
         lambda x: x.detach() if isinstance(x, Tensor) and not x.is_leaf else x, value
     )

@@ -95,8 +95,10 @@ def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
 
 def _mismatch(wanted: Tree, tree: Tree, name: str, prefix: bool = False) -> str | None:
     """Return what first sets ``tree`` apart from ``wanted``, with its path, or None."""
-    if not is_node(wanted) or (prefix and not is_node(tree)):
+    if prefix and not is_node(tree):
         return None
+    if not is_node(wanted):
+        return f"{name} must be one value, got a {type(tree).__name__}" if is_node(tree) else None
     if not is_node(tree):
         return f"{name} must be a {type(wanted).__name__}, got {type(tree).__name__}"
     children, keys, _ = open_node(wanted)
@@ -196,19 +198,21 @@ def tensors(tree: Tree) -> list[Tensor]:
 
 
 def has_address(leaf: Any) -> bool:
-    """Whether ``leaf`` is a plain tensor whose address may be read here.
+    """Whether ``leaf`` is a tensor whose address may be read here.
 
-    Not under ``torch.compile`` or a ``torch.func`` transform, and not for a
-    tensor subclass, a tensor without elements or one without data.
+    Not under ``torch.compile`` or a ``torch.func`` transform, and not for a tensor without
+    elements or without data of its own.
     """
-    return (
-        type(leaf) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(leaf)
-        and leaf.layout == torch.strided
-        and leaf.numel() > 0
-        and leaf.data_ptr() != 0
-    )
+    if (
+        not isinstance(leaf, Tensor)
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
+        or leaf.layout != torch.strided
+        or leaf.numel() == 0
+        or hasattr(leaf, "fake_mode")
+    ):
+        return False
+    return leaf.data_ptr() != 0
 
 
 def tied(leaves: Sequence[Any]) -> tuple[int, int] | None:

@@ -193,6 +193,24 @@ def test_bad_values_are_refused_where_the_transform_is_made(case: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("rate", [{"a": 0.1, "b": None}, None, "0.1", 1j], ids=str)
+def test_what_is_no_number_is_found_before_anything_is_written(rate: Any, donate: bool) -> None:
+    tree = {"a": torch.ones(2), "b": torch.ones(2)}
+    tx = fa.adamax(rate if isinstance(rate, dict) else lambda count: rate)
+    state = tx.init(tree)
+    with pytest.raises(TypeError, match=r"lr.* must be a real number or a real tensor, got"):
+        fa.step(tx, grads_like(tree), state, tree, donate=donate)
+    assert tree["a"].tolist() == [1.0, 1.0]
+
+
+def test_an_enormous_rate_gives_infinity_donated_or_not() -> None:
+    tx, p = fa.adamax(1e38), torch.ones(2)
+    want = fa.step(tx, torch.ones(2), tx.init(p), p)
+    assert want[0].isinf().all()
+    assert_equal(fa.step(tx, torch.ones(2), tx.init(p), p, donate=True), want)
+
+
 def test_rates_that_do_not_fit_the_tree() -> None:
     tree = {"a": torch.ones(2, 3), "b": torch.ones(3)}
     state = fa.adamax().init(tree)
@@ -205,6 +223,7 @@ def test_rates_that_do_not_fit_the_tree() -> None:
         ({"a": 0.1, "b": 0.1, "c": 0.1}, r"lr\['c'\] is unexpected"),
         (torch.ones(4), r"lr must be a number.*for params\['a'\] of shape \(2, 3\).*\(4,\)"),
         ({"a": torch.ones(2, 1), "b": torch.ones(2, 3)}, r"for params\['b'\] of shape \(3,\)"),
+        ({"a": [0.1], "b": 0.1}, r"lr\['a'\] must be one value, got a list"),
     ):
         with pytest.raises(ValueError, match=message):
             fa.adamax(lr).update(grads, state, tree)

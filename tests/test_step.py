@@ -167,6 +167,68 @@ def test_autograd_notices_a_donated_parameter() -> None:
         loss.backward()
 
 
+def test_a_donated_state_may_hand_its_tensors_on() -> None:
+    """A state of the last two gradients: what one field was, the other becomes."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        del params
+        return updates, (updates, state[0])
+
+    tx = fa.GradientTransformation(lambda p: (p * 0, p * 1), update)
+    state = tx.init(torch.zeros(2))
+    for g in (1.0, 2.0, 3.0):
+        _, state = fa.step(tx, torch.full((2,), g), state, torch.zeros(2), donate=True)
+    assert [x.tolist() for x in state] == [[3.0, 3.0], [2.0, 2.0]]
+
+
+def test_a_state_that_changes_is_returned_and_not_written() -> None:
+    tx = fa.GradientTransformation(lambda p: torch.zeros(1), lambda g, s, p=None: (g, s.repeat(2)))
+    p = torch.ones(1)
+    state = torch.zeros(1)
+    new, state = fa.step(tx, torch.ones(1), state, p, donate=True)
+    assert state.shape == (2,)
+    assert (new.item(), p.item()) == (2.0, 1.0)
+
+
+def test_a_hyperparameter_among_the_donated_parameters() -> None:
+    lr = torch.tensor(0.1)
+    tree = {"a": lr, "b": torch.ones(3)}
+    tx = fa.adamax(lr)
+    grads = {"a": torch.tensor(1.0), "b": torch.ones(3)}
+    want = fa.step(tx, grads, tx.init(tree), tree)
+    assert_equal(fa.step(tx, grads, tx.init(tree), tree, donate=True), want)
+
+
+def test_subclasses_that_share_memory_are_refused() -> None:
+    class Tagged(torch.Tensor):
+        pass
+
+    w = torch.ones(2)
+    tree = {"a": w.as_subclass(Tagged), "b": w.view(2).as_subclass(Tagged)}
+    tx = fa.adamax()
+    with pytest.warns(UserWarning, match="are the same tensor"):
+        state = tx.init(tree)
+    with pytest.raises(ValueError, match="must not share memory"):
+        fa.step(tx, {"a": torch.ones(2), "b": torch.ones(2)}, state, tree, donate=True)
+
+
+def test_tracing_a_donated_step() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    tx = fa.adamax(0.1)
+
+    def three(p: torch.Tensor) -> torch.Tensor:
+        state = tx.init(p)
+        for _ in range(3):
+            p, state = fa.step(tx, p * 2, state, p, donate=True)
+        return p
+
+    p = torch.tensor([1.0, 2.0])
+    want = three(p.clone())
+    for mode in ("real", "symbolic"):
+        assert torch.equal(make_fx(three, tracing_mode=mode)(p)(p), want)
+
+
 def test_any_pair_of_functions_is_a_transform() -> None:
     def update(updates: Any, state: Any, params: Any = None, *, factor: float = 1.0) -> Any:
         return -factor * updates, state + 1

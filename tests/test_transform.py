@@ -50,6 +50,8 @@ def test_copies_and_pickles_leave_the_graph_behind() -> None:
     tx = fa.chain(fa.scale_by_adamax((computed, 0.9)), fa.scale_by_learning_rate({"a": computed}))
     for twin in (copy.copy(tx), copy.deepcopy(tx), pickle.loads(pickle.dumps(tx))):
         assert twin == tx
+    scheduled = fa.adamax(partial(torch.mul, computed))
+    assert copy.deepcopy(scheduled) == scheduled
     twin = copy.deepcopy(tx)
     rate = twin.update.transform.links[1].update.transform.lr["a"]
     assert rate.grad_fn is None

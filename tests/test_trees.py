@@ -241,12 +241,32 @@ ERRORS = {
     "params of another shape": (
         lambda g, s, p: (g, s, {**p, "w": torch.ones(5)}),
         ValueError,
-        r"params\['w'\] must be a tensor of shape \(4, 3\), .* got a torch.float32 tensor of shape",
+        r"params\['w'\] must fit its state, .*\(4, 3\) on cpu, got .* of shape \(5,\) on cpu",
     ),
     "state of another transform": (
         lambda g, s, p: (g, (s,), p),
         TypeError,
         "state must be the AdamaxState that init returned, got tuple",
+    ),
+    "complex params": (
+        lambda g, s, p: (g, s, {**p, "w": p["w"].to(torch.complex128)}),
+        ValueError,
+        r"params\['w'\] must fit its state, .* got a torch.complex128",
+    ),
+    "moment of another shape": (
+        lambda g, s, p: (g, s._replace(exp_inf={**s.exp_inf, "w": torch.ones(7)}), p),
+        ValueError,
+        r"state\.exp_inf\['w'\] must fit its state, .*\(4, 3\).* got .*\(7,\)",
+    ),
+    "step of another shape": (
+        lambda g, s, p: (g, s._replace(step={**s.step, "w": torch.ones(7)}), p),
+        ValueError,
+        r"state\.step\['w'\] must be a tensor of shape \(\), got .*\(7,\)",
+    ),
+    "EmptyState for a gradient": (
+        lambda g, s, p: ({**g, "w": fa.EmptyState()}, s, p),
+        TypeError,
+        r"grads\['w'\] must be a tensor or None, got EmptyState",
     ),
     "broken state": (
         lambda g, s, p: (g, s._replace(exp_inf=drop(s.exp_inf, "w")), p),
@@ -280,7 +300,13 @@ def test_more_errors() -> None:
         fa.apply_updates({"a": torch.ones(1)}, {"b": torch.ones(1)})
     with pytest.raises(TypeError, match=r"updates\['a'\] must be None"):
         fa.apply_updates({"a": torch.tensor(1)}, {"a": torch.ones(())})
-    with pytest.raises(ValueError, match="state must be the tuple of 1 states"):
+    with pytest.raises(ValueError, match="state must be the tuple of 1 states .* got tuple of 0"):
         fa.chain(fa.identity()).update(torch.ones(1), ())
+    with pytest.raises(TypeError, match="state must be the ScheduledState .* got AdamaxState"):
+        fa.adamax(abs).update(torch.ones(1), fa.adamax().init(torch.ones(1)))
+    with pytest.raises(ValueError, match="state_dict must be a dict, got None"):
+        fa.from_state_dict({"a": torch.ones(1)}, None)
+    decay = fa.add_decayed_weights(0.1)
+    assert decay.update({"a": None}, fa.EmptyState()) == ({"a": None}, fa.EmptyState())
     with pytest.raises(TypeError, match=r"transforms\[1\] must be a pair"):
         fa.chain(fa.identity(), fa.adamax)

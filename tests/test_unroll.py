@@ -323,6 +323,65 @@ def test_a_tensor_the_first_step_did_not_use_is_named_in_an_error() -> None:
     assert torch.autograd.grad(plain.params.sum(), late)[0].isfinite()
 
 
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_a_closed_over_tensor_handed_to_a_transform_is_named_in_an_error(transform: str) -> None:
+    w = torch.ones(2, requires_grad=True)
+
+    def loss(p: torch.Tensor, batch: Any) -> torch.Tensor:
+        if transform == "vmap":
+            return vmap(lambda a, b: (a * b) ** 3)(p, w).sum()
+        return grad(lambda a, b: (a * b).sum() ** 2)(p, w).sum()
+
+    p0 = torch.ones(2, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"shape \(2,\) .* hands it to a transform"):
+        fa.unroll(loss, fa.adamax(0.1), p0, range(4), checkpoint=2)
+
+
+def test_transforms_inside_a_checkpointed_loss() -> None:
+    """Their arguments may be the loss's own, and they may close over what they like."""
+    w = torch.ones(2, dtype=D, requires_grad=True)
+
+    def loss(p: torch.Tensor, batch: Any) -> torch.Tensor:
+        penalty = grad(lambda a: (a * w).sum() ** 2)(p).square().sum()
+        return vmap(lambda a: (a * batch).sin().sum())(p).sum() + 0.1 * penalty
+
+    p0 = torch.randn(2, dtype=D, requires_grad=True)
+    batches = [torch.randn(2, dtype=D, requires_grad=True) for _ in range(4)]
+    results = []
+    for checkpoint in (False, 2):
+        end = fa.unroll(loss, fa.adamax(0.1, eps=0.1), p0, batches, checkpoint=checkpoint)
+        results.append(torch.autograd.grad(end.params.sum(), [p0, w, *batches]))
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_checkpoint_recomputes_under_the_autocast_of_the_call() -> None:
+    module = network(torch.float32)
+    params, batches = dict(module.named_parameters()), data(4, torch.float32)
+    loss = regression(module)
+    results = []
+    for checkpoint in (False, 2):
+        with torch.autocast("cpu", torch.bfloat16):
+            end = fa.unroll(loss, fa.adamax(0.01), params, batches, checkpoint=checkpoint)
+        outer = sum(p.square().sum() for p in end.params.values())
+        results.append(torch.autograd.grad(outer, list(params.values())))
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+@CHECKPOINTS
+def test_leaves_that_are_not_floating_pass_through(checkpoint: Any) -> None:
+    tree = {"w": torch.ones(2, requires_grad=True), "n": torch.tensor([1, 2]), "none": None}
+    end = fa.unroll(
+        lambda p, _: (p["w"] * p["n"]).square().sum(),
+        fa.adamax(),
+        tree,
+        range(3),
+        checkpoint=checkpoint,
+    )
+    assert end.params["n"].tolist() == [1, 2]
+    assert end.params["none"] is None
+
+
 # --- truncation, first order, detaching -------------------------------------------------------
 
 

@@ -1,0 +1,198 @@
+"""An outer gradient through K inner steps: ours against the differentiable optimizers of others.
+
+A perceptron 64-W-W-W-5 takes K steps; a loss after the last is differentiated by the parameters
+before the first. Prints the time of a call, over rounds in which every contender runs once, in
+shuffled order, and the peak of the storage of the tensors that a call makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import random
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import functional_adamax as fa
+
+BATCH, LR, BETAS, EPS = 25, 1e-3, (0.9, 0.999), 1e-8
+OURS, REMAT, BASE = "fa.unroll", "fa.unroll(checkpoint=True)", "torchopt MetaAdaMax"
+TOLERANCE = 1e-9  # between outer gradients of the three, relative, in double precision
+PEERS = ("torchopt", "higher")
+INSTALLED: dict[str, Any] = {name: import_module(name) for name in PEERS if find_spec(name)}
+
+Batch = tuple[Tensor, Tensor]
+Run = Callable[[], Sequence[Tensor]]  # one call; returns the outer gradient
+Figures = dict[str, tuple[list[float], float]]  # times, ms, and peak of storage, MB
+
+
+class Task(NamedTuple):
+    model: nn.Module
+    batches: list[Batch]
+    query: Batch
+
+
+def make_task(width: int, steps: int, dtype: torch.dtype = torch.float32) -> Task:
+    torch.manual_seed(0)
+    pairs = pairwise([64, width, width, width, 5])
+    layers = [x for pair in pairs for x in (nn.Linear(*pair, dtype=dtype), nn.ReLU())]
+    xs = torch.randn(steps + 1, BATCH, 64).to(dtype).unbind()
+    *batches, query = zip(xs, torch.randint(5, (steps + 1, BATCH)).unbind(), strict=True)
+    return Task(nn.Sequential(*layers[:-1]), batches, query)
+
+
+def contenders(task: Task) -> dict[str, Run]:
+    model, batches, query = task
+    leaves = list(model.parameters())
+
+    def called(module: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        return cross_entropy(module(batch[0]), batch[1])
+
+    def loss(params: Any, batch: Batch) -> Tensor:
+        return called(partial(functional_call, model, params), batch)
+
+    def ours(checkpoint: bool) -> Sequence[Tensor]:
+        tx, params = fa.adamax(LR, BETAS, EPS), dict(model.named_parameters())
+        end = fa.unroll(loss, tx, params, batches, checkpoint=checkpoint).params
+        return torch.autograd.grad(loss(end, query), leaves)
+
+    def sgd() -> Sequence[Tensor]:
+        params: dict[str, Tensor] = dict(model.named_parameters())
+        for batch in batches:
+            grads = torch.autograd.grad(loss(params, batch), [*params.values()], create_graph=True)
+            pairs = zip(params.items(), grads, strict=True)
+            params = {k: torch.sub(p, g, alpha=LR) for (k, p), g in pairs}
+        return torch.autograd.grad(loss(params, query), leaves)
+
+    def torchopt_adamax() -> Sequence[Tensor]:
+        optimizer = INSTALLED["torchopt"].MetaAdaMax(model, lr=LR, betas=BETAS, eps=EPS)
+        initial = INSTALLED["torchopt"].extract_state_dict(model, by="reference")
+        for batch in batches:
+            optimizer.step(called(model, batch))
+        found = torch.autograd.grad(called(model, query), leaves)
+        INSTALLED["torchopt"].recover_state_dict(model, initial)
+        return found
+
+    def higher_adam() -> Sequence[Tensor]:
+        inner = torch.optim.Adam(leaves, lr=LR, betas=BETAS, eps=EPS)
+        loop = INSTALLED["higher"].innerloop_ctx(model, inner, copy_initial_weights=False)
+        with loop as (functional, optimizer):
+            for batch in batches:
+                optimizer.step(called(functional, batch))
+            return torch.autograd.grad(called(functional, query), leaves)
+
+    runs: dict[str, Run] = {OURS: partial(ours, False), REMAT: partial(ours, True)}
+    if "torchopt" in INSTALLED:
+        runs[BASE] = torchopt_adamax
+    if "higher" in INSTALLED:
+        runs["higher Adam"] = higher_adam
+    return {**runs, "SGD, torch.autograd.grad": sgd}
+
+
+def check(width: int, steps: int) -> None:
+    """Compare the outer gradients of what is one algorithm, in double precision."""
+    runs = contenders(make_task(width, steps, torch.float64))
+    same = [name for name in (OURS, REMAT, BASE) if name in runs]
+    first, *others = (torch.cat([g.flatten() for g in runs[name]()]) for name in same)
+    worst = max(float((x - first).norm() / first.norm()) for x in others)
+    if not worst <= TOLERANCE:
+        raise RuntimeError(f"outer gradients of {', '.join(same)} differ by {worst:.1e}")
+    print(f"\nouter gradients of {', '.join(same)} agree to {worst:.0e} in float64, K={steps}")
+
+
+class Storage(TorchDispatchMode):
+    """The peak of the storage of live tensors made while it is on, in bytes."""
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known = {x.untyped_storage()._cdata: 0 for x in given}  # views of these are free
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(result):
+            storage = x.untyped_storage() if isinstance(x, Tensor) else None
+            if storage is not None and storage._cdata not in self.known:
+                self.known[storage._cdata] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, storage._cdata)
+        return result
+
+    def _free(self, key: int) -> None:
+        self.live -= self.known.pop(key)
+
+
+def measure(task: Task, seconds: float, rounds: int) -> Figures:
+    given = [*task.model.parameters(), *(x for b in [*task.batches, task.query] for x in b)]
+    runs, found = contenders(task), {}
+    for name, run in runs.items():
+        run()  # warm up
+        gc.collect()
+        with Storage(given) as storage:
+            run()
+        found[name] = ([], storage.peak / 1e6)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found[OURS][0]) < rounds:
+        for name in random.sample(list(runs), len(runs)):
+            gc.collect()
+            start = time.perf_counter()
+            runs[name]()
+            found[name][0].append((time.perf_counter() - start) * 1e3)
+    return found
+
+
+def table(figures: Figures) -> list[str]:
+    """Rows of Markdown; the ratio of times is the median of the ratios within each round."""
+    rows = [("", "time, ms", "quartiles", "to torchopt", "storage, MB", "to torchopt")]
+    rows.append(("---", *["---:"] * 5))
+    for name, (times, peak) in figures.items():
+        low, middle, high = (f"{x:.1f}" for x in statistics.quantiles(times, n=4))
+        cells = [middle, f"{low} to {high}", "-", f"{peak:.1f}", "-"]
+        if BASE in figures:
+            ratio = statistics.median(a / b for a, b in zip(times, figures[BASE][0], strict=True))
+            cells[2::2] = f"{ratio:.2f}", f"{peak / figures[BASE][1]:.2f}"
+        rows.append((name, *cells))
+    return [f"| {row[0]:26} | " + " | ".join(f"{x:>16}" for x in row[1:]) + " |" for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each setting")
+    parser.add_argument("--rounds", type=int, default=7, help="at least, and at least 2")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", type=Path, metavar="FILE", help="the tables, as Markdown")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    gc.freeze()  # what is imported need not be looked through before every call
+    words = [f"{x} {version(x)}" if x in INSTALLED else f"{x} not installed" for x in PEERS]
+    words.append(f"CPU, threads: {args.threads}, cores: {os.cpu_count()}, float32")
+    text = [", ".join([f"torch {torch.__version__}", *words])]
+    print(text[0])
+    for width, steps in product((64, 1024), (5, 50)):
+        check(width, min(steps, 5))
+        figures = measure(make_task(width, steps), args.seconds, args.rounds)
+        text += ["", f"W={width}, K={steps}, {len(figures[OURS][0])} rounds", "", *table(figures)]
+        print(*text[-len(figures) - 4 :], sep="\n", flush=True)
+    if args.write:
+        args.write.write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
