@@ -11,6 +11,7 @@ from ._apply import apply_updates
 from ._chain import chain, identity
 from ._checkpoint import from_state_dict, to_state_dict
 from ._decay import add_decayed_weights
+from ._implicit import implicit
 from ._scale import scale, scale_by_learning_rate
 from ._schedule import ScheduledState
 from ._step import step
@@ -34,6 +35,7 @@ __all__ = [
     "detach",
     "from_state_dict",
     "identity",
+    "implicit",
     "scale",
     "scale_by_adamax",
     "scale_by_learning_rate",

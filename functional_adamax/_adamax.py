@@ -47,6 +47,7 @@ class Adamax(Transform):
     weight_decay: Hyperparameter = 0.0
     maximize: bool = False
     state_dtype: torch.dtype | None = None
+    derivative_floor: float | None = None
 
     def init(self, params: Tree) -> AdamaxState:
         leaves, spec = _check.parameters(params)
@@ -103,7 +104,8 @@ class Adamax(Transform):
             "weight_decay": self.weight_decay,
         }
         columns = [_hyper.per_leaf(k, v, state.step, m) for k, v in hyper.items()]
-        return spec, [Leaf(*row) for row in zip(p, g, m, u, t, *columns, strict=True)]
+        floors = [self.derivative_floor] * len(t)
+        return spec, [Leaf(*row) for row in zip(p, g, m, u, t, *columns, floors, strict=True)]
 
 
 def _is_entangled(work: list[Leaf]) -> bool:
@@ -169,6 +171,7 @@ class ScaleByAdamax(Transform):
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
     eps: Hyperparameter = 1e-8
     state_dtype: torch.dtype | None = None
+    derivative_floor: float | None = None
 
     def init(self, params: Tree) -> AdamaxState:
         return self._adamax().init(params)
@@ -179,7 +182,8 @@ class ScaleByAdamax(Transform):
         return self._adamax().update(updates, state, params, **extra)
 
     def _adamax(self) -> Adamax:
-        return Adamax(-1.0, self.betas, self.eps, state_dtype=self.state_dtype)
+        dtype, floor = self.state_dtype, self.derivative_floor
+        return Adamax(-1.0, self.betas, self.eps, state_dtype=dtype, derivative_floor=floor)
 
 
 def adamax(
@@ -190,6 +194,7 @@ def adamax(
     *,
     maximize: bool = False,
     state_dtype: torch.dtype | None = None,
+    derivative_floor: float | None = None,
 ) -> GradientTransformation:
     """Adamax, the variant of Adam based on the infinity norm, as ``torch.optim.Adamax`` does it.
 
@@ -220,6 +225,11 @@ def adamax(
         state_dtype: dtype of both moments and of the arithmetic (complex leaves take its
             complex counterpart). None keeps the dtype of each parameter, with torch's
             bits. Pass torch.float32 for float16 and bfloat16 parameters.
+        derivative_floor: for differentiating through steps: derivatives are taken as if u
+            were at least this, a number in (0, inf); values keep their bits. Then
+            |d update_t / d g_s| <= (1 + r) lr / derivative_floor for all t, s and g, with
+            r = (1 - b1) / (1 - b1 / b2), for b1 < b2. Without it the bound is
+            that with eps for the floor. Default: None, exact derivatives.
 
     Returns:
         The pair ``(init, update)``. The state is ``AdamaxState(step, exp_avg, exp_inf)``;
@@ -240,7 +250,8 @@ def adamax(
     Source: Kingma & Ba 2015, arXiv 1412.6980, Algorithm 2. Departures, both torch's: eps
     inside the maximum, and the coupled weight decay.
     """
-    return with_schedule(_checked(Adamax(lr, betas, eps, weight_decay, maximize, state_dtype)))
+    made = Adamax(lr, betas, eps, weight_decay, maximize, state_dtype, derivative_floor)
+    return with_schedule(_checked(made))
 
 
 def adamaxw(
@@ -251,6 +262,7 @@ def adamaxw(
     *,
     maximize: bool = False,
     state_dtype: torch.dtype | None = None,
+    derivative_floor: float | None = None,
 ) -> GradientTransformation:
     """Adamax with decoupled weight decay: the decay does not pass through the moments.
 
@@ -270,13 +282,16 @@ def adamaxw(
     Source: the decay is that of Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2,
     scaled by the learning rate as in ``torch.optim.AdamW``.
     """
-    return with_schedule(_checked(AdamaxW(lr, betas, eps, weight_decay, maximize, state_dtype)))
+    made = AdamaxW(lr, betas, eps, weight_decay, maximize, state_dtype, derivative_floor)
+    return with_schedule(_checked(made))
 
 
 def scale_by_adamax(
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     state_dtype: torch.dtype | None = None,
+    *,
+    derivative_floor: float | None = None,
 ) -> GradientTransformation:
     """The direction of Adamax, for chains.
 
@@ -290,8 +305,8 @@ def scale_by_adamax(
         >>> tx.update(torch.tensor([0.5, -3.0]), tx.init(torch.zeros(2)))[0]
         tensor([ 1., -1.])
     """
-    _checked(Adamax(0.0, betas, eps, state_dtype=state_dtype))
-    return ScaleByAdamax(betas, eps, state_dtype).pair()
+    _checked(Adamax(0.0, betas, eps, 0.0, False, state_dtype, derivative_floor))
+    return ScaleByAdamax(betas, eps, state_dtype, derivative_floor).pair()
 
 
 def _checked(transform: Adamax) -> Adamax:
@@ -300,4 +315,5 @@ def _checked(transform: Adamax) -> Adamax:
     _hyper.check("eps", transform.eps)
     _hyper.check("weight_decay", transform.weight_decay)
     _hyper.check_state_dtype(transform.state_dtype)
+    _hyper.check_floor("derivative_floor", transform.derivative_floor)
     return transform

@@ -60,6 +60,12 @@ def check_state_dtype(value: Any) -> None:
         raise TypeError(f"state_dtype must be a real floating dtype or None, got {value!r}")
 
 
+def check_floor(name: str, value: Any) -> None:
+    """Check that ``value`` is None or a positive number."""
+    if value is not None and not (isinstance(value, (int, float)) and 0.0 < value < math.inf):
+        raise ValueError(f"{name} must be None or a number in (0, inf), got {value!r}")
+
+
 def is_zero(value: Hyperparameter) -> bool:
     """Whether ``value`` is known to be zero everywhere, without reading a tensor."""
     return all(not isinstance(leaf, Tensor) and not leaf for leaf in _tree.flatten(value)[0])

@@ -19,7 +19,7 @@ _LARGE = 1e3
 
 def takes(leaf: Leaf, decoupled: bool) -> bool:
     """Whether the in-place spelling gives the bits of the rule without waiting for a device."""
-    p, g, m, u, t, lr, b1, b2, eps, weight_decay = leaf
+    p, g, m, u, t, lr, b1, b2, eps, weight_decay, _ = leaf
     return (
         p.dtype == g.dtype == m.dtype == u.dtype
         and t.is_cpu
@@ -36,7 +36,7 @@ def takes(leaf: Leaf, decoupled: bool) -> bool:
 
 def write(leaf: Leaf, maximize: bool) -> None:
     """Step a leaf that ``takes`` accepts."""
-    p, g, m, u, t, lr, b1, b2, eps, weight_decay = leaf
+    p, g, m, u, t, lr, b1, b2, eps, weight_decay, _ = leaf
     t += 1
     if maximize:
         g = -g

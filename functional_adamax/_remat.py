@@ -39,7 +39,7 @@ def loop(
     given = [_tree.tensors(batch) for batch in batches]
     closed = _closed_over(step, carry, buffers, batches[0])
     uses = Counter(id(x) for xs in given for x in xs)
-    repeated = {id(x): x for xs in given for x in xs if uses[id(x)] > 1 and _floats(x)}
+    repeated = {id(x): x for xs in given for x in xs if uses[id(x)] > 1 and floats(x)}
     shared = [*closed, *repeated.values()]
     values = []
     for start in range(0, len(batches), length):
@@ -70,7 +70,7 @@ def loop(
 def _closed_over(step: Step, carry: Tree, buffers: Tree, batch: Any) -> list[Tensor]:
     """Take a first step only to see what it uses."""
     layout, tensors = _tree.split((carry, batch))
-    where = [i for i, x in enumerate(tensors) if _floats(x)]
+    where = [i for i, x in enumerate(tensors) if floats(x)]
 
     def function(*primals: Tensor) -> Tensor:
         carry, batch = layout.build(_tree.placed(tensors, where, primals))
@@ -80,7 +80,7 @@ def _closed_over(step: Step, carry: Tree, buffers: Tree, batch: Any) -> list[Ten
         return _capture.closed_over(function, *(tensors[i] for i in where))
 
 
-def _floats(x: Tensor) -> bool:
+def floats(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
@@ -151,7 +151,7 @@ class Ambience:
             yield
 
 
-def _batched_alike(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+def batched_alike(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     """Return ``outputs`` with the batch dimensions that any of ``inputs`` has under ``vmap``.
 
     The generated rule sums gradients of inputs without a batch dimension over the batch. Through
@@ -172,14 +172,14 @@ class _Rerun(torch.autograd.Function):
     def forward(segment: Segment, ambience: Ambience, *tensors: Tensor) -> Any:
         del ambience
         outputs = segment(tensors, _context.level(), _capture.ignore)
-        return tuple(_batched_alike(tensors, outputs) if _context.batching() else outputs)
+        return tuple(batched_alike(tensors, outputs) if _context.batching() else outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.segment, ctx.ambience, *tensors = inputs
         ctx.save_for_backward(*tensors)
         last = ctx.segment.n_differentiated
-        data = [x for i, x in enumerate(output) if i >= last or not _floats(x)]
+        data = [x for i, x in enumerate(output) if i >= last or not floats(x)]
         ctx.mark_non_differentiable(*data)
 
     @staticmethod
@@ -187,15 +187,15 @@ class _Rerun(torch.autograd.Function):
         tensors, last = list(ctx.saved_tensors), ctx.segment.n_differentiated
         primal = tensors[: len(tensors) - ctx.segment.n_buffers]
         needed = ctx.needs_input_grad[2:]
-        wanted = [i for i, x in enumerate(primal) if _floats(x) and needed[i]]
+        wanted = [i for i, x in enumerate(primal) if floats(x) and needed[i]]
         at = _context.level()
 
         def function(*primals: Tensor) -> tuple[Tensor, ...]:
             filled = _tree.placed(tensors, wanted, primals)
             outputs = ctx.segment(filled, at, _capture.refuse)
-            return tuple(x for x in outputs[:last] if _floats(x))
+            return tuple(x for x in outputs[:last] if floats(x))
 
         with ctx.ambience.restored():
             pull = vjp(function, *(tensors[i] for i in wanted))[1]
-        grads = pull(tuple(c for c in cotangents[:last] if c is not None and _floats(c)))
+        grads = pull(tuple(c for c in cotangents[:last] if c is not None and floats(c)))
         return None, None, *_tree.placed([None] * len(tensors), wanted, grads)

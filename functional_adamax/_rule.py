@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._bounded import quotient
 from ._hyper import cast
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -34,6 +35,7 @@ class Leaf(NamedTuple):
     b2: Any
     eps: Any
     weight_decay: Any
+    floor: float | None = None  # for derivatives, see _bounded.py
 
 
 def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -41,17 +43,17 @@ def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, T
 
     g <- -g                              if maximize
     g <- g + weight_decay * p            coupled decay
-    update, m, u <- adamax(g, m, u)
+    update, t, m, u <- adamax(g, m, u, t)
     update <- update - lr * weight_decay * p     decoupled decay, instead of the coupled one
     """
-    p, g, m, u, t, lr, b1, b2, eps, weight_decay = leaf
+    p, g, m, u, t, lr, b1, b2, eps, weight_decay, floor = leaf
     decays = isinstance(weight_decay, Tensor) or weight_decay != 0
     g = g.to(m.dtype)
     if maximize:
         g = -g
     if decays and not decoupled:
         g = add_scaled(g, p.to(g.dtype), weight_decay)
-    update, m, u, t = adamax(g, m, u, t, lr=lr, b1=b1, b2=b2, eps=eps)
+    update, t, m, u = adamax(g, m, u, t, lr=lr, b1=b1, b2=b2, eps=eps, floor=floor)
     if decays and decoupled:
         update = add_scaled(update, p.to(update.dtype), -(lr * weight_decay))
     return update, t, m, u
@@ -76,9 +78,18 @@ def scaled(x: Tensor, factor: Any) -> Tensor:
 
 
 def adamax(
-    g: Tensor, m: Tensor, u: Tensor, t: Tensor, *, lr: Any, b1: Any, b2: Any, eps: Any
+    g: Tensor,
+    m: Tensor,
+    u: Tensor,
+    t: Tensor,
+    *,
+    lr: Any,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    floor: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One Adamax step for a real or complex leaf; returns ``(update, m, u, t)``.
+    """One Adamax step for a real or complex leaf; returns ``(update, t, m, u)``.
 
         m <- b1 m + (1 - b1) g
         u <- max(b2 u, |g| + eps)
@@ -89,25 +100,20 @@ def adamax(
 
     ``g`` is the conditioned gradient; ``m`` and ``u`` have its shape and dtype; ``t``, of
     shape (), is the number of steps taken before; the hyperparameters are numbers, or tensors
-    that broadcast to ``g``. ``update`` is float32 where ``m`` is a half.
+    that broadcast to ``g``. ``update`` is float32 where ``m`` is a half. ``floor`` bounds the
+    derivative of the quotient.
     """
     if g.is_complex():
         g, m, u = real_views(g, m, u)
         lr, b1, b2, eps = (_over_components(x) for x in (lr, b1, b2, eps))
-        update, m, u, t = _real_adamax(g, m, u, t, lr, b1, b2, eps)
-        return torch.view_as_complex(update), torch.view_as_complex(m), torch.view_as_complex(u), t
-    return _real_adamax(g, m, u, t, lr, b1, b2, eps)
-
-
-def _real_adamax(
-    g: Tensor, m: Tensor, u: Tensor, t: Tensor, lr: Any, b1: Any, b2: Any, eps: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        update, t, m, u = adamax(g, m, u, t, lr=lr, b1=b1, b2=b2, eps=eps, floor=floor)
+        return torch.view_as_complex(update), t, torch.view_as_complex(m), torch.view_as_complex(u)
     dtype = m.dtype
     t = t + 1
     m = torch.lerp(_wide(m), _wide(g), cast(1 - _double(b1), _wide(m))).to(dtype)
     u = torch.maximum((_wide(u) * cast(b2, _wide(u))).to(dtype), g.abs() + cast(eps, g))
-    update = _wide(m) * cast(-bias_corrected(lr, b1, t), _wide(m)) / _wide(u)
-    return update, m, u, t
+    scale = cast(-bias_corrected(lr, b1, t), _wide(m))
+    return quotient(_wide(m) * scale, _wide(u), floor), t, m, u
 
 
 def real_views(*tensors: Tensor) -> list[Tensor]:

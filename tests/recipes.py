@@ -83,6 +83,7 @@ RECIPES = [
     Recipe("adamax", adamax, RATES),
     Recipe("adamax-maximize", partial(adamax, maximize=True), RATES),
     Recipe("adamax-float64-state", partial(adamax, state_dtype=torch.float64), RATES),
+    Recipe("adamax-bounded", partial(adamax, derivative_floor=1e-3), RATES),
     Recipe("adamax-schedule", adamax_scheduled, RATES),
     Recipe("adamaxw", partial(adamax, make=fa.adamaxw), RATES),
     Recipe("adamaxw-schedule", partial(adamax_scheduled, make=fa.adamaxw), RATES),

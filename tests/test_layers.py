@@ -12,13 +12,14 @@ import functional_adamax
 PACKAGE = Path(functional_adamax.__file__).parent
 
 LAYERS = [
-    {"_context", "_tree"},
+    {"_bounded", "_context", "_tree"},
     {"_capture", "_check", "_hyper"},
     {"_transform", "_rule", "_checkpoint", "_remat"},
     {"_apply", "_inplace", "_schedule", "_chain", "_decay"},
     {"_foreach", "_scale"},
     {"_execute", "_step"},
     {"_adamax", "_unroll"},
+    {"_implicit"},
     {"__init__"},
     {"compat._groups", "compat._loading"},
     {"compat._adamax", "compat._convert"},

@@ -37,7 +37,7 @@ def test_equality_is_by_value() -> None:
 def test_printing_shows_the_call_that_makes_it() -> None:
     assert repr(fa.adamax(lr=0.1, maximize=True)) == (
         "adamax(lr=0.1, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, maximize=True, "
-        "state_dtype=None)"
+        "state_dtype=None, derivative_floor=None)"
     )
     assert repr(fa.chain(fa.scale(2.0), fa.identity())) == "chain(scale(factor=2.0), identity())"
     for tx in (fa.adamaxw(0.5), fa.chain(fa.scale_by_adamax(), fa.scale(-1.0)), fa.chain()):

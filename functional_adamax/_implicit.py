@@ -1,0 +1,236 @@
+"""Implicit differentiation: the derivative of a solution, whatever the way to it.
+
+If the loop ends where the gradient of the loss is zero, that equation defines the solution as a
+function of everything the loss uses, and the implicit function theorem gives its derivative from
+Hessian-vector products at the solution. Memory does not grow with the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from . import _capture, _check, _context, _hyper, _tree
+from ._remat import batched_alike, floats
+from ._transform import GradientTransformation
+from ._tree import Tree
+from ._unroll import Unrolled, detach, unroll
+
+Vector = list[Tensor]
+"""The tensors of all parameters."""
+
+
+def implicit(
+    loss: Callable[..., Tensor],
+    tx: GradientTransformation,
+    params: Tree,
+    batches: Iterable[Any],
+    *,
+    state: Any = None,
+    buffers: Tree = None,
+    solver: Literal["cg", "neumann"] = "cg",
+    iterations: int = 20,
+    tolerance: float = 1e-10,
+    damping: float = 0.0,
+    step_size: float = 1.0,
+) -> Unrolled:
+    """Minimize as ``unroll`` does, and differentiate the solution instead of the way to it.
+
+        d F(p*, x) / d p = 0      defines p*(x), so      dp*/dx = -H^-1 d2F / dp dx,
+
+    with F the mean of ``loss`` over the batches and H its Hessian by the parameters. The result
+    can be differentiated by whatever else the loss uses, x: the batches and the tensors it closes
+    over. It does not depend on the start, on the state or on hyperparameters of ``tx``; to learn
+    a start, let the loss pull towards it (iMAML). The derivative is as good as the solution: it
+    is meant for loops that have converged.
+
+    Args:
+        loss: as for ``unroll``.
+        tx: as for ``unroll``.
+        params: as for ``unroll``.
+        batches: as for ``unroll``.
+        state: as for ``unroll``.
+        buffers: as for ``unroll``.
+        solver: for the product of H^-1 with a vector: ``"cg"``, conjugate gradients, for a
+            positive definite H; or ``"neumann"``, the series
+            ``step_size * sum_k (I - step_size H)^k``, which converges for
+            ``step_size < 2 / max eigenvalue of H``. Default: "cg".
+        iterations: steps of the solver, at most. Default: 20.
+        tolerance: the residual, relative to the vector, at which ``"cg"`` stops.
+            Default: 1e-10.
+        damping: added to the diagonal of H, in [0, inf). Default: 0.
+        step_size: of the series, in (0, inf). Default: 1.
+
+    Returns:
+        ``Unrolled(params, state, values, buffers)``; only ``params`` carries derivatives.
+
+    Raises:
+        ValueError: an option out of its range, or what ``unroll`` raises.
+
+    Example:
+        >>> target = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> def loss(p, batch):
+        ...     return ((p - target) ** 2).sum()
+        >>> end = implicit(loss, adamax(lambda t: 0.5 * 0.9**t), torch.zeros(2), range(100))
+        >>> torch.autograd.grad(end.params.sum(), target)
+        (tensor([1., 1.]),)
+
+    Source: Rajeswaran et al. 2019, arXiv 1909.04630 (conjugate gradients); Lorraine et al. 2020,
+    arXiv 1911.02590 (Neumann series).
+    """
+    if solver not in ("cg", "neumann"):
+        raise ValueError(f'solver must be "cg" or "neumann", got {solver!r}')
+    if not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations must be a number >= 1, got {iterations!r}")
+    _hyper.check("tolerance", tolerance)
+    _hyper.check("damping", damping)
+    _hyper.check_floor("step_size", step_size)
+    batches = list(batches)
+    with torch.no_grad():
+        end: Unrolled = detach(unroll(loss, tx, params, batches, state=state, buffers=buffers))
+    solve = _Solver(solver, iterations, tolerance, damping, step_size)
+    return end._replace(params=_solution(loss, solve, end.params, end.buffers, batches))
+
+
+def _solution(
+    loss: Callable[..., Tensor], solve: _Solver, params: Tree, buffers: Tree, batches: list[Any]
+) -> Tree:
+    """Return ``params`` with the derivatives of a stationary point."""
+    leaves, spec = _tree.flatten(params)
+    where = [i for i, x in enumerate(leaves) if _check.trainable(x)]
+    layout, given = _tree.split(list({id(batch): batch for batch in batches}.values()))
+
+    def objective(points: Sequence[Tensor], data: Sequence[Tensor]) -> Tensor:
+        tree = _tree.unflatten(spec, _tree.placed(leaves, where, points))
+        distinct = layout.build(data)
+        if buffers is None:
+            values = [loss(tree, batch) for batch in distinct]
+        else:
+            values = [loss(tree, _copied(buffers), batch) for batch in distinct]
+        return torch.stack(values).mean()
+
+    points = [leaves[i] for i in where]
+    numbers = [i for i, x in enumerate(given) if floats(x)]
+
+    def used(*primals: Tensor) -> Tensor:
+        data = _tree.placed(given, numbers, primals[len(points) :])
+        return objective(primals[: len(points)], data)
+
+    with torch.no_grad():
+        closed = _capture.closed_over(used, *points, *(given[i] for i in numbers))
+    problem = _Problem(objective, solve, tuple(closed), len(points))
+    solved = _Stationary.apply(problem, *points, *closed, *given)  # type: ignore[no-untyped-call]
+    return _tree.unflatten(spec, _tree.placed(leaves, where, solved))
+
+
+def _copied(tree: Tree) -> Tree:
+    return _tree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """An approximate product of (H + damping)^-1 with a vector."""
+
+    kind: str
+    iterations: int
+    tolerance: float
+    damping: float
+    step_size: float
+
+    def __call__(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
+        def damped(v: Vector) -> Vector:
+            return _plus(product(v), self.damping, v)
+
+        return self._cg(damped, b) if self.kind == "cg" else self._neumann(damped, b)
+
+    def _cg(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
+        x, r, d = [torch.zeros_like(y) for y in b], b, b
+        square = _dot(r, r)
+        limit = self.tolerance**2 * square
+        for _ in range(self.iterations):
+            going = square > limit  # kept as a tensor: vmap solves one system for each member
+            if not _context.transforming() and not going:
+                break
+            hd = product(d)
+            length = _ratio(square, _dot(d, hd), going)
+            x, r = _plus(x, length, d), _plus(r, -length, hd)
+            last, square = square, _dot(r, r)
+            d = _plus(r, _ratio(square, last, going), d)
+        return x
+
+    def _neumann(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
+        term, total = b, b
+        for _ in range(self.iterations):
+            term = _plus(term, -self.step_size, product(term))
+            total = _plus(total, 1.0, term)
+        return [self.step_size * x for x in total]
+
+
+def _plus(x: Vector, factor: Any, y: Vector) -> Vector:
+    return [a + factor * b for a, b in zip(x, y, strict=True)]
+
+
+def _dot(x: Vector, y: Vector) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(x, y, strict=True)]).sum()
+
+
+def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
+    """``a / b``, and zero, with zero derivative, elsewhere."""
+    return torch.where(where, a / torch.where(where, b, torch.ones_like(b)), torch.zeros_like(a))
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    objective: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+    solve: _Solver
+    closed: tuple[Tensor, ...]
+    n_points: int
+
+    def slope(self, points: Sequence[Tensor], rest: Sequence[Tensor], at: int) -> Vector:
+        """The gradient by the parameters; ``rest`` are the closed-over tensors, then the data."""
+        new = rest[: len(self.closed)]
+        with _capture.Closure(at, [*points, *rest], self.closed, new, _capture.refuse):
+            data = rest[len(self.closed) :]
+            slope: Vector = grad(lambda x: self.objective(x, data))(list(points))
+        return slope
+
+
+class _Stationary(torch.autograd.Function):
+    """The points as they are, with the derivative of the implicit function theorem."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(problem: _Problem, *tensors: Tensor) -> Any:
+        points = [x.view_as(x) for x in tensors[: problem.n_points]]
+        return tuple(batched_alike(tensors, points) if _context.batching() else points)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del output
+        ctx.problem, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        problem, at = ctx.problem, _context.level()
+        points = list(ctx.saved_tensors[: problem.n_points])
+        rest = list(ctx.saved_tensors[problem.n_points :])
+        needed = ctx.needs_input_grad[1 + problem.n_points :]
+        wanted = [i for i, x in enumerate(rest) if floats(x) and needed[i]]
+
+        pull = vjp(lambda *x: tuple(problem.slope(x, rest, at)), *points)[1]
+        solved = problem.solve(lambda v: list(pull(tuple(v))), list(cotangents))
+
+        def by_data(*primals: Tensor) -> tuple[Tensor, ...]:
+            return tuple(problem.slope(points, _tree.placed(rest, wanted, primals), at))
+
+        pull = vjp(by_data, *(rest[i] for i in wanted))[1]
+        grads = pull(tuple(-x for x in solved))
+        nothing = [None] * problem.n_points
+        return None, *nothing, *_tree.placed([None] * len(rest), wanted, grads)
