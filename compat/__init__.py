@@ -2,9 +2,22 @@
 
 from functional_adamax.compat import (
     Adamax,
+    FunctionalModule,
+    InnerOptimizer,
     hyperparameters_from_torch,
+    hyperparameters_to_torch,
+    inner_loop,
     state_from_torch,
     state_to_torch,
 )
 
-__all__ = ["Adamax", "hyperparameters_from_torch", "state_from_torch", "state_to_torch"]
+__all__ = [
+    "Adamax",
+    "FunctionalModule",
+    "InnerOptimizer",
+    "hyperparameters_from_torch",
+    "hyperparameters_to_torch",
+    "inner_loop",
+    "state_from_torch",
+    "state_to_torch",
+]

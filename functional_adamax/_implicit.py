@@ -78,7 +78,7 @@ def implicit(
         ...     return ((p - target) ** 2).sum()
         >>> end = implicit(loss, adamax(lambda t: 0.5 * 0.9**t), torch.zeros(2), range(100))
         >>> torch.autograd.grad(end.params.sum(), target)
-        (tensor([1., 1.]),)
+        (tensor([1.0000, 1.0000]),)
 
     Source: Rajeswaran et al. 2019, arXiv 1909.04630 (conjugate gradients); Lorraine et al. 2020,
     arXiv 1911.02590 (Neumann series).

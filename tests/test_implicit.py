@@ -12,10 +12,11 @@ from torch.func import grad, vmap
 import functional_adamax as fa
 
 D = torch.float64
-SOLVERS = [
+SOLVERS: list[dict[str, Any]] = [
     {"solver": "cg", "iterations": 10},
     {"solver": "neumann", "step_size": 0.02, "iterations": 3000},
 ]
+START = torch.zeros(4, dtype=D)
 every = pytest.mark.parametrize("options", SOLVERS, ids=["cg", "neumann"])
 
 

@@ -23,6 +23,7 @@ LAYERS = [
     {"__init__"},
     {"compat._groups", "compat._loading"},
     {"compat._adamax", "compat._convert"},
+    {"compat._inner"},
     {"compat.__init__"},
 ]
 ABOVE = {name: i for i, layer in enumerate(LAYERS) for name in layer}

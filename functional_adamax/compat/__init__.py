@@ -6,5 +6,15 @@ name ``compat`` holds the same objects, but a file ``compat.py`` of your own wou
 
 from ._adamax import Adamax
 from ._convert import hyperparameters_from_torch, state_from_torch, state_to_torch
+from ._inner import FunctionalModule, InnerOptimizer, hyperparameters_to_torch, inner_loop
 
-__all__ = ["Adamax", "hyperparameters_from_torch", "state_from_torch", "state_to_torch"]
+__all__ = [
+    "Adamax",
+    "FunctionalModule",
+    "InnerOptimizer",
+    "hyperparameters_from_torch",
+    "hyperparameters_to_torch",
+    "inner_loop",
+    "state_from_torch",
+    "state_to_torch",
+]

@@ -1,0 +1,190 @@
+"""Inner loops written with modules: a functional view of one, and an optimizer that steps it.
+
+For those who know ``higher`` or torchopt's meta-optimizers. The module and its optimizer are not
+touched; what the loop learns is in the view, and gradients of it reach the module's parameters.
+For loops without code between the steps, ``functional_adamax.unroll`` is shorter and can save
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim.optimizer import Optimizer
+
+from .. import _adamax, _step, _tree
+from .._transform import GradientTransformation
+from ._convert import hyperparameters_from_torch, state_from_torch
+
+
+class FunctionalModule:
+    """A module called with parameters and buffers of its own.
+
+    ``params`` and ``buffers`` are dicts by name and may be assigned. Calls that write buffers,
+    as batch normalization does, write these.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.params: dict[str, Tensor] = {k: p.view_as(p) for k, p in module.named_parameters()}
+        self.buffers: dict[str, Tensor] = {k: b.clone() for k, b in module.named_buffers()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.module, (self.params, self.buffers), args, kwargs)
+
+
+class InnerOptimizer:
+    """Steps a ``FunctionalModule``, differentiably. ``tx`` and ``state`` may be assigned."""
+
+    def __init__(
+        self,
+        module: FunctionalModule,
+        tx: GradientTransformation,
+        state: Any,
+        first_order: bool = False,
+    ) -> None:
+        self.module = module
+        self.tx = tx
+        self.state = state
+        self.first_order = first_order
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step down ``loss``, a scalar computed with the module.
+
+        A parameter the loss does not use is left alone. The graph is kept, so that the step can
+        be differentiated; with ``first_order`` its gradients are constants.
+        """
+        params = self.module.params
+        trained = {name: p for name, p in params.items() if p.requires_grad}
+        found = torch.autograd.grad(
+            loss,
+            list(trained.values()),
+            retain_graph=True,
+            create_graph=not self.first_order,
+            allow_unused=True,
+        )
+        grads = {**dict.fromkeys(params), **dict(zip(trained, found, strict=True))}
+        self.module.params, self.state = _step.step(self.tx, grads, self.state, params)
+
+
+@contextmanager
+def inner_loop(
+    module: nn.Module,
+    optimizer: GradientTransformation | Optimizer,
+    *,
+    first_order: bool = False,
+    **hyperparameters: Any,
+) -> Iterator[tuple[FunctionalModule, InnerOptimizer]]:
+    """Give a functional view of ``module`` and a differentiable optimizer for it.
+
+    Args:
+        module: its parameters are where the loop starts, and what gradients reach. Neither they
+            nor its buffers are written.
+        optimizer: a transform; or a ``compat.Adamax`` or ``torch.optim.Adamax`` of the module's
+            parameters, whose hyperparameters and state the loop starts from.
+        first_order: take the inner gradients as constants. Default: False.
+        **hyperparameters: with an optimizer, ``lr``, ``betas``, ``eps``, ``weight_decay`` and
+            further arguments of ``functional_adamax.adamax`` in place of its own, for example
+            tensors that are to be learned, or trees by parameter name.
+
+    Yields:
+        ``(functional, inner)``: call ``functional(x)``, then ``inner.step(loss)``.
+
+    Raises:
+        TypeError: hyperparameters beside a transform, which has its own, or unknown ones.
+        ValueError: the optimizer's parameters are not those of the module.
+
+    Example:
+        >>> module, lr = torch.nn.Linear(2, 1), torch.tensor(0.1, requires_grad=True)
+        >>> x, optimizer = torch.randn(4, 2), Adamax(module.parameters())
+        >>> with inner_loop(module, optimizer, lr=lr) as (functional, inner):
+        ...     for _ in range(3):
+        ...         inner.step(functional(x).square().mean())
+        ...     functional(x).square().mean().backward()
+        >>> lr.grad.shape, module.weight.grad.shape
+        (torch.Size([]), torch.Size([1, 2]))
+    """
+    functional = FunctionalModule(module)
+    if isinstance(optimizer, Optimizer):
+        names = {p: name for name, p in module.named_parameters()}
+        given = [p for group in optimizer.param_groups for p in group["params"]]
+        if set(given) != set(names):
+            raise ValueError(
+                "the optimizer must have the parameters of the module, all of them and no others"
+            )
+        order = [names[p] for p in given]
+        own = hyperparameters_from_torch(optimizer, functional.params, order=order)
+        tx = _adamax.adamax(**{**own, **hyperparameters})
+        dtype = own["state_dtype"]
+        state = state_from_torch(optimizer, functional.params, order=order, state_dtype=dtype)
+    elif hyperparameters:
+        raise TypeError(
+            f"a transform has its hyperparameters, got {sorted(hyperparameters)} beside it: "
+            "make the transform with them"
+        )
+    else:
+        tx, state = optimizer, optimizer.init(functional.params)
+    with torch.enable_grad():
+        yield functional, InnerOptimizer(functional, tx, state, first_order)
+
+
+def hyperparameters_to_torch(
+    hyperparameters: dict[str, Any], module: nn.Module, optimizer: Optimizer
+) -> None:
+    """Write hyperparameters, learned ones for example, into the groups of ``optimizer``.
+
+    Args:
+        hyperparameters: ``lr``, ``betas``, ``eps``, ``weight_decay``, each a number, a 1-element
+            tensor, or a tree by parameter name; some of them or all.
+        module: the module whose parameters the optimizer has.
+        optimizer: its groups receive numbers; an ``lr`` that is a tensor is filled in place.
+
+    Raises:
+        ValueError: the parameters of one group have different values: give each its own group.
+        TypeError: an unknown hyperparameter.
+
+    Example:
+        >>> module = torch.nn.Linear(2, 1)
+        >>> optimizer = Adamax(module.parameters())
+        >>> hyperparameters_to_torch({"lr": torch.tensor(0.5)}, module, optimizer)
+        >>> optimizer.param_groups[0]["lr"]
+        0.5
+    """
+    unknown = set(hyperparameters) - {"lr", "betas", "eps", "weight_decay"}
+    if unknown:
+        raise TypeError(f"unknown hyperparameters {sorted(unknown)}")
+    params = dict(module.named_parameters())
+    position = {params[name]: i for i, name in enumerate(_tree.names(_tree.flatten(params)[1]))}
+
+    def of_group(name: str, value: Any, group: dict[str, Any]) -> float:
+        values = [_number(x) for x in _tree.spread(value, params, name)]
+        found = {values[position[p]] for p in group["params"]}
+        if len(found) != 1:
+            raise ValueError(
+                f"{name} differs among the parameters of one group, {sorted(found)[:3]}: give each "
+                "of them a group of its own"
+            )
+        return found.pop()
+
+    changes: list[tuple[dict[str, Any], str, Any]] = []
+    for group in optimizer.param_groups:
+        for name, value in hyperparameters.items():
+            if name == "betas":
+                pair = tuple(of_group(f"betas[{i}]", value[i], group) for i in range(2))
+                changes.append((group, name, pair))
+            else:
+                changes.append((group, name, of_group(name, value, group)))
+    for group, name, new in changes:
+        if isinstance(group[name], Tensor):
+            group[name].fill_(new)
+        else:
+            group[name] = new
+
+
+def _number(value: Any) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
