@@ -142,7 +142,7 @@ def hyperparameters_to_torch(
         hyperparameters: ``lr``, ``betas``, ``eps``, ``weight_decay``, each a number, a 1-element
             tensor, or a tree by parameter name; some of them or all.
         module: the module whose parameters the optimizer has.
-        optimizer: its groups receive numbers; an ``lr`` that is a tensor is filled in place.
+        optimizer: its groups receive numbers; an ``lr`` that is a tensor is replaced by one.
 
     Raises:
         ValueError: the parameters of one group have different values: give each its own group.
@@ -180,10 +180,8 @@ def hyperparameters_to_torch(
             else:
                 changes.append((group, name, of_group(name, value, group)))
     for group, name, new in changes:
-        if isinstance(group[name], Tensor):
-            group[name].fill_(new)
-        else:
-            group[name] = new
+        old = group[name]  # a tensor may be that of several groups, so a new one takes its place
+        group[name] = torch.full_like(old, new) if isinstance(old, Tensor) else new
 
 
 def _number(value: Any) -> float:
