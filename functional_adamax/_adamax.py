@@ -115,8 +115,8 @@ def _is_entangled(work: list[Leaf]) -> bool:
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in hyper):
         return True
-    written = {x.untyped_storage().data_ptr() for leaf in work for x in (leaf.p, *leaf[2:5])}
-    return any(x.untyped_storage().data_ptr() in written for x in hyper)
+    written = _tree.storages(x for leaf in work for x in (leaf.p, leaf.m, leaf.u, leaf.t))
+    return not written.isdisjoint(_tree.storages(hyper))
 
 
 def init_leaf(p: Any, state_dtype: torch.dtype | None) -> tuple[Any, Any, Any]:

@@ -96,9 +96,13 @@ def _alike(new: Tree, old: Tree) -> bool:
 
 def _commit(new: tuple[Tree, Any], old: tuple[Tree, Any]) -> tuple[Tree, Any]:
     """Copy the results of a pure step over the donated trees."""
-    pairs = list(zip(_tree.tensors(new), _tree.tensors(old), strict=True))
-    addresses = {y.data_ptr() for _, y in pairs}
-    pairs = [(x.clone() if x.data_ptr() in addresses else x, y) for x, y in pairs if x is not y]
+    sources, targets = _tree.tensors(new), _tree.tensors(old)
+    written = _tree.storages(targets)
+    pairs = [
+        (x if written.isdisjoint(_tree.storages([x])) else x.clone(), y)
+        for x, y in zip(sources, targets, strict=True)
+        if x is not y
+    ]
     for source, target in pairs:
         target.copy_(source)
     return old

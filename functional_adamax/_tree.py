@@ -201,7 +201,7 @@ def has_address(leaf: Any) -> bool:
     """Whether ``leaf`` is a tensor whose address may be read here.
 
     Not under ``torch.compile`` or a ``torch.func`` transform, and not for a tensor without
-    elements or without data of its own.
+    elements or without data of its own: a fake tensor, or a wrapper such as a DTensor.
     """
     if (
         not isinstance(leaf, Tensor)
@@ -209,10 +209,15 @@ def has_address(leaf: Any) -> bool:
         or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
         or leaf.layout != torch.strided
         or leaf.numel() == 0
-        or hasattr(leaf, "fake_mode")
+        or type(leaf).__torch_dispatch__ is not Tensor.__torch_dispatch__
     ):
         return False
     return leaf.data_ptr() != 0
+
+
+def storages(leaves: Iterable[Any]) -> set[int]:
+    """Return the addresses of the storages of ``leaves``, where they may be read."""
+    return {x.untyped_storage().data_ptr() for x in leaves if has_address(x)}
 
 
 def tied(leaves: Sequence[Any]) -> tuple[int, int] | None:

@@ -11,18 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
 from torch.func import grad, vmap
-from trees import assert_equal, params, with_gaps
+from trees import DTYPES, assert_equal, params, with_gaps
 
 import functional_adamax as fa
-
-DTYPES = [
-    torch.float32,
-    torch.float64,
-    torch.bfloat16,
-    torch.float16,
-    torch.complex64,
-    torch.complex128,
-]
 
 rates = st.floats(1e-4, 1.0)
 decays = st.floats(0.0, 0.9999)

@@ -7,18 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from trees import DTYPES
 
 from functional_adamax import _apply, _execute, _foreach, _inplace, _rule
 from functional_adamax._rule import Leaf
 
-DTYPES = [
-    torch.float32,
-    torch.float64,
-    torch.bfloat16,
-    torch.float16,
-    torch.complex64,
-    torch.complex128,
-]
 HALF = (torch.bfloat16, torch.float16)
 SHAPES = [(), (1,), (3,), (0, 4), (257, 3), (1023,), (64, 129)]
 SPECIAL = [0.0, -0.0, 1e-45, 1e-30, 1e30, float("inf"), float("-inf"), float("nan"), 1.0, -1.0]

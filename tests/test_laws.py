@@ -13,6 +13,7 @@ from recipes import RECIPES, Recipe
 from torch._dynamo.utils import counters
 from torch.func import jvp, vmap
 from trees import (
+    DTYPES,
     assert_close,
     assert_equal,
     clone,
@@ -28,14 +29,6 @@ from trees import (
 import functional_adamax as fa
 
 MEMBERS = 3
-DTYPES = [
-    torch.float64,
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.complex64,
-    torch.complex128,
-]
 
 
 def law(name: str) -> Any:

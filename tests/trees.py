@@ -8,6 +8,15 @@ import optree
 import torch
 from torch import Tensor
 
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.complex64,
+    torch.complex128,
+]
+
 
 class Pair(NamedTuple):
     left: Any

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from twins import DTYPES, assert_twins, copies, parameters, same_bits
+from trees import DTYPES
+from twins import assert_twins, copies, parameters, same_bits
 
 import functional_adamax as fa
 from functional_adamax.compat import (

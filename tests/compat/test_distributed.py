@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+import functional_adamax as fa
 from functional_adamax.compat import Adamax
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch")
@@ -77,6 +78,27 @@ def test_sharded_parameters_have_sharded_state(foreach: bool | None) -> None:
         assert torch.equal(p, q.full_tensor())
         for name in ("exp_avg", "exp_inf"):
             assert torch.equal(a.state[p][name], b.state[q][name].full_tensor())
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("donate", [False, True])
+def test_functional_steps_of_sharded_parameters(donate: bool) -> None:
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    rate = torch.tensor(0.1)
+    chain = fa.chain(fa.scale_by_adamax(), fa.scale_by_learning_rate(rate))
+    for tx in (fa.adamax(0.1, weight_decay=0.1), fa.adamaxw(rate), chain):
+        plain = torch.randn(4, 3)
+        sharded = distribute_tensor(plain.clone(), mesh, [Shard(0)])
+        state, sharded_state = tx.init(plain), tx.init(sharded)
+        for _ in range(3):
+            g = torch.randn(4, 3)
+            plain, state = fa.step(tx, g, state, plain)
+            shards = distribute_tensor(g, mesh, [Shard(0)])
+            sharded, sharded_state = fa.step(tx, shards, sharded_state, sharded, donate=donate)
+            assert isinstance(sharded, DTensor)
+            assert torch.equal(sharded.full_tensor(), plain)
 
 
 @pytest.mark.usefixtures("world")

@@ -13,7 +13,8 @@ from torch.testing._internal.common_optimizers import (
     optim_error_inputs_func_adamax,
     optim_inputs_func_adamax,
 )
-from twins import DTYPES, assert_twins, copies, pair, parameters, set_grads
+from trees import DTYPES
+from twins import assert_twins, copies, pair, parameters, set_grads
 
 from functional_adamax.compat import Adamax
 

@@ -9,15 +9,6 @@ from torch import Tensor
 
 from functional_adamax.compat import Adamax
 
-DTYPES = [
-    torch.float32,
-    torch.float64,
-    torch.bfloat16,
-    torch.float16,
-    torch.complex64,
-    torch.complex128,
-]
-
 
 def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
     """Contiguous, 0-d, empty, channels_last, transposed, and long enough for vector kernels."""
