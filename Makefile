@@ -17,8 +17,9 @@ check: $(VENV)/.dev  ## lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench: $(VENV)/.dev  ## one step against torch.optim, side by side
+bench: $(VENV)/.bench  ## steps against torch.optim, inner loops against torchopt and higher
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/meta.py
 
 clean:
 	rm -rf $(VENV) build out *.egg-info
@@ -27,4 +28,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@

@@ -225,8 +225,9 @@ def adamax(
         state_dtype: dtype of both moments and of the arithmetic (complex leaves take its
             complex counterpart). None keeps the dtype of each parameter, with torch's
             bits. Pass torch.float32 for float16 and bfloat16 parameters.
-        derivative_floor: for differentiating through steps: derivatives are taken as if u
-            were at least this, a number in (0, inf); values keep their bits. Then
+        derivative_floor: for differentiating through steps: derivatives by gradients and
+            moments are taken as if u were at least this, a number in (0, inf); values keep
+            their bits, and derivatives by the learning rate are exact. Then
             |d update_t / d g_s| <= (1 + r) lr / derivative_floor for all t, s and g, with
             r = (1 - b1) / (1 - b1 / b2), for b1 < b2. Without it the bound is
             that with eps for the floor. Default: None, exact derivatives.

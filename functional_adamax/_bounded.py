@@ -2,7 +2,8 @@
 
 Where a gradient is zero, or tiny, the denominator of Adamax is eps, and the derivative of the
 step by the gradient is about -lr / eps: right, finite, and ruinous after a few steps. Here the
-derivative is taken as if the denominator were at least ``floor``; the value is not touched.
+derivatives by the moments are taken as if the denominator were at least ``floor``. The value is
+not touched, nor the derivative by the scale.
 """
 
 from __future__ import annotations
@@ -13,40 +14,46 @@ import torch
 from torch import Tensor
 
 
-def quotient(a: Tensor, u: Tensor, floor: float | None) -> Tensor:
-    """``a / u`` for u >= 0; derivatives divide by ``max(u, floor)`` where a floor is given.
+def quotient(m: Tensor, scale: Tensor, u: Tensor, floor: float | None) -> Tensor:
+    """Return ``m * scale / u``, for u >= 0.
 
-    d(a / u) = da / max(u, floor) - (a / u) du / max(u, floor)
+    With a floor, and ``w = max(u, floor)``:
+
+    d(m scale / u) = scale dm / w + (m / u) dscale - (m scale / u) du / w
     """
     if floor is None:
-        return a / u
-    return _Bounded.apply(a, u, floor)  # type: ignore[no-any-return, no-untyped-call]
+        return m * scale / u
+    result: Tensor = _Bounded.apply(m, scale.expand_as(m), u, floor)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Bounded(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor, u: Tensor, floor: float) -> Tensor:
+    def forward(m: Tensor, scale: Tensor, u: Tensor, floor: float) -> Tensor:
         del floor
-        return a / u
+        return m * scale / u
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         del output
-        a, u, ctx.floor = inputs
-        ctx.save_for_backward(a, u)
-        ctx.save_for_forward(a, u)
+        m, scale, u, ctx.floor = inputs
+        ctx.save_for_backward(m, scale, u)
+        ctx.save_for_forward(m, scale, u)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:
-        a, u = ctx.saved_tensors
-        by_a = cotangent / u.clamp(min=ctx.floor)
-        return by_a, -by_a * quotient(a, u, ctx.floor), None
+        m, scale, u = ctx.saved_tensors
+        w = u.clamp(min=ctx.floor)
+        ratio = quotient(m, torch.ones_like(scale), u, ctx.floor)
+        by_m = cotangent * scale / w
+        return by_m, cotangent * ratio, -by_m * ratio, None
 
     @staticmethod
-    def jvp(ctx: Any, da: Tensor, du: Tensor, floor: None) -> Tensor:
+    def jvp(ctx: Any, dm: Tensor, dscale: Tensor | None, du: Tensor, floor: None) -> Tensor:
         del floor
-        a, u = ctx.saved_tensors
-        result: Tensor = (da - quotient(a, u, ctx.floor) * du) / u.clamp(min=ctx.floor)
-        return result
+        m, scale, u = ctx.saved_tensors
+        ratio = quotient(m, torch.ones_like(scale), u, ctx.floor)
+        result: Tensor = (dm - ratio * du) * scale / u.clamp(min=ctx.floor)
+        return result if dscale is None else result + ratio * dscale

@@ -9,7 +9,7 @@ arguments and may replace them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,29 @@ from . import _context
 
 Unknown = Callable[[Tensor, Callable[..., Any]], None]
 """What to do about a tensor from outside, and the function that was given it."""
+
+
+_QUESTIONS = {
+    *(
+        getattr(Tensor, name).__get__
+        for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf")
+    ),
+    *(
+        getattr(Tensor, name)
+        for name in ("size", "dim", "numel", "stride", "is_floating_point", "is_complex")
+    ),
+}
+"""What asks about a tensor and computes nothing; most calls of a mode are these."""
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _tensors(item)
+    elif tree is not None and not isinstance(tree, (int, float, str)):
+        yield from (x for x in tree_iter(tree) if isinstance(x, Tensor))
 
 
 class Closure(TorchFunctionMode):
@@ -42,22 +65,24 @@ class Closure(TorchFunctionMode):
         self.at = at
         self.table = {id(x): y for x, y in zip(old, new, strict=True)}
         self.unknown = unknown
+        self.start = _context.node_number(None)
         self.inside: dict[int, weakref.ref[Tensor]] = {}
         self._enter(arguments)
 
     def _enter(self, tree: Any) -> None:
-        for x in tree_iter(tree):
-            if isinstance(x, Tensor):
-                self.inside[id(x)] = weakref.ref(x)
+        for x in _tensors(tree):
+            self.inside[id(x)] = weakref.ref(x)
 
     def _is_inside(self, x: Tensor) -> bool:
         known = self.inside.get(id(x))
-        return known is not None and known() is x
+        return (known is not None and known() is x) or _context.node_number(x) >= self.start
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         given = args, kwargs or {}
-        for x in tree_iter(given):
+        if func in _QUESTIONS:
+            return func(*given[0], **given[1])
+        for x in _tensors(given):
             root = _context.differentiated_outside(x, self.at)
             if root is None or self._is_inside(root):
                 continue
@@ -65,7 +90,7 @@ class Closure(TorchFunctionMode):
                 _refuse_transformed(root)
             if id(x) not in self.table:
                 self.unknown(x, func)
-        if any(id(x) in self.table for x in tree_iter(given)):
+        if any(id(x) in self.table for x in _tensors(given)):
             given = tree_map(lambda x: self.table.get(id(x), x), given)
         result = func(*given[0], **given[1])
         self._enter(result)

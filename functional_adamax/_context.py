@@ -65,3 +65,15 @@ def differentiated_outside(x: Any, at: int) -> Tensor | None:
     while is_functorch_wrapped_tensor(x) and not x.requires_grad:
         x = get_unwrapped(x)
     return root if x.requires_grad else None
+
+
+def node_number(x: Tensor | None) -> int:
+    """The number of the graph node that made ``x``, counted up by autograd; -1 for a leaf.
+
+    For None, the number of the next node.
+    """
+    if x is None:
+        with torch.enable_grad():
+            x = torch.zeros((), requires_grad=True).view(())
+    node = x.grad_fn
+    return -1 if node is None else int(node._sequence_nr())

@@ -171,7 +171,9 @@ class _Rerun(torch.autograd.Function):
     @staticmethod
     def forward(segment: Segment, ambience: Ambience, *tensors: Tensor) -> Any:
         del ambience
-        outputs = segment(tensors, _context.level(), _capture.ignore)
+        batching = _context.transforming()  # then what is inside cannot be told from outside here
+        unknown = _capture.ignore if batching else _capture.refuse
+        outputs = segment(tensors, _context.level(), unknown)
         return tuple(batched_alike(tensors, outputs) if _context.batching() else outputs)
 
     @staticmethod

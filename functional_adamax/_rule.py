@@ -113,7 +113,7 @@ def adamax(
     m = torch.lerp(_wide(m), _wide(g), cast(1 - _double(b1), _wide(m))).to(dtype)
     u = torch.maximum((_wide(u) * cast(b2, _wide(u))).to(dtype), g.abs() + cast(eps, g))
     scale = cast(-bias_corrected(lr, b1, t), _wide(m))
-    return quotient(_wide(m) * scale, _wide(u), floor), t, m, u
+    return quotient(_wide(m), scale, _wide(u), floor), t, m, u
 
 
 def real_views(*tensors: Tensor) -> list[Tensor]:

@@ -90,7 +90,7 @@ def unroll(
         detach_first: run so many steps without recording them; gradients go through the rest.
             Default: 0.
         first_order: take the inner gradients as constants. Gradients still reach the initial
-            ``params``, by the identity. Default: False.
+            ``params``, by the sums ``p + update`` (and the weight decay). Default: False.
 
     Returns:
         ``Unrolled(params, state, values, buffers)``.

@@ -74,6 +74,22 @@ def test_above_the_floor_the_derivative_is_exact() -> None:
     torch.testing.assert_close(bounded, exact, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-6, 1e-3, 1.0])
+def test_the_derivative_by_the_learning_rate_is_exact(size: float) -> None:
+    grads = torch.full((5, 3), size, dtype=D)
+    lr = torch.tensor(LR, dtype=D)
+
+    def last(lr: torch.Tensor, floor: float | None) -> torch.Tensor:
+        tx = fa.adamax(lr, derivative_floor=floor)
+        state = tx.init(grads[0])
+        for g in grads:
+            update, state = tx.update(g, state)
+        return update.sum()
+
+    for derivative in (jacrev, jacfwd):
+        torch.testing.assert_close(derivative(last)(lr, FLOOR), derivative(last)(lr, None))
+
+
 def test_meta_gradients_at_zero_gradients_stay_in_bounds() -> None:
     """A loss that does not see one coordinate: its inner gradient is zero at each step."""
     for steps in (1, 3, 20):

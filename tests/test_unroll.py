@@ -316,9 +316,13 @@ def test_a_tensor_the_first_step_did_not_use_is_named_in_an_error() -> None:
 
     p0 = torch.ones(2, requires_grad=True)
     tx = fa.adamax(0.1)
-    end = fa.unroll(loss, tx, p0, range(4), checkpoint=2)
+    for start in (p0, p0.detach()):
+        with pytest.raises(
+            RuntimeError, match=r"shape \(\) that may be differentiated .* first step"
+        ):
+            fa.unroll(loss, tx, start, range(4), checkpoint=2)
     with pytest.raises(RuntimeError, match=r"shape \(\) that may be differentiated .* first step"):
-        torch.autograd.grad(end.params.sum(), p0)
+        grad(lambda p: fa.unroll(loss, tx, p, range(4), checkpoint=2).params.sum())(p0.detach())
     plain = fa.unroll(loss, tx, p0, range(4))
     assert torch.autograd.grad(plain.params.sum(), late)[0].isfinite()
 
