@@ -179,11 +179,10 @@ class Adamax(Optimizer):
         exp_avgs: list[Tensor],
         exp_infs: list[Tensor],
         steps: list[Tensor],
-    ) -> bool:
+    ) -> None:
         """Fill the lists with the tensors of ``group``, making state at a first gradient.
 
-        ``torch.compile`` runs this method eagerly, by this name, on empty lists, and takes only
-        a constant as its result: whether a parameter is complex.
+        ``torch.compile`` runs this method eagerly, by this name, on empty lists.
         """
         for p in group["params"]:
             if p.grad is None:
@@ -200,7 +199,6 @@ class Adamax(Optimizer):
             exp_avgs.append(state["exp_avg"])
             exp_infs.append(state["exp_inf"])
             steps.append(state["step"])
-        return any(torch.is_complex(p) for p in params)
 
     def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
         """Return the step of ``group``, not yet run, or computed and not yet stored."""

@@ -37,14 +37,12 @@ def check_group(
         raise AssertionError("_foreach ops don't support autograd")
     for p in group["params"]:
         if p.grad is not None:
-            _check_parameter(p, state.get(p, {}), group, differentiable)
+            _check_parameter(p, p.grad, state.get(p, {}), group, differentiable)
 
 
 def _check_parameter(
-    p: Tensor, state: dict[str, Any], group: dict[str, Any], differentiable: bool
+    p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], differentiable: bool
 ) -> None:
-    grad = p.grad
-    assert grad is not None
     if grad.is_sparse:
         raise RuntimeError("Adamax does not support sparse gradients")
     exp_avg, exp_inf = state.get("exp_avg", p), state.get("exp_inf", p)
