@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,12 +49,11 @@ def load() -> Digits:
     )
 
 
-def network() -> nn.Module:
-    """Return a small network. Every call returns the same initial weights."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
-    )
+def network(seed: int = 0, widths: tuple[int, ...] = (64, 128, 64, 10)) -> nn.Module:
+    """Return a small network. The same seed always has the same initial weights."""
+    torch.manual_seed(seed)
+    layers = [(nn.Linear(i, o), nn.ReLU()) for i, o in pairwise(widths)]
+    return nn.Sequential(*chain.from_iterable(layers))[:-1]
 
 
 def shuffled_batches(data: Part, epoch: int, size: int = 64) -> list[Part]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _execute, _hyper, _rule, _tree
+from . import _check, _context, _execute, _hyper, _kernel, _rule, _tree
 from ._hyper import Hyperparameter
 from ._rule import Leaf
 from ._schedule import Schedule, check_lr, with_schedule
@@ -59,15 +59,14 @@ class Adamax(Transform):
         self, updates: Tree, state: AdamaxState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, AdamaxState]:
         del extra
-        spec, leaves = self._leaves(updates, state, params)
-        rows = [
-            (None, leaf.t, leaf.m, leaf.u)
-            if leaf.g is None
-            else _rule.step(leaf, self.maximize, self.decoupled)
-            for leaf in leaves
-        ]
-        new = _tree.unflatten(spec, [row[0] for row in rows])
-        return new, _state(spec, [row[1:] for row in rows])
+        spec, leaves, ready = self._leaves(updates, state, params)
+        rows = _execute.compute(leaves, ready, self.maximize, self.decoupled, add=False)
+        return _results(spec, rows)
+
+    def advance(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Tree, AdamaxState]:
+        spec, leaves, ready = self._leaves(grads, state, params)
+        rows = _execute.compute(leaves, ready, self.maximize, self.decoupled, add=True)
+        return _results(spec, rows)
 
     def prepare(self, grads: Tree, state: AdamaxState, params: Tree) -> Donated | None:
         leaves = self._leaves(grads, state, params)[1]
@@ -76,8 +75,13 @@ class Adamax(Transform):
             return None
         return partial(_write, work, self.maximize, self.decoupled, params, state)
 
-    def _leaves(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Any, list[Leaf]]:
-        """Check the trees against one another and return the leaves of all of them, zipped."""
+    def _leaves(
+        self, grads: Tree, state: AdamaxState, params: Tree
+    ) -> tuple[Any, list[Leaf], list[Leaf] | None]:
+        """Check the trees against one another and return the leaves of all of them, zipped.
+
+        The third is the leaves as the kernel reads them, or None if it cannot take them all.
+        """
         if not isinstance(state, AdamaxState):
             raise TypeError(
                 f"state must be the AdamaxState that init returned, got {type(state).__name__}"
@@ -86,16 +90,11 @@ class Adamax(Transform):
         m = _tree.match(spec, state.exp_avg, "state.exp_avg", "state.step")
         u = _tree.match(spec, state.exp_inf, "state.exp_inf", "state.step")
         g = _tree.match(spec, grads, "grads", "the params that init was given")
-        _check.gradients(spec, g, m, "Adamax")
-        _check.same_places(spec, u, m, "state.exp_inf")
-        _check.scalars(spec, t, m, "state.step")
+        p = [None] * len(t)
         if params is not None:
             p = _tree.match(spec, params, "params", "the params that init was given")
-            _check.same_places(spec, p, m, "params")
-        else:
-            p = [None] * len(t)
-            if not _hyper.is_zero(self.weight_decay):
-                _check.reject_missing_params(grads)
+        elif not _hyper.is_zero(self.weight_decay):
+            _check.reject_missing_params(grads)
         hyper = {
             "lr": self.lr,
             "b1": self.betas[0],
@@ -105,7 +104,15 @@ class Adamax(Transform):
         }
         columns = [_hyper.per_leaf(k, v, state.step, m) for k, v in hyper.items()]
         floors = [self.derivative_floor] * len(t)
-        return spec, [Leaf(*row) for row in zip(p, g, m, u, t, *columns, floors, strict=True)]
+        leaves = [Leaf(*row) for row in zip(p, g, m, u, t, *columns, floors, strict=True)]
+        ready = None if _context.traced() else _kernel.ready(leaves)
+        if ready is None:  # otherwise there is nothing left to check
+            _check.gradients(spec, g, m, "Adamax")
+            _check.same_places(spec, u, m, "state.exp_inf")
+            _check.scalars(spec, t, m, "state.step")
+            if params is not None:
+                _check.same_places(spec, p, m, "params")
+        return spec, leaves, ready
 
 
 def _is_entangled(work: list[Leaf]) -> bool:
@@ -137,6 +144,11 @@ def moment_dtype(p: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
         return p.dtype
     dtype: torch.dtype = state_dtype.to_complex() if p.is_complex() else state_dtype
     return dtype
+
+
+def _results(spec: Any, rows: Sequence[Sequence[Any]]) -> tuple[Tree, AdamaxState]:
+    """Make the four trees from one (update or parameter, t, m, u) for each leaf."""
+    return _tree.unflatten(spec, [row[0] for row in rows]), _state(spec, [row[1:] for row in rows])
 
 
 def _state(spec: Any, cells: Sequence[Sequence[Any]]) -> AdamaxState:

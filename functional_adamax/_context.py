@@ -13,6 +13,7 @@ from torch._C._functorch import (
     get_interpreter_stack,
     get_unwrapped,
     is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
     maybe_current_level,
     maybe_get_level,
     peek_interpreter_stack,
@@ -35,13 +36,20 @@ def batching() -> bool:
     return any(layer.key() == TransformType.Vmap for layer in get_interpreter_stack() or [])
 
 
+def traced() -> bool:
+    """Whether a compiler, a tracer or a transform follows what is computed."""
+    return bool(
+        torch.compiler.is_compiling()
+        or transforming()
+        or forward_mode()
+        or torch._C._get_tracing_state()
+        or _len_torch_dispatch_stack()
+    )
+
+
 def recorded(tensors: Iterable[Tensor]) -> bool:
-    """Whether a compiler, a tracer, a transform or autograd would see a write to ``tensors``."""
-    if torch.compiler.is_compiling() or transforming() or forward_mode():
-        return True
-    if torch._C._get_tracing_state() or _len_torch_dispatch_stack():
-        return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    """Whether ``traced``, or autograd records what is computed of ``tensors``."""
+    return traced() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
 def level() -> int:
@@ -65,6 +73,11 @@ def differentiated_outside(x: Any, at: int) -> Tensor | None:
     while is_functorch_wrapped_tensor(x) and not x.requires_grad:
         x = get_unwrapped(x)
     return root if x.requires_grad else None
+
+
+def batched_by_autograd(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether ``torch.autograd.grad(is_grads_batched=True)`` made one of ``tensors``."""
+    return any(x is not None and is_legacy_batchedtensor(x) for x in tensors)
 
 
 def node_number(x: Tensor | None) -> int:

@@ -1,18 +1,73 @@
-"""Run the rule over the storage of its inputs, each leaf by the fastest executor that fits.
+"""Run the rule, each leaf by the fastest executor that fits.
 
-An executor is another spelling of ``_rule.step`` that writes its results over the
-parameter and its state. It takes only what it can do bit-equally on a CPU
-(``tests/test_executors.py``); the rule itself, and a copy, takes the rest.
+An executor is another spelling of ``_rule.step``. It takes only what it can do bit-equally on a
+CPU (``tests/test_executors.py``); the rule itself takes the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from . import _apply, _foreach, _inplace, _rule
+from . import _apply, _context, _foreach, _inplace, _kernel, _recorded, _rule
 from ._rule import Leaf
+
+Row = Sequence[Any]
+"""The results for one leaf: the update or the new parameter, t, m and u."""
+
+
+def compute(
+    leaves: list[Leaf], ready: list[Leaf] | None, maximize: bool, decoupled: bool, add: bool
+) -> Sequence[Row]:
+    """Step ``leaves``, purely; with ``add``, the new parameters take the place of the updates.
+
+    A leaf without gradient has the update None, or its parameter as it is. ``ready`` is what
+    ``_kernel.ready`` made of the leaves.
+    """
+    if ready:
+        differentiated = [_is_differentiated(leaf) for leaf in leaves]
+        if not any(differentiated):
+            return _native(ready, maximize, decoupled, add)
+        if all(differentiated):
+            return _recorded.step(ready, maximize, decoupled, add, native=True)
+    return [_one(leaf, maximize, decoupled, add) for leaf in leaves]
+
+
+def _one(leaf: Leaf, maximize: bool, decoupled: bool, add: bool) -> Row:
+    if leaf.g is None:
+        return leaf.p if add else None, leaf.t, leaf.m, leaf.u
+    if not _context.traced():
+        ready = _kernel.ready([leaf])
+        if not _is_differentiated(leaf):
+            if ready:
+                return _native(ready, maximize, decoupled, add)[0]
+        elif _recorded.takes(leaf):
+            native = ready is not None
+            return _recorded.step(ready or [leaf], maximize, decoupled, add, native)[0]
+    update, *state = _rule.step(leaf, maximize, decoupled)
+    return _apply.add(leaf.p, update) if add else update, *state
+
+
+def _is_differentiated(leaf: Leaf) -> bool:
+    """Whether autograd records what enters the moments or scales them."""
+    if not torch.is_grad_enabled():
+        return False
+    if leaf.g.requires_grad or leaf.m.requires_grad:  # as they nearly always do if anything does
+        return True
+    inputs = leaf if _rule.decays(leaf) else leaf[1:]
+    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
+def _native(leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool) -> list[Row]:
+    inside = add and not _context.recorded(leaf.p for leaf in leaves)
+    rows: list[Row] = [row[:4] for row in _kernel.step(leaves, maximize, decoupled, inside)]
+    if add and not inside:
+        sums = (_apply.add(leaf.p, row[0]) for leaf, row in zip(leaves, rows, strict=True))
+        rows = [(p, *row[1:]) for p, row in zip(sums, rows, strict=True)]
+    return rows
 
 
 def write(

@@ -30,6 +30,9 @@ def check(
         ValueError: a number is out of range or NaN.
         TypeError: something is neither a number nor a real tensor.
     """
+    if isinstance(value, (int, float)):
+        _check_number(name, value, upper, signed)
+        return
     leaves, spec = _tree.flatten(value)
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) and not leaf.is_complex():
@@ -40,10 +43,14 @@ def check(
         if not isinstance(leaf, (int, float)):
             got = f"a {leaf.dtype} tensor" if isinstance(leaf, Tensor) else repr(leaf)
             raise TypeError(f"{path} must be a real number or a real tensor, got {got}")
-        if signed and not math.isfinite(leaf):
-            raise ValueError(f"{path} must be finite, got {leaf}")
-        if not signed and not 0.0 <= leaf < upper:
-            raise ValueError(f"{path} must be in [0, {upper:g}), got {leaf}")
+        _check_number(path, leaf, upper, signed)
+
+
+def _check_number(path: str, value: float, upper: float, signed: bool) -> None:
+    if signed and not math.isfinite(value):
+        raise ValueError(f"{path} must be finite, got {value}")
+    if not signed and not 0.0 <= value < upper:
+        raise ValueError(f"{path} must be in [0, {upper:g}), got {value}")
 
 
 def check_pair(name: str, value: Any) -> None:

@@ -197,7 +197,27 @@ class _Rerun(torch.autograd.Function):
             outputs = ctx.segment(filled, at, _capture.refuse)
             return tuple(x for x in outputs[:last] if floats(x))
 
+        given = [c for c in cotangents[:last] if floats(c)]
+        points = [tensors[i] for i in wanted]
         with ctx.ambience.restored():
-            pull = vjp(function, *(tensors[i] for i in wanted))[1]
-        grads = pull(tuple(c for c in cotangents[:last] if c is not None and floats(c)))
+            if _context.transforming():
+                grads = vjp(function, *points)[1](tuple(given))
+            else:
+                grads = _vjp(function, points, given)
         return None, None, *_tree.placed([None] * len(tensors), wanted, grads)
+
+
+def _vjp(
+    function: Callable[..., Sequence[Tensor]],
+    points: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """``torch.func.vjp`` by plain autograd: by the executors, and to the bits, of a plain loop."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        points = [x.view_as(x) if again else x.detach().requires_grad_() for x in points]
+        pairs = zip(function(*points), cotangents, strict=True)
+        outputs, cotangents = zip(*(x for x in pairs if x[0].requires_grad), strict=True)
+        return torch.autograd.grad(
+            outputs, points, cotangents, create_graph=again, materialize_grads=True
+        )

@@ -46,17 +46,32 @@ def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, T
     update, t, m, u <- adamax(g, m, u, t)
     update <- update - lr * weight_decay * p     decoupled decay, instead of the coupled one
     """
-    p, g, m, u, t, lr, b1, b2, eps, weight_decay, floor = leaf
-    decays = isinstance(weight_decay, Tensor) or weight_decay != 0
-    g = g.to(m.dtype)
+    g = conditioned(leaf, maximize, decoupled)
+    m, u, t, lr, b1, b2, eps, _, floor = leaf[2:]
+    update, t, m, u = adamax(g, m, u, t, lr=lr, b1=b1, b2=b2, eps=eps, floor=floor)
+    return (decayed(update, leaf) if decoupled else update), t, m, u
+
+
+def conditioned(leaf: Leaf, maximize: bool, decoupled: bool) -> Tensor:
+    """The gradient that enters the moments: in their dtype, turned round, with the decay."""
+    g: Tensor = leaf.g if leaf.g.dtype == leaf.m.dtype else leaf.g.to(leaf.m.dtype)
     if maximize:
         g = -g
-    if decays and not decoupled:
-        g = add_scaled(g, p.to(g.dtype), weight_decay)
-    update, t, m, u = adamax(g, m, u, t, lr=lr, b1=b1, b2=b2, eps=eps, floor=floor)
-    if decays and decoupled:
-        update = add_scaled(update, p.to(update.dtype), -(lr * weight_decay))
-    return update, t, m, u
+    if decays(leaf) and not decoupled:
+        g = add_scaled(g, leaf.p.to(g.dtype), leaf.weight_decay)
+    return g
+
+
+def decayed(update: Tensor, leaf: Leaf) -> Tensor:
+    """The update with the decoupled decay."""
+    if not decays(leaf):
+        return update
+    return add_scaled(update, leaf.p.to(update.dtype), -(leaf.lr * leaf.weight_decay))
+
+
+def decays(leaf: Leaf) -> bool:
+    """Whether there is a weight decay, as far as can be told without reading a tensor."""
+    return isinstance(leaf.weight_decay, Tensor) or leaf.weight_decay != 0
 
 
 def add_scaled(x: Tensor, y: Tensor, factor: Any) -> Tensor:
@@ -108,12 +123,20 @@ def adamax(
         lr, b1, b2, eps = (_over_components(x) for x in (lr, b1, b2, eps))
         update, t, m, u = adamax(g, m, u, t, lr=lr, b1=b1, b2=b2, eps=eps, floor=floor)
         return torch.view_as_complex(update), t, torch.view_as_complex(m), torch.view_as_complex(u)
-    dtype = m.dtype
     t = t + 1
+    factor = cast(-bias_corrected(lr, b1, t), _wide(m))
+    update, m, u = direction(g, m, u, factor, b1, b2, eps, floor)
+    return update, t, m, u
+
+
+def direction(
+    g: Tensor, m: Tensor, u: Tensor, factor: Any, b1: Any, b2: Any, eps: Any, floor: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(factor * m / u, m, u)`` after a real gradient."""
+    dtype = m.dtype
     m = torch.lerp(_wide(m), _wide(g), cast(1 - _double(b1), _wide(m))).to(dtype)
     u = torch.maximum((_wide(u) * cast(b2, _wide(u))).to(dtype), g.abs() + cast(eps, g))
-    scale = cast(-bias_corrected(lr, b1, t), _wide(m))
-    return quotient(_wide(m), scale, _wide(u), floor), t, m, u
+    return quotient(_wide(m), factor, _wide(u), floor), m, u
 
 
 def real_views(*tensors: Tensor) -> list[Tensor]:
@@ -129,6 +152,12 @@ def bias_corrected(lr: Any, b1: Any, t: Tensor) -> Any:
     lr = lr if lr.is_floating_point() else lr.to(torch.get_default_dtype())
     wide = _wide(lr)
     return (wide / bias.to(dtype=wide.dtype, device=lr.device)).to(lr.dtype)
+
+
+def scale(leaf: Leaf, t: Tensor) -> Tensor:
+    """The factor of m / u in the step that makes ``t``, for a real leaf that is no half."""
+    factor: Tensor = cast(-bias_corrected(leaf.lr, leaf.b1, t), leaf.m)
+    return factor
 
 
 def step_dtype(device: torch.device) -> torch.dtype:

@@ -62,6 +62,12 @@ class Scheduled(Transform):
         new, inner = self._now(state).update(updates, state.inner, params, **extra)
         return new, ScheduledState(state.count + 1, inner)
 
+    def advance(
+        self, grads: Tree, state: ScheduledState, params: Tree
+    ) -> tuple[Tree, ScheduledState] | None:
+        done = self._now(state).advance(grads, state.inner, params)
+        return None if done is None else (done[0], ScheduledState(state.count + 1, done[1]))
+
     def prepare(self, grads: Tree, state: ScheduledState, params: Tree) -> Donated | None:
         run = self._now(state).prepare(grads, state.inner, params)
         return None if run is None else _Advance(run, state.count)

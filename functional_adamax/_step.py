@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import _context, _tree
 from ._apply import apply_updates
@@ -59,6 +58,10 @@ def step(
     """
     if donate and _writable(grads, state, params):
         return _prepare(tx, grads, state, params, **extra)()
+    if isinstance(tx.update, Update):
+        done = tx.update.transform.advance(grads, state, params)
+        if done is not None:
+            return done
     updates, state = tx.update(grads, state, params, **extra)
     return apply_updates(params, updates), state
 
@@ -118,25 +121,14 @@ def _writable(grads: Tree, state: Any, params: Tree) -> bool:
         return False
     if not torch.is_inference_mode_enabled() and any(x.is_inference() for x in donated):
         return False
-    return all(x.is_contiguous() or _is_dense(x) for x in donated)
-
-
-def _is_dense(x: Tensor) -> bool:
-    return _span(x) == x.numel() and 0 not in x.stride()
-
-
-def _span(x: Tensor) -> int:
-    """Number of places in memory between the first and the last element of ``x``."""
-    if x.numel() == 0:
-        return 0
-    return 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    return all(x.is_contiguous() or _tree.is_dense(x) for x in donated)
 
 
 def _reject_shared_memory(grads: Tree, state: Any, params: Tree) -> None:
     trees = {"grads": grads, "params": params, "state": state}
     flat = {name: _tree.flatten(tree) for name, tree in trees.items()}
     ranges = sorted(
-        (x.data_ptr(), x.data_ptr() + _span(x) * x.element_size(), name == "grads", name, i)
+        (x.data_ptr(), x.data_ptr() + _tree.span(x) * x.element_size(), name == "grads", name, i)
         for name, (leaves, _) in flat.items()
         for i, x in enumerate(leaves)
         if _tree.has_address(x)

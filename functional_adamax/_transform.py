@@ -61,6 +61,11 @@ class Transform(ABC):
     def update(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
         """Return the new updates and the new state."""
 
+    def advance(self, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any] | None:
+        """Return the new ``(params, state)`` in one pass, or None without a way to do so."""
+        del grads, state, params
+        return None
+
     def prepare(self, grads: Tree, state: Any, params: Tree) -> Donated | None:
         """Return a checked step that writes over ``params`` and ``state``, or None without one."""
         del grads, state, params
@@ -110,7 +115,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Update:
-    """``tx.update``, which also offers the transform's fused step to ``step``."""
+    """``tx.update``, which also offers the transform's fused steps to ``step``."""
 
     transform: Transform
 

@@ -215,6 +215,18 @@ def has_address(leaf: Any) -> bool:
     return leaf.data_ptr() != 0
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements of ``x`` lie side by side in memory, in whatever order."""
+    return span(x) == x.numel() and 0 not in x.stride()
+
+
+def span(x: Tensor) -> int:
+    """Number of places in memory between the first and the last element of ``x``."""
+    if x.numel() == 0:
+        return 0
+    return 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+
+
 def storages(leaves: Iterable[Any]) -> set[int]:
     """Return the addresses of the storages of ``leaves``, where they may be read."""
     return {x.untyped_storage().data_ptr() for x in leaves if has_address(x)}

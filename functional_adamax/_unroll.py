@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -163,7 +164,7 @@ def _step(
 ) -> tuple[tuple[Tree, Any], Tree, Tensor]:
     params, state = carry
     grads, value, buffers = _gradients(loss, first_order, params, buffers, batch)
-    return step(tx, grads, state, params), detach(buffers), value
+    return step(tx, grads, state, params), buffers, value
 
 
 def _gradients(
@@ -172,12 +173,11 @@ def _gradients(
     """Return gradients, value, and the buffers as the loss left its copies."""
     leaves, spec = _tree.flatten(params)
     where = [i for i, x in enumerate(leaves) if _check.trainable(x)]
-
-    layout, written = _tree.split(buffers)
+    layout, written = _tree.split(buffers) if buffers is not None else (None, [])
 
     def function(points: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         tree = _tree.unflatten(spec, _tree.placed(leaves, where, points))
-        if buffers is None:
+        if layout is None:
             return _scalar(loss(tree, batch)), []
         copies = [x.clone() for x in written]
         return _scalar(loss(tree, layout.build(copies), batch)), copies
@@ -190,7 +190,7 @@ def _gradients(
     if first_order:
         found = detach(found)
     grads = _tree.unflatten(spec, _tree.placed([None] * len(leaves), where, found))
-    return grads, value, layout.build(copies)
+    return grads, value, layout.build(x.detach() for x in copies) if layout else None
 
 
 def _autograd(
@@ -200,11 +200,10 @@ def _autograd(
 ) -> tuple[Any, Tensor, list[Tensor]]:
     """``grad_and_value`` without the machinery of transforms, for small loops."""
     recording = torch.is_grad_enabled()
-    with torch.enable_grad():
-        if not recording:
-            points = [x.detach().requires_grad_() for x in points]
-        else:
-            points = [x if x.requires_grad else x.detach().requires_grad_() for x in points]
+    with nullcontext() if recording else torch.enable_grad():
+        points = [
+            x if recording and x.requires_grad else x.detach().requires_grad_() for x in points
+        ]
         value, buffers = function(points)
         if not value.requires_grad:  # the loss uses no parameter
             return [torch.zeros_like(x) for x in points], value, buffers
@@ -216,7 +215,7 @@ def _autograd(
             materialize_grads=True,
         )
     if not recording:
-        return found, value.detach(), detach(buffers)
+        return found, value.detach(), buffers
     return found, value, buffers
 
 

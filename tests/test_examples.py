@@ -72,6 +72,28 @@ def test_switch_from_torch(tmp_path):
         assert re.search(rf"^{re.escape(stage)} +5 ", printed, re.MULTILINE)
 
 
+def test_few_shot(tmp_path):
+    printed = run("few_shot", tmp_path, "--seeds", "1", "--iterations", "100")
+
+    def after_four_steps(name: str) -> float:
+        return percents(re.search(rf"^{name} .*", printed, re.MULTILINE).group())[0]
+
+    assert percents(printed)[0] > 95  # how well the pre-trained network learned its classes
+    maml = after_four_steps("MAML  ")
+    assert maml > after_four_steps("MAML, not adapted") + 25
+    assert maml > after_four_steps("pre-trained, all layers")
+    assert maml > after_four_steps("pre-trained, head only")
+
+
+def test_learned_rates(tmp_path):
+    printed = run("learned_rates", tmp_path, "--iterations", "40", "--runs", "5")
+    initial, best, learned = map(float, re.findall(r"([\d.]+) \+- ", printed))
+    assert learned < initial / 2
+    assert learned < best * 2
+    accuracies = percents(printed)
+    assert accuracies[2] > accuracies[0] + 10
+
+
 @pytest.fixture
 def example(monkeypatch):
     """Import an example by name, without running it."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trees import DTYPES
 
-from functional_adamax import _apply, _execute, _foreach, _inplace, _rule
+from functional_adamax import _apply, _execute, _foreach, _inplace, _kernel, _rule
 from functional_adamax._rule import Leaf
 
 HALF = (torch.bfloat16, torch.float16)
@@ -112,6 +112,94 @@ def test_lazy_views() -> None:
         _execute.write([x], False, False)
         for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
             assert torch.equal(got, expected)
+
+
+needs_kernel = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("special", [False, True], ids=["ordinary", "special"])
+@pytest.mark.parametrize("add", [False, True], ids=["update", "parameter"])
+def test_the_kernel_has_the_bits_of_the_rule(dtype: torch.dtype, special: bool, add: bool) -> None:
+    rates = (0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64), torch.tensor(1))
+    for lr, decay, b1, maximize, decoupled in itertools.product(
+        rates, (0.0, 0.1, 2), (0.0, 0.3, 0.5, 0.9), (False, True), (False, True)
+    ):
+        leaves = [leaf(shape, dtype, lr, decay, special)._replace(b1=b1) for shape in SHAPES]
+        before = [copy(x) for x in leaves]
+        results = _execute.compute(leaves, _kernel.ready(leaves), maximize, decoupled, add)
+        for x, old, result in zip(leaves, before, results, strict=True):
+            update, *state = _rule.step(x, maximize, decoupled)
+            wanted = [_apply.add(x.p, update) if add else update, *state]
+            assert all(torch.equal(bits(a), bits(b)) for a, b in zip(result, wanted, strict=True))
+            assert all(torch.equal(bits(a), bits(b)) for a, b in zip(x[:5], old[:5], strict=True))
+
+
+def strange(x: Leaf) -> dict[str, Leaf]:
+    """Leaves whose tensors are not plain memory in one order."""
+    wide = {name: torch.stack([getattr(x, name)] * 2, -1) for name in ("p", "g", "m", "u")}
+    turned = {name: getattr(x, name).t().contiguous().t() for name in ("p", "g", "m", "u")}
+    return {
+        "gradient in another order": x._replace(g=turned["g"]),
+        "all in another order": x._replace(**turned),
+        "moments in another order": x._replace(m=turned["m"], u=turned["u"]),
+        "every other element": x._replace(**{k: v[..., 0] for k, v in wide.items()}),
+        "one gradient for all": x._replace(g=x.g[:1, :1].expand(4, 3)),
+        "negative view": x._replace(p=torch._neg_view(x.p)),
+        "gradient in half precision": x._replace(g=x.g.bfloat16()),
+        "counter on its side": x._replace(t=torch.stack([x.t, x.t])[1]),
+        "half counter": x._replace(t=x.t.bfloat16()),
+        "subclass": x._replace(p=Sub(x.p)),
+    }
+
+
+class Sub(torch.Tensor):
+    @staticmethod
+    def __new__(cls, x: torch.Tensor) -> Sub:
+        return torch.Tensor._make_subclass(cls, x)
+
+
+@pytest.mark.parametrize("case", list(strange(leaf((4, 3), torch.float32, 0.1, 0.0, False))))
+@pytest.mark.parametrize("with_grad", [False, True], ids=["plain", "recorded"])
+def test_strange_memory(case: str, with_grad: bool) -> None:
+    x = strange(leaf((4, 3), torch.float32, 0.1, 0.1, False))[case]
+    if with_grad:
+        x = x._replace(g=x.g.clone(memory_format=torch.preserve_format).requires_grad_())
+    (row,) = _execute.compute([x], _kernel.ready([x]), True, False, add=True)
+    update, *state = _rule.step(x, True, False)
+    for got, wanted in zip(row, [_apply.add(x.p, update), *state], strict=True):
+        assert torch.equal(got, wanted)
+        assert got.requires_grad == wanted.requires_grad
+        assert got.shape == wanted.shape
+
+
+@needs_kernel
+def test_the_kernel_takes_ordinary_leaves() -> None:
+    """So that the tests above do not compare the rule with itself."""
+    for dtype in (torch.float32, torch.float64):
+        assert _kernel.is_active(dtype)
+        x = leaf((4, 3), dtype, 0.1, 0.1, False)
+        assert _kernel.ready([x, x._replace(lr=torch.tensor(0.1))])
+        assert not _kernel.ready([x, x._replace(b1=torch.tensor(0.9))])
+        assert not _kernel.ready([x, x._replace(floor=1e-3)])
+        taken = {name for name, odd in strange(x).items() if _kernel.ready([odd])}
+        expected = {"gradient in another order", "all in another order", "one gradient for all"}
+        assert taken == expected | {"counter on its side"}
+
+
+def test_a_kernel_that_differs_in_one_bit_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(map(_kernel._agrees, _kernel._trials(torch.float32))) == bool(_kernel._native)
+    real = _kernel.step
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        rows = real(*args, **kwargs)
+        last = rows[0][2].view(-1)[-1:]
+        last.copy_(torch.nextafter(last, torch.tensor(torch.inf)))
+        return rows
+
+    monkeypatch.setattr(_kernel, "step", wrong)
+    assert not all(map(_kernel._agrees, _kernel._trials(torch.float32)))
 
 
 def test_scale_is_the_same_number_in_both_spellings() -> None:

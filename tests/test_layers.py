@@ -12,11 +12,11 @@ import functional_adamax
 PACKAGE = Path(functional_adamax.__file__).parent
 
 LAYERS = [
-    {"_bounded", "_context", "_tree"},
+    {"_bounded", "_context", "_native", "_tree"},
     {"_capture", "_check", "_hyper"},
     {"_transform", "_rule", "_checkpoint", "_remat"},
-    {"_apply", "_inplace", "_schedule", "_chain", "_decay"},
-    {"_foreach", "_scale"},
+    {"_apply", "_inplace", "_kernel", "_schedule", "_chain", "_decay"},
+    {"_foreach", "_recorded", "_scale"},
     {"_execute", "_step"},
     {"_adamax", "_unroll"},
     {"_implicit"},
@@ -30,7 +30,7 @@ ABOVE = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 
 
 def modules() -> dict[str, Path]:
-    files = PACKAGE.rglob("*.py")
+    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")]
     return {".".join(f.relative_to(PACKAGE).with_suffix("").parts): f for f in files}
 
 
@@ -73,7 +73,7 @@ def test_importing_the_functional_side_does_not_import_compat() -> None:
 
 def test_the_pure_path_has_no_in_place_operation() -> None:
     """Methods that end in an underscore write; only executors, and what commits, may call them."""
-    writers = {"_inplace", "_foreach", "_execute", "_step", "_schedule"}
+    writers = {"_inplace", "_foreach", "_kernel", "_execute", "_step", "_schedule"}
     for name, path in modules().items():
         if name in writers or name.startswith("compat"):
             continue

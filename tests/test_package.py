@@ -8,26 +8,30 @@ import sys
 import zipfile
 from pathlib import Path
 
+from functional_adamax import _kernel
+
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".venv", ".git", "*.egg-info", "build", "out")
+    ignored = shutil.ignore_patterns(".venv", ".git", "*.egg-info", "*.so", "build", "out")
     shutil.copytree(ROOT, source, ignore=ignored)
     command = "-m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir"
     subprocess.run([sys.executable, *command.split(), tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    kernel = "functional_adamax/_native.abi3.so"
+    assert (kernel in files) == (_kernel._native is not None), "as this one was built"
     packages = ("functional_adamax", "compat")
     wanted = {
         str(path.relative_to(ROOT))
         for package in packages
-        for pattern in ("*.py", "py.typed")
+        for pattern in ("*.py", "*.pyi", "py.typed")
         for path in (ROOT / package).rglob(pattern)
     }
-    assert files == wanted
+    assert files - {kernel} == wanted
 
 
 def test_both_names_import_in_a_fresh_process() -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable
-from itertools import repeat
+from itertools import accumulate, repeat
 from typing import Any
 
 import pytest
 import torch
 from recipes import RECIPES, Recipe
 from torch.func import functional_call, grad, hessian, jacfwd, jvp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 from trees import assert_close, assert_equal, leaves, tree_map
 
 import functional_adamax as fa
+from functional_adamax import _kernel
 
 D = torch.float64
 CHECKPOINTS = pytest.mark.parametrize("checkpoint", [False, True, 1, 3], ids=str)
@@ -253,33 +253,23 @@ def test_checkpointed_gradients_have_the_same_bits(
         assert (x - y).abs().max() <= 1e-10 * y.abs().max()
 
 
-class Storage(TorchDispatchMode):
-    """The peak of the storage of live tensors made while it is on, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in torch.utils._pytree.tree_leaves(result):
-            if isinstance(x, torch.Tensor):
-                storage = x.untyped_storage()
-                key = storage._cdata
-                if key not in self.known:
-                    self.known[key] = storage.nbytes()
-                    self.live += storage.nbytes()
-                    self.peak = max(self.peak, self.live)
-                    weakref.finalize(storage, self._free, key)
-        return result
-
-    def _free(self, key: int) -> None:
-        self.live -= self.known.pop(key)
+def peak_of(run: Callable[[], Any]) -> int:
+    """The peak of the memory that ``run`` allocates, in bytes."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    events = [x for x in record.profiler.kineto_results.events() if x.name() == "[memory]"]
+    sizes = [x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())]
+    return max(accumulate(sizes))
 
 
+@pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("width", [64, 512])
-def test_checkpointed_memory_of_fifty_steps(width: int) -> None:
+def test_checkpointed_memory_of_fifty_steps(
+    width: int, kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernel:
+        monkeypatch.setattr(_kernel, "_native", None)
     module = torch.nn.Sequential(
         torch.nn.Linear(64, width),
         torch.nn.ReLU(),
@@ -294,16 +284,14 @@ def test_checkpointed_memory_of_fifty_steps(width: int) -> None:
         x, y = batch
         return torch.nn.functional.cross_entropy(functional_call(module, tree, (x,)), y)
 
-    peaks, gradients = [], []
-    for checkpoint in (False, True):
-        gc.collect()
-        with Storage() as storage:
-            end = fa.unroll(
-                loss, fa.adamax(1e-3), params, repeat((x, y), 50), checkpoint=checkpoint
-            )
-            gradients.append(torch.autograd.grad(loss(end.params, (x, y)), list(params.values())))
-            del end
-        peaks.append(storage.peak)
+    gradients = []
+
+    def run(checkpoint: bool) -> None:
+        tx = fa.adamax(1e-3)
+        end = fa.unroll(loss, tx, params, repeat((x, y), 50), checkpoint=checkpoint)
+        gradients.append(torch.autograd.grad(loss(end.params, (x, y)), list(params.values())))
+
+    peaks = [peak_of(lambda: run(False)), peak_of(lambda: run(True))]
     assert peaks[1] <= 0.35 * peaks[0]
     assert all(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
 

@@ -8,7 +8,7 @@ collects the tensors of every group, checks and prepares all groups, and only th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _to_scalar
 
-from .. import _adamax, _apply, _context, _execute, _hyper, _rule
+from .. import _adamax, _context, _execute, _hyper
 from .._rule import Leaf
 from ._groups import check_group, uses_foreach, warn_about_group
 from ._loading import restore, scalar_dtype, shield
-
-Results = tuple[Tensor, Tensor, Tensor, Tensor]
-"""The update, the step and the two moments of one parameter."""
 
 
 class Adamax(Optimizer):
@@ -220,16 +217,16 @@ class Adamax(Optimizer):
         ]
         if not _context.recorded(x for leaf in leaves for x in leaf if isinstance(x, Tensor)):
             return partial(_execute.write, leaves, maximize, False, foreach)
-        results = [_rule.step(leaf, maximize, False) for leaf in leaves]
+        results = _execute.compute(leaves, None, maximize, decoupled=False, add=True)
         return partial(self._store, leaves, results, group["differentiable"])
 
-    def _store(self, leaves: list[Leaf], results: list[Results], replace: bool) -> None:
+    def _store(self, leaves: list[Leaf], results: Sequence[_execute.Row], replace: bool) -> None:
         """Store the results of pure steps.
 
         State that autograd recorded is to be replaced; written over, it would break the graph.
         """
-        for leaf, (update, step, exp_avg, exp_inf) in zip(leaves, results, strict=True):
-            leaf.p.copy_(_apply.add(leaf.p, update))
+        for leaf, (p, step, exp_avg, exp_inf) in zip(leaves, results, strict=True):
+            leaf.p.copy_(p)
             new = {"step": step, "exp_avg": exp_avg, "exp_inf": exp_inf}
             for name, value in new.items():
                 if replace:

@@ -1,0 +1,166 @@
+"""Executor: steps that autograd records, as one node for all leaves.
+
+Recorded operation by operation, the rule makes some eight nodes for a leaf and keeps six tensors
+of its size. Here one node keeps four: the gradient, m, and u before and after. Its derivative is
+written out, in operations that can be differentiated again; the last one runs in the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _apply, _context, _kernel, _rule
+from ._kernel import Pull
+from ._rule import Leaf
+
+
+def takes(leaf: Leaf) -> bool:
+    """Whether ``leaf`` is real, and no hyperparameter but a single ``lr`` is a tensor."""
+    p, g, m, u, _, lr, b1, b2, eps, weight_decay, floor = leaf
+    return (
+        m.dtype in (torch.float32, torch.float64)
+        and all(x is None or x.dtype == m.dtype for x in (p, g, u))
+        and floor is None
+        and not any(isinstance(x, Tensor) for x in (b1, b2, eps, weight_decay))
+        and not (isinstance(lr, Tensor) and lr.dim())
+    )
+
+
+def step(
+    leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool, native: bool
+) -> list[list[Any]]:
+    """Step leaves that ``takes`` accepts; return [update, t, m, u] of each.
+
+    With ``add``, the new parameters take the place of the updates. ``native`` says that the
+    kernel is to compute the steps, for which the leaves are ready.
+    """
+    decays = any(map(_rule.decays, leaves))
+    inside = add and not (decays and decoupled)  # else the decay, and then the sum, come after
+    core = leaves
+    if maximize or decays or not inside:
+        core = [
+            leaf._replace(
+                p=leaf.p if inside else None,
+                g=_rule.conditioned(leaf, maximize, decoupled),
+                weight_decay=0.0,
+            )
+            for leaf in leaves
+        ]
+    scales = [_differentiable_scale(leaf) for leaf in leaves]
+    with torch.no_grad():
+        if native:
+            results = _kernel.step(core, add=inside, scales=scales)
+        else:
+            results = [_by_the_rule(*x, inside) for x in zip(core, scales, strict=True)]
+    columns = list(zip(*core, strict=True))[:4]
+    outputs = _Steps.apply(  # type: ignore[no-untyped-call]
+        core, results, native, *chain(*columns), *scales
+    )
+    rows = []
+    for leaf, out, m, u, (_, t, *_) in zip(leaves, *_columns(outputs, 3), results, strict=True):
+        if not inside:
+            out = _rule.decayed(out, leaf) if decoupled else out
+            out = _apply.add(leaf.p, out) if add else out
+        rows.append([out, leaf.t + 1 if leaf.t.requires_grad else t, m, u])
+    return rows
+
+
+def _differentiable_scale(leaf: Leaf) -> Tensor | None:
+    if isinstance(leaf.lr, Tensor) or leaf.t.requires_grad:
+        return _rule.scale(leaf, leaf.t + 1)
+    return None
+
+
+def _columns(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """``items`` in ``count`` parts of one length."""
+    size = len(items) // count
+    return [items[i * size : (i + 1) * size] for i in range(count)]
+
+
+class _Steps(torch.autograd.Function):
+    """p (or None), g, m, u and scale (or None) of all leaves to p (or the update), m and u.
+
+    The results are computed before; here is what autograd has to know about them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, leaves: list[Leaf], results: list[list[Any]], native: bool, *inputs: Any
+    ) -> Any:
+        _, g, _, u, scales = _columns(inputs, 5)
+        out, _, m_new, u_new, factors = zip(*results, strict=True)
+        ctx.native, ctx.scales = native, factors
+        ctx.numbers = list(zip(*leaves, strict=True))[6:9]  # b1, b2 and eps
+        ctx.save_for_backward(*g, *u, *m_new, *u_new, *scales)
+        ctx.set_materialize_grads(False)
+        needs = zip(*_columns(ctx.needs_input_grad[3:], 5)[1:4], strict=True)
+        constant = [i for i, need in enumerate(needs) if not any(need)]
+        ctx.mark_non_differentiable(*(x[i] for i in constant for x in (m_new, u_new)))
+        return *out, *m_new, *u_new
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        saved = ctx.saved_tensors
+        g, u, m_new, u_new, tensors = _columns(saved, 5)
+        d_out, d_m, d_u = _columns(cotangents, 3)
+        needs_p, _, needs_m, needs_u, needs_scale = _columns(ctx.needs_input_grad[3:], 5)
+        by_p = [d if needed else None for d, needed in zip(d_out, needs_p, strict=True)]
+        scales = [y if x is None else x for x, y in zip(tensors, ctx.scales, strict=True)]
+        wants_state = [m or u for m, u in zip(needs_m, needs_u, strict=True)]
+        columns = (g, u, m_new, u_new, d_out, d_m, d_u, scales, *ctx.numbers, wants_state)
+        pulls = list(map(_filled, zip(*columns, strict=True)))
+        native = ctx.native and not (
+            _context.recorded(x for x in (*saved, *cotangents) if x is not None)
+            or _context.batched_by_autograd(cotangents)
+        )
+        found = _kernel.pull(pulls) if native else None
+        by_g, by_m, by_u = zip(*(found or map(_derivative, pulls)), strict=True)
+        by_scale = [
+            (x.d_out * x.m_new / x.u_new).sum() if needed else None
+            for x, needed in zip(pulls, needs_scale, strict=True)
+        ]
+        return None, None, None, *by_p, *by_g, *by_m, *by_u, *by_scale
+
+
+def _by_the_rule(leaf: Leaf, scale: Tensor | None, add: bool) -> list[Any]:
+    p, g, m, u, t, _, b1, b2, eps, *_ = leaf
+    t = t + 1
+    factor = _rule.scale(leaf, t) if scale is None else scale
+    update, m, u = _rule.direction(g, m, u, factor, b1, b2, eps, None)
+    return [_apply.add(p, update) if add else update, t, m, u, factor]
+
+
+def _filled(row: tuple[Any, ...]) -> Pull:
+    """Make zeros of cotangents that are None, but not of both of m and u."""
+    pull = Pull._make(row)
+    if pull.d_out is None:
+        pull = pull._replace(d_out=torch.zeros_like(pull.m_new))
+    if (pull.d_m_new is None) != (pull.d_u_new is None):
+        zeros = torch.zeros_like(pull.m_new)
+        pull = pull._replace(
+            d_m_new=zeros if pull.d_m_new is None else pull.d_m_new,
+            d_u_new=zeros if pull.d_u_new is None else pull.d_u_new,
+        )
+    return pull
+
+
+def _derivative(pull: Pull) -> list[Tensor]:
+    """The cotangents of g, m and u.
+
+    A tie in the maximum shares a cotangent in halves and a NaN hands it to both sides, as torch's
+    maximum does.
+    """
+    g, u, m_new, u_new, d_out, d_m, d_u, scale, b1, b2, eps, _ = pull
+    by_m = d_out * scale / u_new
+    by_u = -(by_m * m_new / u_new)
+    if d_m is not None:
+        by_m, by_u = by_m + d_m, by_u + d_u
+    old, new = u * b2, g.abs() + eps
+    half = torch.where(old == new, by_u / 2, by_u)
+    by_new, by_old = half.masked_fill(new < old, 0), half.masked_fill(old < new, 0)
+    return [by_m * (1 - b1) + by_new * g.sgn(), by_m * b1, by_old * b2]

@@ -1,0 +1,439 @@
+/* One step of Adamax, and its derivative, over raw memory: the executor behind _kernel.py.
+
+   It links against nothing but Python's stable interface, so that one build serves every version
+   of torch. Python hands over one row for each tensor; the loop over them runs without the GIL. */
+
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
+#include <math.h>
+#include <stddef.h>
+
+enum { NO_DECAY, COUPLED, DECOUPLED };
+
+typedef struct {
+    const void *p, *g, *m, *u;
+    void *out, *m_new, *u_new;
+    double weight, b2, eps, scale, factor, sign;
+    int decay, add;
+} Step;
+
+typedef struct {
+    const void *g, *u, *m_new, *u_new, *d_out, *d_m_new, *d_u_new;
+    void *d_g, *d_m, *d_u;
+    double weight, b2, eps, scale;
+} Pull;
+
+typedef void (*Kernel)(const void *row, ptrdiff_t start, ptrdiff_t end);
+
+#define REAL float
+#define FMA __builtin_fmaf
+#define FABS __builtin_fabsf
+#define NAME(name) name##_f32
+#define TARGET
+#include "kernel.h"
+
+#define REAL double
+#define FMA __builtin_fma
+#define FABS __builtin_fabs
+#define NAME(name) name##_f64
+#define TARGET
+#include "kernel.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAS_AVX2 1
+#define AVX2 __attribute__((target("avx2,fma")))
+
+#define REAL float
+#define FMA __builtin_fmaf
+#define FABS __builtin_fabsf
+#define NAME(name) name##_f32_avx2
+#define TARGET AVX2
+#include "kernel.h"
+
+#define REAL double
+#define FMA __builtin_fma
+#define FABS __builtin_fabs
+#define NAME(name) name##_f64_avx2
+#define TARGET AVX2
+#include "kernel.h"
+#else
+#define HAS_AVX2 0
+#endif
+
+static Kernel step_kernels[2] = {step_f32, step_f64};
+static Kernel pull_kernels[2] = {pull_f32, pull_f64};
+
+typedef struct {
+    Kernel kernel;
+    ptrdiff_t n;
+    union {
+        Step step;
+        Pull pull;
+    } row;
+} Work;
+
+/* What is asked of tensors. Names and constants are looked up once; calls go through Python, since
+   nothing here knows how a tensor is laid out. */
+
+static PyObject *types[3], *strided, *float32, *float64, *empty_like;
+static PyObject *data_ptr, *numel, *is_contiguous, *is_neg, *is_cpu, *dtype, *layout, *shape, *ndim;
+
+static int is_true(PyObject *answer)
+{
+    int result = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    return result;
+}
+
+static int is_same(PyObject *attribute, PyObject *wanted)
+{
+    int result = attribute ? attribute == wanted : -1;
+    Py_XDECREF(attribute);
+    return result;
+}
+
+static int is_tensor(PyObject *x)
+{
+    PyObject *type = (PyObject *)Py_TYPE(x);
+    return type == types[0] || type == types[1] || type == types[2];
+}
+
+/* 1 if x is a plain contiguous tensor of a dtype on the CPU, 0 if not, -1 with an exception. */
+static int is_plain(PyObject *x, PyObject *wanted)
+{
+    if (!is_tensor(x))
+        return 0;
+    int result;
+    if ((result = is_same(PyObject_GetAttr(x, dtype), wanted)) != 1 ||
+        (result = is_same(PyObject_GetAttr(x, layout), strided)) != 1 ||
+        (result = is_true(PyObject_GetAttr(x, is_cpu))) != 1 ||
+        (result = is_true(PyObject_CallMethodObjArgs(x, is_contiguous, NULL))) != 1)
+        return result;
+    result = is_true(PyObject_CallMethodObjArgs(x, is_neg, NULL));
+    return result < 0 ? result : !result;
+}
+
+/* The address of a tensor, NULL for None; NULL with an exception too. */
+static void *address_of(PyObject *x)
+{
+    if (x == NULL || x == Py_None || PyErr_Occurred())
+        return NULL;
+    PyObject *answer = PyObject_CallMethodObjArgs(x, data_ptr, NULL);
+    void *result = answer ? PyLong_AsVoidPtr(answer) : NULL;
+    Py_XDECREF(answer);
+    return result;
+}
+
+static Py_ssize_t size_of(PyObject *x)
+{
+    PyObject *answer = PyObject_CallMethodObjArgs(x, numel, NULL);
+    Py_ssize_t result = answer ? PyLong_AsSsize_t(answer) : -1;
+    Py_XDECREF(answer);
+    return result;
+}
+
+/* 1 for float64, 0 for float32, -1 for another dtype or an exception. */
+static int is_double(PyObject *x)
+{
+    PyObject *kind = PyObject_GetAttr(x, dtype);
+    Py_XDECREF(kind);
+    return kind == float64 ? 1 : kind == float32 ? 0 : -1;
+}
+
+static double product_of(PyObject *a, PyObject *b)
+{
+    PyObject *product = PyErr_Occurred() ? NULL : PyNumber_Multiply(a, b);
+    double result = product ? PyFloat_AsDouble(product) : 0;
+    Py_XDECREF(product);
+    return result;
+}
+
+/* Put a new tensor like x into a list; return its address. */
+static void *new_like(PyObject *x, PyObject *list, Py_ssize_t index)
+{
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *result = PyObject_CallFunctionObjArgs(empty_like, x, NULL);
+    if (result == NULL)
+        return NULL;
+    void *address = address_of(result);
+    PyList_SetItem(list, index, result);
+    return address;
+}
+
+/* The fields of Leaf in _rule.py. */
+enum { P, G, M, U, T, LR, B1, B2, EPS, WEIGHT_DECAY, FLOOR };
+
+static int is_number(PyObject *x)
+{
+    return PyFloat_Check(x) || PyLong_Check(x);
+}
+
+static int is_scalar(PyObject *x)
+{
+    PyObject *answer = PyObject_GetAttr(x, ndim);
+    int result = answer ? PyLong_AsLong(answer) == 0 : -1;
+    Py_XDECREF(answer);
+    return result;
+}
+
+static int has_shape(PyObject *x, PyObject *wanted)
+{
+    PyObject *answer = PyObject_GetAttr(x, shape);
+    int result = answer ? PyObject_RichCompareBool(answer, wanted, Py_EQ) : -1;
+    Py_XDECREF(answer);
+    return result;
+}
+
+/* Whether the tensors of a leaf are plain and of one shape and dtype, and its rates numbers. */
+static int is_ready(PyObject *leaf)
+{
+    PyObject *m = PyTuple_GetItem(leaf, M), *t = PyTuple_GetItem(leaf, T);
+    if (m == NULL || t == NULL)
+        return -1;
+    if (PyTuple_GetItem(leaf, FLOOR) != Py_None)
+        return 0;
+    for (int i = LR; i <= WEIGHT_DECAY; i++)
+        if (!is_number(PyTuple_GetItem(leaf, i)))
+            return 0;
+    int wide_m = is_tensor(m) ? is_double(m) : -1, wide_t = is_tensor(t) ? is_double(t) : -1;
+    if (wide_m < 0 || wide_t < 0)
+        return PyErr_Occurred() ? -1 : 0;
+    int fine = is_plain(t, wide_t ? float64 : float32);
+    if (fine == 1)
+        fine = is_scalar(t);
+    PyObject *size = PyObject_GetAttr(m, shape);
+    for (int i = P; i <= U && fine == 1; i++) {
+        PyObject *x = PyTuple_GetItem(leaf, i);
+        if (i == P && x == Py_None)
+            continue;
+        fine = is_plain(x, wide_m ? float64 : float32);
+        if (fine == 1 && i != M)
+            fine = has_shape(x, size);
+    }
+    Py_XDECREF(size);
+    return fine;
+}
+
+/* Put t + 1 into a list, as a new tensor like t; return it as a number. */
+static double advance(PyObject *t, PyObject *list, Py_ssize_t index)
+{
+    void *old = address_of(t), *new = new_like(t, list, index);
+    if (old == NULL || new == NULL)
+        return 0;
+    if (is_double(t))
+        return *(double *)new = *(double *)old + 1;
+    return *(float *)new = *(float *)old + 1;
+}
+
+static void read_step(PyObject *leaf, PyObject *scale, PyObject *result, int decoupled, Step *row)
+{
+    PyObject *m = PyTuple_GetItem(leaf, M);
+    PyObject *lr = PyTuple_GetItem(leaf, LR), *weight_decay = PyTuple_GetItem(leaf, WEIGHT_DECAY);
+    double b1 = PyFloat_AsDouble(PyTuple_GetItem(leaf, B1));
+    row->p = address_of(PyTuple_GetItem(leaf, P));
+    row->g = address_of(PyTuple_GetItem(leaf, G));
+    row->m = address_of(m);
+    row->u = address_of(PyTuple_GetItem(leaf, U));
+    row->out = new_like(m, result, 0);
+    double t = advance(PyTuple_GetItem(leaf, T), result, 1);
+    row->m_new = new_like(m, result, 2);
+    row->u_new = new_like(m, result, 3);
+    row->weight = 1 - b1;
+    row->b2 = PyFloat_AsDouble(PyTuple_GetItem(leaf, B2));
+    row->eps = PyFloat_AsDouble(PyTuple_GetItem(leaf, EPS));
+    row->scale = scale != Py_None ? PyFloat_AsDouble(scale) : -PyFloat_AsDouble(lr) / (1 - pow(b1, t));
+    PyList_SetItem(result, 4, PyFloat_FromDouble(row->scale));
+    row->decay = NO_DECAY;
+    row->factor = PyFloat_AsDouble(weight_decay);
+    if (row->factor != 0) {
+        row->decay = decoupled ? DECOUPLED : COUPLED;
+        if (decoupled)
+            row->factor = -product_of(lr, weight_decay);
+    }
+}
+
+static void run(const Work *work, Py_ssize_t count)
+{
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++)
+        work[i].kernel(&work[i].row, 0, work[i].n);
+    Py_END_ALLOW_THREADS
+}
+
+static PyObject *native_step(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *leaves, *scales;
+    int maximize, decoupled, add;
+    if (!PyArg_ParseTuple(arguments, "OOppp", &leaves, &scales, &maximize, &decoupled, &add))
+        return NULL;
+    Py_ssize_t count = PyList_Size(leaves);
+    if (count < 0)
+        return NULL;
+    PyObject *results = PyList_New(count);
+    Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
+    if (results == NULL || work == NULL) {
+        Py_XDECREF(results);
+        PyMem_Free(work);
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
+        PyObject *leaf = PyList_GetItem(leaves, i), *result = PyList_New(5);
+        if (result == NULL)
+            break;
+        PyList_SetItem(results, i, result);
+        PyObject *m = PyTuple_GetItem(leaf, M);
+        work[i].kernel = step_kernels[is_double(m) == 1];
+        work[i].n = size_of(m);
+        work[i].row.step.sign = maximize ? -1 : 1;
+        work[i].row.step.add = add;
+        read_step(leaf, PyList_GetItem(scales, i), result, decoupled, &work[i].row.step);
+    }
+    if (PyErr_Occurred())
+        Py_CLEAR(results);
+    else
+        run(work, count);
+    PyMem_Free(work);
+    return results;
+}
+
+/* The fields of Pull in _kernel.py. */
+enum { PULL_G, PULL_U, M_NEW, U_NEW, D_OUT, D_M_NEW, D_U_NEW, SCALE, PULL_B1, PULL_B2, PULL_EPS, WANTS };
+
+static void read_pull(PyObject *pull, PyObject *result, Pull *row)
+{
+    PyObject *g = PyTuple_GetItem(pull, PULL_G);
+    row->g = address_of(g);
+    row->u = address_of(PyTuple_GetItem(pull, PULL_U));
+    row->m_new = address_of(PyTuple_GetItem(pull, M_NEW));
+    row->u_new = address_of(PyTuple_GetItem(pull, U_NEW));
+    row->d_out = address_of(PyTuple_GetItem(pull, D_OUT));
+    row->d_m_new = address_of(PyTuple_GetItem(pull, D_M_NEW));
+    row->d_u_new = address_of(PyTuple_GetItem(pull, D_U_NEW));
+    row->scale = PyFloat_AsDouble(PyTuple_GetItem(pull, SCALE));
+    row->weight = 1 - PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B1));
+    row->b2 = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B2));
+    row->eps = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_EPS));
+    row->d_g = new_like(g, result, 0);
+    if (PyObject_IsTrue(PyTuple_GetItem(pull, WANTS))) {
+        row->d_m = new_like(g, result, 1);
+        row->d_u = new_like(g, result, 2);
+    } else {
+        row->d_m = row->d_u = NULL;
+        for (int i = 1; i < 3; i++) {
+            Py_INCREF(Py_None);
+            PyList_SetItem(result, i, Py_None);
+        }
+    }
+}
+
+static PyObject *native_pull(PyObject *self, PyObject *pulls)
+{
+    (void)self;
+    Py_ssize_t count = PyList_Size(pulls);
+    if (count < 0)
+        return NULL;
+    PyObject *results = PyList_New(count);
+    Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
+    if (results == NULL || work == NULL) {
+        Py_XDECREF(results);
+        PyMem_Free(work);
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
+        PyObject *pull = PyList_GetItem(pulls, i), *result = PyList_New(3);
+        if (result == NULL)
+            break;
+        PyList_SetItem(results, i, result);
+        PyObject *g = PyTuple_GetItem(pull, PULL_G);
+        work[i].kernel = pull_kernels[is_double(g) == 1];
+        work[i].n = size_of(g);
+        read_pull(pull, result, &work[i].row.pull);
+    }
+    if (PyErr_Occurred())
+        Py_CLEAR(results);
+    else
+        run(work, count);
+    PyMem_Free(work);
+    return results;
+}
+
+/* Whether the cotangents of a step are plain memory, in the layout of its other tensors. */
+static int is_pullable(PyObject *pull)
+{
+    PyObject *g = PyTuple_GetItem(pull, PULL_G);
+    int fine = g ? is_true(PyObject_CallMethodObjArgs(g, is_contiguous, NULL)) : -1;
+    int wide = g ? is_double(g) : -1;
+    for (int i = D_OUT; i <= D_U_NEW && fine == 1; i++) {
+        PyObject *x = PyTuple_GetItem(pull, i);
+        fine = x == Py_None ? 1 : is_plain(x, wide == 1 ? float64 : float32);
+    }
+    return fine;
+}
+
+/* Whether all items of a list fulfil a condition that answers 1, 0, or -1 with an exception. */
+static PyObject *all_of(PyObject *list, int (*condition)(PyObject *))
+{
+    Py_ssize_t count = PyList_Size(list);
+    int result = count < 0 ? -1 : 1;
+    for (Py_ssize_t i = 0; i < count && result == 1; i++)
+        result = condition(PyList_GetItem(list, i));
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+static PyObject *native_are_ready(PyObject *self, PyObject *leaves)
+{
+    (void)self;
+    return all_of(leaves, is_ready);
+}
+
+static PyObject *native_are_pullable(PyObject *self, PyObject *pulls)
+{
+    (void)self;
+    return all_of(pulls, is_pullable);
+}
+
+static PyMethodDef methods[] = {
+    {"are_ready", native_are_ready, METH_O, "Whether leaves are plain memory, their rates numbers."},
+    {"are_pullable", native_are_pullable, METH_O, "Whether cotangents are plain memory."},
+    {"step", native_step, METH_VARARGS, "Step the tensors that the rows describe."},
+    {"pull", native_pull, METH_O, "Differentiate, in reverse, the steps that the rows describe."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+#if HAS_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        step_kernels[0] = step_f32_avx2;
+        step_kernels[1] = step_f64_avx2;
+        pull_kernels[0] = pull_f32_avx2;
+        pull_kernels[1] = pull_f64_avx2;
+    }
+#endif
+    struct { PyObject **place; const char *word; } names[] = {
+        {&data_ptr, "data_ptr"}, {&numel, "numel"}, {&is_contiguous, "is_contiguous"},
+        {&is_neg, "is_neg"}, {&is_cpu, "is_cpu"}, {&dtype, "dtype"}, {&layout, "layout"}, {&shape, "shape"}, {&ndim, "ndim"},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((*names[i].place = PyUnicode_InternFromString(names[i].word)) == NULL)
+            return NULL;
+    PyObject *torch = PyImport_ImportModule("torch"), *nn = PyImport_ImportModule("torch.nn");
+    if (torch == NULL || nn == NULL ||
+        (types[0] = PyObject_GetAttrString(torch, "Tensor")) == NULL ||
+        (types[1] = PyObject_GetAttrString(nn, "Parameter")) == NULL ||
+        (types[2] = PyObject_GetAttrString(nn, "Buffer")) == NULL ||
+        (strided = PyObject_GetAttrString(torch, "strided")) == NULL ||
+        (float32 = PyObject_GetAttrString(torch, "float32")) == NULL ||
+        (float64 = PyObject_GetAttrString(torch, "float64")) == NULL ||
+        (empty_like = PyObject_GetAttrString(torch, "empty_like")) == NULL)
+        return NULL;
+    Py_DECREF(torch);
+    Py_DECREF(nn);
+    return PyModule_Create(&module);
+}
