@@ -19,7 +19,7 @@ check: $(VENV)/.dev  ## lint, format, types, layers
 
 bench: $(VENV)/.bench  ## steps against torch.optim, inner loops against torchopt and higher
 	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/meta.py
+	$(BIN)/python benchmarks/meta.py --threads 1 --write docs/inner-loops.md
 
 clean:
 	rm -rf $(VENV) build out *.egg-info

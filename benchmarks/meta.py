@@ -37,6 +37,13 @@ TOLERANCE = 1e-9  # between outer gradients of the three, relative, in double pr
 PEERS = ("torchopt", "higher")
 INSTALLED: dict[str, Any] = {name: import_module(name) for name in PEERS if find_spec(name)}
 
+INTRODUCTION = """\
+The gradient of a loss after K steps of a perceptron 64-W-W-W-5 on batches of 25, by the parameters
+before the first step. Ratios are to torchopt in the same round, medians over the rounds; memory is
+the peak of what a call allocates. SGD, which keeps no state, is the floor: what remains of the work
+when the optimizer costs nearly nothing. `benchmarks/meta.py` wrote this page.
+"""
+
 Batch = tuple[Tensor, Tensor]
 Run = Callable[[], Sequence[Tensor]]  # one call; returns the outer gradient
 Figures = dict[str, tuple[list[float], float]]  # times, ms, and peak of memory, MB
@@ -168,12 +175,14 @@ def main() -> None:
     gc.freeze()  # what is imported need not be looked through before every call
     words = [f"{x} {version(x)}" if x in INSTALLED else f"{x} not installed" for x in PEERS]
     words.append(f"CPU, threads: {args.threads}, cores: {os.cpu_count()}, float32")
-    text = [", ".join([f"torch {torch.__version__}", *words])]
-    print(text[0])
+    text = ["# Inner loops, measured", "", *INTRODUCTION.splitlines(), ""]
+    text.append(", ".join([f"torch {torch.__version__}", *words]) + ".")
+    print(text[-1])
     for width, steps in product((64, 1024), (5, 50)):
         check(width, min(steps, 5))
         figures = measure(make_task(width, steps), args.seconds, args.rounds)
-        text += ["", f"W={width}, K={steps}, {len(figures[OURS][0])} rounds", "", *table(figures)]
+        title = f"## Width {width}, {steps} steps: {len(figures[OURS][0])} rounds"
+        text += ["", title, "", *table(figures)]
         print(*text[-len(figures) - 4 :], sep="\n", flush=True)
     if args.write:
         args.write.write_text("\n".join(text) + "\n")
