@@ -82,8 +82,88 @@ def derivative(path: Path) -> None:
     plt.close(figure)
 
 
+def curves() -> list[tuple[str, dict[str, Any]]]:
+    """Each kind of schedule, by its name, with one or several examples."""
+    cycle = {"init_value": 0.1, "peak_value": 1.0, "warmup_steps": 5, "end_value": 0.05}
+    scales = {25: 0.4, 50: 2.0, 75: 0.25}
+    up, flat, down = fa.linear_schedule(0, 1, 20), fa.constant_schedule(1), fa.exponential_decay
+    joined = fa.join_schedules([up, flat, down(1, 10, 0.6)], [20, 50])
+    return [
+        ("constant_schedule", {"": fa.constant_schedule(0.6)}),
+        ("linear_schedule", {"": fa.linear_schedule(1.0, 0.1, 60, transition_begin=20)}),
+        (
+            "polynomial_schedule",
+            {f"power {p:g}": fa.polynomial_schedule(1.0, 0.0, p, 90) for p in (0.5, 2, 4)},
+        ),
+        (
+            "exponential_decay",
+            {
+                "smooth": fa.exponential_decay(1.0, 20, 0.5),
+                "staircase": fa.exponential_decay(1.0, 20, 0.5, staircase=True),
+                "end_value": fa.exponential_decay(1.0, 20, 0.5, end_value=0.3),
+            },
+        ),
+        (
+            "cosine_decay_schedule",
+            {f"exponent {p:g}": fa.cosine_decay_schedule(1.0, 90, exponent=p) for p in (0.5, 1, 3)},
+        ),
+        ("piecewise_constant_schedule", {"": fa.piecewise_constant_schedule(1.0, scales)}),
+        (
+            "piecewise_interpolate_schedule",
+            {
+                kind: fa.piecewise_interpolate_schedule(kind, 1.0, scales)
+                for kind in ("linear", "cosine")
+            },
+        ),
+        ("linear_onecycle_schedule", {"": fa.linear_onecycle_schedule(90, 1.0)}),
+        ("cosine_onecycle_schedule", {"": fa.cosine_onecycle_schedule(90, 1.0)}),
+        ("warmup_constant_schedule", {"": fa.warmup_constant_schedule(0.0, 1.0, 20)}),
+        (
+            "warmup_cosine_decay_schedule",
+            {"": fa.warmup_cosine_decay_schedule(0.0, 1.0, 20, 90)},
+        ),
+        (
+            "warmup_exponential_decay_schedule",
+            {"": fa.warmup_exponential_decay_schedule(0.0, 1.0, 20, 20, 0.5)},
+        ),
+        (
+            "warmup_stable_decay_schedule",
+            {
+                kind: fa.warmup_stable_decay_schedule(0.0, 1.0, 10, 40, 40, cooldown=kind)
+                for kind in ("linear", "1-sqrt", "cosine")
+            },
+        ),
+        (
+            "sgdr_schedule",
+            {"": fa.sgdr_schedule({**cycle, "decay_steps": n} for n in (15, 30, 45))},
+        ),
+        ("join_schedules", {"": joined}),
+    ]
+
+
+def schedules(path: Path) -> None:
+    """Draw every schedule against the count of steps."""
+    figure, grid = plt.subplots(5, 3, figsize=(10.5, 10.5), layout="constrained", sharex=True)
+    t = torch.linspace(0, 100, 1001, dtype=torch.float64)
+    for axes, (title, examples) in zip(grid.flat, curves(), strict=True):
+        colors = (BLUE, ORANGE, GREEN)
+        for (label, schedule), color in zip(examples.items(), colors, strict=False):
+            axes.plot(t, vmap(schedule)(t), color=color, lw=1.8, label=label)
+        if len(examples) > 1:
+            axes.legend(fontsize=8.5, framealpha=1, facecolor="white", edgecolor="none")
+        axes.set_title(title, fontsize=10)
+        axes.set(ylim=(-0.05, 1.12), xlim=(0, 100), yticks=[0, 0.5, 1], xticks=[0, 25, 50, 75, 100])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#dddddd", lw=0.6)
+    for axes in grid[-1]:
+        axes.set_xlabel("count of steps")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     mpl.use("Agg")
     plt.rcParams.update({"font.size": 11, "axes.titlesize": 12})
     IMAGES.mkdir(exist_ok=True)
     derivative(IMAGES / "derivative.png")
+    schedules(IMAGES / "schedules.png")

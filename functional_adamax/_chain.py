@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ._transform import GradientTransformation, Stateless, Transform
+import torch
+
+from . import _tree
+from ._transform import GradientTransformation, Stateless, Transform, Update
 from ._tree import EmptyState, Tree
 
 
@@ -44,12 +49,69 @@ class Chain(Transform):
             )
         states = []
         for link, link_state in zip(self.links, state, strict=True):
-            updates, link_state = link.update(updates, link_state, params, **extra)
+            updates, link_state = call_update(link, updates, link_state, params, extra)
             states.append(link_state)
         return updates, tuple(states)
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.links))})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NamedChain(Transform):
+    """A chain whose states are found by name."""
+
+    name: ClassVar[str] = "named_chain"
+
+    links: tuple[tuple[str, GradientTransformation], ...]
+
+    def init(self, params: Tree) -> dict[str, Any]:
+        return {name: link.init(params) for name, link in self.links}
+
+    def update(
+        self, updates: Tree, state: dict[str, Any], params: Tree = None, **extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
+        names = [name for name, _ in self.links]
+        if not isinstance(state, dict) or state.keys() != set(names):
+            raise ValueError(
+                f"state must be the dict of the states that init returned, with the keys {names}, "
+                f"got {list(state) if isinstance(state, dict) else type(state).__name__}"
+            )
+        states = {}
+        for name, link in self.links:
+            updates, states[name] = call_update(link, updates, state[name], params, extra)
+        return updates, states
+
+    def __repr__(self) -> str:
+        return f"named_chain({', '.join(map(repr, self.links))})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SetToZero(Stateless):
+    """No step at all."""
+
+    name: ClassVar[str] = "set_to_zero"
+
+    def update(
+        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, EmptyState]:
+        del params, extra
+        return _tree.tree_map(lambda u: None if u is None else torch.zeros_like(u), updates), state
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Function(Stateless):
+    """A function of updates and parameters."""
+
+    name: ClassVar[str] = "stateless"
+
+    function: Callable[..., Tree]
+
+    def update(
+        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, EmptyState]:
+        del extra
+        return self.function(updates, params), state
 
 
 def identity() -> GradientTransformation:
@@ -83,9 +145,90 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
         >>> tx.update(torch.ones(2), tx.init(torch.zeros(2)))[0]
         tensor([-0.2000, -0.2000])
     """
-    for i, link in enumerate(transforms):
-        if not (isinstance(link, tuple) and len(link) == 2 and all(map(callable, link))):
-            raise TypeError(
-                f"chain: transforms[{i}] must be a pair (init, update) of functions, got {link!r}"
-            )
-    return Chain(tuple(GradientTransformation(*link) for link in transforms)).pair()
+    links = (checked_link(f"chain: transforms[{i}]", x) for i, x in enumerate(transforms))
+    return Chain(tuple(links)).pair()
+
+
+def named_chain(*links: tuple[str, GradientTransformation]) -> GradientTransformation:
+    """``chain`` whose state is a dict, so that the state of a link is found by its name.
+
+    Args:
+        *links: pairs ``(name, transform)``, each name once.
+
+    Returns:
+        A transform whose state is ``{name: state of the link}``.
+
+    Raises:
+        TypeError: a link is not a name and a pair of functions.
+        ValueError: a name comes twice.
+
+    Example:
+        >>> tx = named_chain(("direction", scale_by_adamax()), ("rate", scale(-0.1)))
+        >>> tx.init(torch.zeros(2))["direction"].exp_avg
+        tensor([0., 0.])
+    """
+    for i, link in enumerate(links):
+        if not (isinstance(link, tuple) and len(link) == 2 and isinstance(link[0], str)):
+            raise TypeError(f"named_chain: links[{i}] must be (name, transform), got {link!r}")
+    names = [name for name, _ in links]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"named_chain: every name must come once, got {name!r} twice: {names}")
+    return NamedChain(
+        tuple((name, checked_link(f"named_chain: {name!r}", x)) for name, x in links)
+    ).pair()
+
+
+def set_to_zero() -> GradientTransformation:
+    """Make every update zero, and keep no state: the parameters stay as they are.
+
+    An update that is None stays None.
+
+    Example:
+        >>> tx = set_to_zero()
+        >>> tx.update(torch.ones(2), tx.init(torch.zeros(2)))[0]
+        tensor([0., 0.])
+    """
+    return SetToZero().pair()
+
+
+def stateless(function: Callable[[Tree, Tree], Tree]) -> GradientTransformation:
+    """Make a transform without state of ``function(updates, params) -> updates``.
+
+    Args:
+        function: a pure function of two trees; ``params`` is None where ``update`` is given none.
+            Of what it closes over nothing is known here: to pickle the transform, give it a
+            function that pickles.
+
+    Example:
+        >>> tx = stateless(lambda updates, params: updates.sign())
+        >>> tx.update(torch.tensor([3.0, -2.0]), tx.init(torch.zeros(2)))[0]
+        tensor([ 1., -1.])
+    """
+    if not callable(function):
+        raise TypeError(f"function must be callable, got {function!r}")
+    return Function(function).pair()
+
+
+def checked_link(what: str, link: Any) -> GradientTransformation:
+    """Return ``link`` as a pair.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not (isinstance(link, tuple) and len(link) == 2 and all(map(callable, link))):
+        raise TypeError(f"{what} must be a pair (init, update) of functions, got {link!r}")
+    return GradientTransformation(*link)
+
+
+def call_update(
+    link: GradientTransformation, updates: Tree, state: Any, params: Tree, extra: dict[str, Any]
+) -> tuple[Tree, Any]:
+    """Call ``link.update`` with those of the extra keyword arguments that it takes."""
+    if extra and not isinstance(link.update, Update):
+        parameters = inspect.signature(link.update).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            names = {p.name for p in parameters}
+            extra = {k: v for k, v in extra.items() if k in names}
+    result: tuple[Tree, Any] = link.update(updates, state, params, **extra)
+    return result

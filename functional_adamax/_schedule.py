@@ -28,7 +28,8 @@ class ScheduledState(NamedTuple):
 
 def is_schedule(lr: Hyperparameter | Schedule) -> bool:
     """Whether ``lr`` is a schedule; a container is a tree even if it can be called."""
-    return not isinstance(lr, Tensor) and not _tree.is_node(lr) and callable(lr)
+    container = isinstance(lr, (Tensor, dict, list, tuple)) or _tree.is_node(lr)
+    return callable(lr) and not container
 
 
 def check_lr(lr: Hyperparameter | Schedule) -> None:

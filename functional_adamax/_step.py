@@ -56,14 +56,24 @@ def step(
         >>> params
         tensor([0.5000, 2.5000])
     """
-    if donate and _writable(grads, state, params):
-        return _prepare(tx, grads, state, params, **extra)()
+    if donate:
+        return prepare(tx, grads, state, params, **extra)()
     if isinstance(tx.update, Update):
         done = tx.update.transform.advance(grads, state, params)
         if done is not None:
             return done
     updates, state = tx.update(grads, state, params, **extra)
     return apply_updates(params, updates), state
+
+
+def prepare(
+    tx: GradientTransformation, grads: Tree, state: Any, params: Tree, **extra: Any
+) -> Donated:
+    """Check a donated step, and compute what has to be computed, without writing."""
+    if _writable(grads, state, params):
+        return _prepare(tx, grads, state, params, **extra)
+    new = step(tx, grads, state, params, **extra)
+    return lambda: new
 
 
 def _prepare(

@@ -133,15 +133,15 @@ def spread(prefix: Tree, tree: Tree, name: str) -> list[Any]:
     if prefix_spec.is_leaf():
         return [values[0] for _ in range(spec.num_leaves)]
     try:
-        below = [flatten(subtree)[1] for subtree in prefix_spec.flatten_up_to(tree)]
+        prefix_spec.flatten_up_to(tree)
     except ValueError:
         problem = _mismatch(tree, prefix, name, prefix=True)
         raise ValueError(
             f"{name} must have the structure of params, or be a prefix of it: {problem}"
         ) from None
-    filled = [unflatten(s, [v] * s.num_leaves) for s, v in zip(below, values, strict=True)]
-    result: list[Any] = spec.flatten_up_to(unflatten(prefix_spec, filled))
-    return result
+    at = dict(zip(prefix_spec.paths(), values, strict=True))  # a compiler cannot build constants
+    cuts = ((path[:i] for i in range(len(path) + 1)) for path in spec.paths())
+    return [next(at[cut] for cut in some if cut in at) for some in cuts]
 
 
 def is_node(value: Any) -> bool:

@@ -7,14 +7,20 @@ name ``compat`` holds the same objects, but a file ``compat.py`` of your own wou
 from ._adamax import Adamax
 from ._convert import hyperparameters_from_torch, state_from_torch, state_to_torch
 from ._inner import FunctionalModule, InnerOptimizer, hyperparameters_to_torch, inner_loop
+from ._lift import TorchState, as_transform
+from ._optimizer import Optimizer, wrap
 
 __all__ = [
     "Adamax",
     "FunctionalModule",
     "InnerOptimizer",
+    "Optimizer",
+    "TorchState",
+    "as_transform",
     "hyperparameters_from_torch",
     "hyperparameters_to_torch",
     "inner_loop",
     "state_from_torch",
     "state_to_torch",
+    "wrap",
 ]

@@ -7,22 +7,22 @@ collects the tensors of every group, checks and prepares all groups, and only th
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _to_scalar
+from torch.optim.optimizer import ParamsT, _to_scalar
 
 from .. import _adamax, _context, _execute, _hyper
 from .._rule import Leaf
 from ._groups import check_group, uses_foreach, warn_about_group
-from ._loading import restore, scalar_dtype, shield
+from ._loading import restore, scalar_dtype
+from ._shell import Run, Shell
 
 
-class Adamax(Optimizer):
+class Adamax(Shell):
     """Drop-in for ``torch.optim.Adamax``: same signature, same bits, same checkpoints.
 
         g   <- -g                                       if maximize
@@ -119,12 +119,7 @@ class Adamax(Optimizer):
         that moments keep the ``state_dtype`` of their group. A checkpoint without the key
         ``state_dtype`` takes the value the group has.
         """
-        hooks = self._optimizer_load_state_dict_pre_hooks
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict({**hooks, -1: shield})
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            self._optimizer_load_state_dict_pre_hooks = hooks
+        super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", [])
@@ -154,19 +149,14 @@ class Adamax(Optimizer):
             AssertionError: ``foreach`` with ``differentiable``, or ``capturable`` on a device
                 that has no graphs; torch's words.
         """
-        self._accelerator_graph_capture_health_check()
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
-            loss = None
-            if closure is not None:
-                with torch.enable_grad():
-                    loss = closure()
-            if not torch.compiler.is_compiling():
-                for group in self.param_groups:
-                    check_group(group, self.state, self.defaults["differentiable"])
-            steps = [self._prepare_group(group) for group in self.param_groups]
-            for run in steps:
-                run()
-        return loss
+        return self._run(closure, {})
+
+    def _prepare(self, closure: Any, loss: Any, extra: dict[str, Any]) -> list[Run]:
+        del closure, loss, extra
+        if not torch.compiler.is_compiling():
+            for group in self.param_groups:
+                check_group(group, self.state, self.defaults["differentiable"])
+        return [self._prepare_group(group) for group in self.param_groups]
 
     def _init_group(
         self,
@@ -197,7 +187,7 @@ class Adamax(Optimizer):
             exp_infs.append(state["exp_inf"])
             steps.append(state["step"])
 
-    def _prepare_group(self, group: dict[str, Any]) -> Callable[[], None]:
+    def _prepare_group(self, group: dict[str, Any]) -> Run:
         """Return the step of ``group``, not yet run, or computed and not yet stored."""
         beta1, beta2 = group["betas"]
         eps, weight_decay, maximize = group["eps"], group["weight_decay"], group["maximize"]

@@ -78,3 +78,12 @@ def _dtype(tensor: Tensor, name: Any, p: Tensor, group: dict[str, Any]) -> torch
     if name in _MOMENTS and group.get("state_dtype") is not None:
         return moment_dtype(p, group["state_dtype"])
     return p.dtype if p.is_floating_point() else tensor.dtype
+
+
+def restore_exactly(state: MutableMapping[Any, Any]) -> None:
+    """Copy loaded tensors to the devices of their parameters, in place; dtypes stay."""
+    for p, entry in state.items():
+        for name, value in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(value, _Shielded):
+                device = p.device if isinstance(p, Tensor) else value.tensor.device
+                entry[name] = value.tensor.to(device=device, copy=True)

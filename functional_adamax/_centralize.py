@@ -1,0 +1,54 @@
+"""Gradient centralization: take the mean out of the gradient of each output unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from . import _check, _tree
+from ._transform import GradientTransformation, Stateless
+from ._tree import EmptyState, Tree
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Centralize(Stateless):
+    """Subtract the mean of each unit."""
+
+    name: ClassVar[str] = "centralize"
+
+    def update(
+        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, EmptyState]:
+        del params, extra
+        leaves, spec = _tree.flatten(updates)
+        _check.gradients(spec, leaves, leaves, self.name, "updates")
+        new = [u if u is None or u.dim() < 2 else _centered(u) for u in leaves]
+        return _tree.unflatten(spec, new), state
+
+
+def _centered(u: Tensor) -> Tensor:
+    wide = u.float() if u.dtype in (torch.float16, torch.bfloat16) else u
+    return (wide - wide.mean(tuple(range(1, u.dim())), keepdim=True)).to(u.dtype)
+
+
+def centralize() -> GradientTransformation:
+    """Subtract from the update of each unit its mean.
+
+        update_i <- update_i - mean(update_i)
+
+    A unit i is what lies under one index of the first axis, the outputs of torch's linear and
+    convolutional weights. Leaves with fewer than two axes pass as they are. Halves are averaged
+    in float32.
+
+    Example:
+        >>> tx = centralize()
+        >>> tx.update(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), EmptyState())[0]
+        tensor([[-1.,  0.,  1.],
+                [-1.,  0.,  1.]])
+
+    Source: Yong et al. 2020 (arXiv 2004.01461), equation 1.
+    """
+    return Centralize().pair()

@@ -1,0 +1,155 @@
+"""Hyperparameters in the state, where they can be read, set, saved, batched and scheduled.
+
+A factory such as ``adamax`` makes its transform anew at each update, from the tensors in the state.
+Numbers are kept as float64 (float32 on a device without float64) whatever the parameters are, so
+they are those that the factory would have computed with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _rule, _tree
+from ._chain import call_update
+from ._schedule import is_schedule
+from ._transform import GradientTransformation, Transform
+from ._tree import Tree
+
+
+class InjectState(NamedTuple):
+    """State of a transform whose hyperparameters are injected."""
+
+    count: Tensor  # type: ignore[assignment]  # (), int64: number of update calls so far
+    hyperparams: dict[str, Any]  # () tensors, or trees of them: those of the last update
+    inner: Any  # state of the transform
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Injected(Transform):
+    """A factory, and the arguments of its that are not in the state."""
+
+    name: ClassVar[str] = "inject_hyperparams"
+
+    factory: Callable[..., GradientTransformation]
+    numbers: dict[str, Any]
+    schedules: dict[str, Callable[[Tensor], Any]]
+    static: dict[str, Any]
+
+    def init(self, params: Tree) -> InjectState:
+        tensors = _tree.tensors(params)
+        device = tensors[0].device if tensors else torch.get_default_device()
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        hyperparams = {k: _tree.tree_map(partial(_tensor, device), v) for k, v in self._at(count)}
+        return InjectState(count, hyperparams, self._made(hyperparams).init(params))
+
+    def update(
+        self, updates: Tree, state: InjectState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, InjectState]:
+        if not isinstance(state, InjectState):
+            raise TypeError(
+                f"state must be the InjectState that init returned, got {type(state).__name__}"
+            )
+        count = state.count
+        scheduled = {
+            k: _tree.tree_map(partial(_tensor, count.device), schedule(count))
+            for k, schedule in self.schedules.items()
+        }
+        hyperparams = state.hyperparams | scheduled
+        new, inner = call_update(self._made(hyperparams), updates, state.inner, params, extra)
+        return new, InjectState(count + 1, hyperparams, inner)
+
+    def _at(self, count: Tensor) -> list[tuple[str, Any]]:
+        values = self.numbers | {k: schedule(count) for k, schedule in self.schedules.items()}
+        return sorted(values.items())
+
+    def _made(self, hyperparams: dict[str, Any]) -> GradientTransformation:
+        return self.factory(**hyperparams, **self.static)
+
+    def __repr__(self) -> str:
+        given = self.numbers | self.schedules | self.static
+        words = ", ".join(f"{k}={v!r}" for k, v in given.items())
+        factory = getattr(self.factory, "__name__", repr(self.factory))
+        return f"inject_hyperparams({factory})({words})"
+
+
+def _tensor(device: torch.device, value: Any) -> Any:
+    """A number as a tensor in double precision; a half as float32, other tensors as they are."""
+    dtype = _rule.step_dtype(device)
+    if isinstance(value, Tensor):
+        half = value.is_floating_point() and value.element_size() < 4
+        return value.to(device=device, dtype=torch.float32 if half else value.dtype)
+    return torch.tensor(value, dtype=dtype, device=device) if _is_number(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def inject_hyperparams(
+    factory: Callable[..., GradientTransformation],
+) -> Callable[..., GradientTransformation]:
+    """Return ``factory`` with its hyperparameters in the state.
+
+        tx = inject_hyperparams(adamax)(lr=0.1)
+        state = tx.init(params)             # state.hyperparams["lr"] is a tensor
+        state = set_hyperparams(state, lr=0.01)
+
+    Args:
+        factory: a function from hyperparameters to a transform, such as ``adamax``, or one of
+            your own that makes a chain. What it is given as numbers, as floating tensors, or as
+            trees of them, defaults included, goes into the state, numbers in double precision;
+            a function of the count is a schedule, whose value at each update does; what else
+            (None, bools, strings, dtypes) stays outside, and so does a default of zero that is
+            not given, such as ``weight_decay=0``, which switches its stage off.
+
+    Returns:
+        A function with the signature of ``factory``, which makes a transform with the state
+        ``InjectState(count, hyperparams, inner)``. Its updates have the bits of those that
+        ``factory`` gives with the same numbers, in float32 and float64.
+
+    Example:
+        >>> tx = inject_hyperparams(scale_by_learning_rate)(lr=0.5)
+        >>> state = tx.init(torch.zeros(1))
+        >>> get_hyperparams(state)
+        {'lr': tensor(0.5000, dtype=torch.float64)}
+        >>> tx.update(torch.ones(1), set_hyperparams(state, lr=0.25))[0]
+        tensor([-0.2500])
+    """
+    if not callable(factory):
+        raise TypeError(f"factory must be a function that makes a transform, got {factory!r}")
+    return partial(_injected, factory)
+
+
+def _injected(
+    factory: Callable[..., GradientTransformation], *args: Any, **kwargs: Any
+) -> GradientTransformation:
+    bound = inspect.signature(factory).bind(*args, **kwargs)
+    explicit = set(bound.arguments)
+    bound.apply_defaults()
+    given: dict[str, Any] = {}
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            raise TypeError(f"inject_hyperparams: {name} of the factory cannot be given by name")
+        value = bound.arguments[name]
+        given.update(value if parameter.kind is parameter.VAR_KEYWORD else {name: value})
+    factory(**given)  # it checks the numbers
+    schedules = {k: v for k, v in given.items() if is_schedule(v)}
+    rest = {k: v for k, v in given.items() if k not in schedules}
+    off = {k for k, v in rest.items() if _is_number(v) and v == 0 and k not in explicit}
+    numbers = {k: v for k, v in rest.items() if k not in off and _is_numeric(v)}
+    static = {k: v for k, v in rest.items() if k not in numbers}
+    return Injected(factory, numbers, schedules, static).pair()
+
+
+def _is_numeric(value: Any) -> bool:
+    leaves = [x for x in _tree.flatten(value)[0] if x is not None]
+    return bool(leaves) and all(
+        _is_number(x) or (isinstance(x, Tensor) and x.is_floating_point()) for x in leaves
+    )

@@ -1,0 +1,106 @@
+"""Norms that neither overflow nor vanish, and whose derivative at zero is zero.
+
+A norm is a pair ``(unit, root)``, of which it is the product: ``unit`` is the largest absolute
+value, a constant to differentiation, and ``root`` the norm of what is left when all values are
+divided by it. So even a norm too large for its dtype can be divided by.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check, _rule, _tree
+from ._tree import Tree
+
+
+def global_norm(tree: Tree) -> Tensor:
+    """Return the Euclidean norm of all tensors of a tree together.
+
+        ||tree|| = sqrt(sum over all elements of |x|^2)
+
+    Squares neither overflow nor vanish, and the derivative at an all-zero tree is zero.
+
+    Args:
+        tree: tensors, real or complex, of any dtypes (halves count in float32); None is skipped.
+
+    Returns:
+        A 0-d tensor of the widest real dtype, on the device of the first tensor; 0 for a tree
+        without elements.
+
+    Raises:
+        TypeError: a leaf is neither a tensor nor None.
+
+    Example:
+        >>> global_norm({"w": torch.tensor([3.0, 0.0]), "b": torch.tensor(4.0), "n": None})
+        tensor(5.)
+    """
+    leaves, spec = _tree.flatten(tree)
+    _check.gradients(spec, leaves, leaves, "global_norm", "tree")
+    unit, root = of_leaves([x for x in leaves if x is not None])
+    return unit * root
+
+
+def of_leaves(leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """``(unit, root)``, 0-d, whose product is the norm of all leaves; unit is a constant."""
+    parts = [real(x) for x in leaves if x.numel()]
+    if not parts:
+        return torch.ones(()), torch.zeros(())
+    dtype, device = reduce(torch.promote_types, (x.dtype for x in parts)), parts[0].device
+    largest = [x.detach().abs().amax().to(device=device, dtype=dtype) for x in parts]
+    unit = _unit(reduce(torch.maximum, largest))
+    squares = [(x.to(dtype) / unit.to(x.device)).square().sum().to(device) for x in parts]
+    return unit, _root(reduce(torch.add, squares))
+
+
+def over(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """``(unit, root)``, whose product is the norm of a real ``x`` over ``dims``, which stay."""
+    if not dims:
+        unit = _unit(x.detach().abs())
+        return unit, _root((x / unit).square())
+    unit = _unit(x.detach().abs().amax(dims, keepdim=True))
+    return unit, _root((x / unit).square().sum(dims, keepdim=True))
+
+
+def _unit(largest: Tensor) -> Tensor:
+    return torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root, with the derivative 0 at 0."""
+    zero = x == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
+
+
+def real(x: Tensor) -> Tensor:
+    """Components of a complex tensor in a last dimension of two; halves as float32."""
+    if x.is_complex():
+        (x,) = _rule.real_views(x)
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def over_components(value: Any, like: Tensor) -> Any:
+    """``value`` for the real view of ``like``."""
+    is_wide = like.is_complex() and isinstance(value, Tensor) and value.dim() > 0
+    return value.unsqueeze(-1) if is_wide else value
+
+
+def shortened(u: Tensor, unit: Tensor, root: Tensor, limit: Any) -> Tensor:
+    """``u``, or where its norm ``unit * root`` is not within ``limit``, ``u * limit / norm``."""
+    if u.is_complex():
+        (x,) = _rule.real_views(u)
+        x = x.to(unit.dtype)
+    else:
+        x = u.to(unit.dtype)
+    unit, root = unit.to(x.device), root.to(x.device)
+    limit = limit.to(x.device) if isinstance(limit, Tensor) else limit
+    clipped = ~(unit * root <= limit)  # so that NaN counts as too long
+    factor = limit / torch.where(clipped, root, 1.0)
+    new = torch.where(clipped, (x / unit) * factor, x)
+    if u.is_complex():
+        wide: Tensor = torch.view_as_complex(new)
+        return wide.to(u.dtype)
+    return new.to(u.dtype)

@@ -1,0 +1,237 @@
+"""Finding and changing what is in a state, through any nesting.
+
+A state is a tree of NamedTuples, tuples, dicts and tensors. A part of it is addressed by the name
+of its field or key, wherever that is; where a name is found twice, by its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._inject import InjectState
+from ._transform import GradientTransformation
+from ._tree import EmptyState, Tree
+
+
+def tree_get_all(state: Tree, name: str) -> list[tuple[str, Any]]:
+    """Return ``(path, value)`` of every field or dict key of that name, outermost first.
+
+    Nothing is searched below a match. A path reads as Python does: ``state[1].exp_avg``.
+
+    Example:
+        >>> state = chain(identity(), scale_by_adamax()).init(torch.zeros(2))
+        >>> tree_get_all(state, "exp_avg")
+        [('state[1].exp_avg', tensor([0., 0.]))]
+    """
+    return list(_find(state, name, "state"))
+
+
+def tree_get(state: Tree, name: str) -> Any:
+    """Return the one value with that field name or dict key, wherever it is in ``state``.
+
+    Raises:
+        KeyError: there is none, or there are several, with their paths.
+
+    Example:
+        >>> tree_get(chain(identity(), scale_by_adamax()).init(torch.zeros(2)), "exp_avg")
+        tensor([0., 0.])
+    """
+    return _one(tree_get_all(state, name), name)[1]
+
+
+def tree_set(state: Tree, **values: Any) -> Tree:
+    """Return ``state`` with new values for the fields or keys of these names.
+
+    Args:
+        state: any tree; it is not changed.
+        **values: for each name, what takes its place.
+
+    Raises:
+        KeyError: a name is not in ``state``, or in several places.
+
+    Example:
+        >>> state = scale_by_adamax().init(torch.zeros(2))
+        >>> tree_set(state, exp_avg=torch.ones(2)).exp_avg
+        tensor([1., 1.])
+    """
+    for name, value in values.items():
+        path, _ = _one(tree_get_all(state, name), name)
+        state = _replaced(state, {path: value}, "state")
+    return state
+
+
+def tree_map_params(function: Callable[..., Any], state: Tree, params: Tree, *rest: Tree) -> Tree:
+    """Apply ``function`` to every part of ``state`` that has one value for each parameter.
+
+    Args:
+        function: ``function(value, param, *others)``, for each leaf that has state.
+        state: the state of any transform, for these ``params``.
+        params: the parameters.
+        *rest: more trees like ``params``, whose leaves are handed to ``function``.
+
+    Returns:
+        The new state; what does not belong to a parameter, such as a count, stays as it is.
+
+    Example:
+        >>> params = {"w": torch.zeros(2)}
+        >>> state = chain(scale_by_adamax(), scale(0.1)).init(params)
+        >>> tree_map_params(lambda value, p: value.double(), state, params)[0].exp_avg
+        {'w': tensor([0., 0.], dtype=torch.float64)}
+    """
+    leaves, spec = _tree.flatten(params)
+    others = [_tree.match(spec, tree, f"rest[{i}]", "params") for i, tree in enumerate(rest)]
+
+    def walk(node: Tree) -> Tree:
+        values, structure = _tree.flatten(node)
+        if structure == spec and not isinstance(node, EmptyState):
+            new = [
+                x if x is None or isinstance(x, EmptyState) else function(x, *row)
+                for x, *row in zip(values, leaves, *others, strict=True)
+            ]
+            return _tree.unflatten(spec, new)
+        if not _tree.is_node(node):
+            return node
+        children, _, build = _tree.open_node(node)
+        return build([walk(child) for child in children])
+
+    return walk(state)
+
+
+def reset(tx: GradientTransformation, state: Tree, params: Tree, *names: str) -> Tree:
+    """Return ``state`` with the parts of these names as ``tx.init(params)`` makes them.
+
+    A name is a label of ``partition``, a link of ``named_chain``, or any field of a state. Without
+    names everything is reset.
+
+    Raises:
+        KeyError: a name is not in the state, or in several places.
+
+    Example:
+        >>> tx = named_chain(("direction", scale_by_adamax()), ("rate", scale(0.1)))
+        >>> params = torch.zeros(2)
+        >>> _, state = tx.update(torch.ones(2), tx.init(params))
+        >>> reset(tx, state, params, "direction")["direction"].exp_avg
+        tensor([0., 0.])
+    """
+    fresh = tx.init(params)
+    if not names:
+        return fresh
+    return tree_set(state, **{name: tree_get(fresh, name) for name in names})
+
+
+def get_hyperparams(state: Tree) -> dict[str, Any]:
+    """Return the hyperparameters that ``inject_hyperparams`` put into ``state``, by name.
+
+    They are those of the last update; where a name is injected in several places, its keys are
+    the paths instead.
+
+    Example:
+        >>> state = chain(identity(), inject_hyperparams(scale)(0.5)).init(torch.zeros(1))
+        >>> get_hyperparams(state)
+        {'factor': tensor(0.5000, dtype=torch.float64)}
+    """
+    found = _injected(state)
+    names = [name for _, name, _ in found]
+    return {
+        name if names.count(name) == 1 else f"{path}.hyperparams[{name!r}]": value
+        for path, name, value in found
+    }
+
+
+def set_hyperparams(state: Tree, **values: Any) -> Tree:
+    """Return ``state`` with other hyperparameters, by name.
+
+    Args:
+        state: a state with ``inject_hyperparams`` somewhere in it; it is not changed.
+        **values: a number, a tensor or a tree for each name. It takes the dtype and the device
+            of what it replaces, and must have its structure.
+
+    Raises:
+        KeyError: a name that is not there, or is there in several places.
+
+    Example:
+        >>> state = inject_hyperparams(adamax)(lr=0.1).init(torch.zeros(1))
+        >>> get_hyperparams(set_hyperparams(state, lr=0.01))["lr"]
+        tensor(0.0100, dtype=torch.float64)
+    """
+    found = _injected(state)
+    for name, value in values.items():
+        places = [(f"{path}.hyperparams[{key!r}]", old) for path, key, old in found if key == name]
+        if not places:
+            raise KeyError(f"{name!r} must be one of {sorted({key for _, key, _ in found})}")
+        path, old = _one(places, name)
+        olds, spec = _tree.flatten(old)
+        news = spec.flatten_up_to(value)
+        state = _replaced(
+            state, {path: _tree.unflatten(spec, list(map(_like, news, olds)))}, "state"
+        )
+    return state
+
+
+def _like(value: Any, old: Any) -> Any:
+    if not isinstance(old, Tensor):
+        return value
+    if isinstance(value, Tensor):
+        return value.to(dtype=old.dtype, device=old.device)
+    return torch.tensor(value, dtype=old.dtype, device=old.device)
+
+
+def _injected(state: Tree) -> list[tuple[str, str, Any]]:
+    """(path, name, value) of every injected hyperparameter."""
+    return [
+        (path, name, value)
+        for path, node in _nodes(state, "state")
+        if isinstance(node, InjectState)
+        for name, value in node.hyperparams.items()
+    ]
+
+
+def _children(node: Tree, path: str) -> list[tuple[Any, str, Any]]:
+    """(key, path, child) of the children of a container."""
+    children, keys, _ = _tree.open_node(node)
+    fields = hasattr(node, "_fields")
+    return [
+        (key, f"{path}.{key}" if fields else f"{path}[{key!r}]", child)
+        for key, child in zip(keys, children, strict=True)
+    ]
+
+
+def _nodes(node: Tree, path: str) -> Iterator[tuple[str, Any]]:
+    yield path, node
+    if _tree.is_node(node):
+        for _, below, child in _children(node, path):
+            yield from _nodes(child, below)
+
+
+def _find(node: Tree, name: str, path: str) -> Iterator[tuple[str, Any]]:
+    if _tree.is_node(node):
+        for key, below, child in _children(node, path):
+            if key == name:
+                yield below, child
+            else:
+                yield from _find(child, name, below)
+
+
+def _one(found: list[tuple[str, Any]], name: str) -> tuple[str, Any]:
+    if not found:
+        raise KeyError(f"{name!r} must be the name of a field or a key in the state")
+    if len(found) > 1:
+        paths = ", ".join(path for path, _ in found)
+        raise KeyError(
+            f"{name!r} must be in the state once, it is at {paths}: go down to one first"
+        )
+    return found[0]
+
+
+def _replaced(node: Tree, values: dict[str, Any], path: str) -> Tree:
+    if path in values:
+        return values[path]
+    if not _tree.is_node(node):
+        return node
+    build = _tree.open_node(node)[2]
+    return build([_replaced(child, values, below) for _, below, child in _children(node, path)])

@@ -1,0 +1,138 @@
+"""Optimizers of torch as transforms.
+
+The class keeps its arithmetic and its habit of writing in place; it is given copies. What it
+leaves in its state comes out as a tree, and goes in again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS
+from torch.optim.optimizer import Optimizer
+
+from .. import _check, _context, _tree
+from .._transform import GradientTransformation, Transform
+from .._tree import EmptyState, Tree
+
+
+class TorchState(NamedTuple):
+    """State of a lifted optimizer."""
+
+    state: dict[str, Tree]  # what optimizer.state holds of each leaf, a tree for each of its keys
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Lifted(Transform):
+    """An optimizer class of torch, and its keywords."""
+
+    name: ClassVar[str] = "as_transform"
+
+    optimizer: Callable[..., Optimizer]
+    keywords: dict[str, Any]
+
+    def init(self, params: Tree) -> TorchState:
+        _check.parameters(params)
+        self._made([torch.zeros(1)])  # the class checks its keywords
+        return TorchState({})
+
+    def update(
+        self, updates: Tree, state: TorchState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, TorchState]:
+        del extra
+        if params is None:
+            raise ValueError("params must be given: the optimizer of torch steps parameters")
+        new, after = self.advance(updates, state, params)
+        olds, spec = _tree.flatten(params)
+        grads = _tree.match(spec, updates, "updates", "params")
+        rows = zip(grads, _tree.flatten(new)[0], olds, strict=True)
+        return _tree.unflatten(spec, [None if g is None else x - y for g, x, y in rows]), after
+
+    def advance(self, grads: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
+        if _context.traced():
+            raise RuntimeError(
+                f"{self._title()} writes in place, so it runs under no transform of torch.func, "
+                "no compiler and no forward-mode differentiation; take a transform of "
+                "functional_adamax instead"
+            )
+        leaves, spec = _check.parameters(params)
+        given = _tree.match(spec, grads, "grads", "params")
+        trainable = [p if _check.trainable(p) else None for p in leaves]
+        _check.gradients(spec, given, trainable, self._title())
+        kept = {k: _tree.match(spec, x, f"state.{k}", "params") for k, x in state.state.items()}
+        rows = [
+            {k: x[i].clone() for k, x in kept.items() if isinstance(x[i], Tensor)}
+            for i in range(len(leaves))
+        ]
+        where = [i for i, g in enumerate(given) if g is not None]
+        copies = [leaves[i].detach().clone() for i in where]
+        if not where:
+            return params, state
+        optimizer = self._made(copies)
+        for i, p in zip(where, copies, strict=True):
+            p.grad = given[i].detach().to(p.dtype, copy=True)
+            if rows[i]:
+                optimizer.state[p] = rows[i]
+        with torch.no_grad():
+            optimizer.step()
+        for i, p in zip(where, copies, strict=True):
+            entry = {k: _as_tensor(x) for k, x in optimizer.state[p].items()}
+            rows[i] = {k: x for k, x in entry.items() if isinstance(x, Tensor)}
+        names = sorted({name for row in rows for name in row})
+        columns = {name: [row.get(name, EmptyState()) for row in rows] for name in names}
+        new = _tree.unflatten(spec, _tree.placed(leaves, where, copies))
+        return new, TorchState({k: _tree.unflatten(spec, x) for k, x in columns.items()})
+
+    def _made(self, params: list[Tensor]) -> Optimizer:
+        return self.optimizer(params, **self.keywords)
+
+    def _title(self) -> str:
+        return getattr(self.optimizer, "__name__", "the optimizer")
+
+    def __repr__(self) -> str:
+        words = "".join(f", {k}={v!r}" for k, v in self.keywords.items())
+        return f"as_transform({self._title()}{words})"
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.tensor(value, dtype=torch.float64)
+    return value
+
+
+def as_transform(optimizer: Callable[..., Optimizer], **keywords: Any) -> GradientTransformation:
+    """Return an optimizer class of torch as a transform, pure from outside.
+
+        tx = as_transform(torch.optim.RMSprop, lr=0.01)
+
+    Args:
+        optimizer: a class such as ``torch.optim.RMSprop``, or a function from parameters to an
+            optimizer, that steps without a closure and keeps its state by parameter.
+        **keywords: its arguments besides the parameters.
+
+    Returns:
+        A transform with the state ``TorchState(state)``. ``functional_adamax.step`` returns the
+        parameters that the class leaves, to the bit; ``update`` returns the differences to
+        those before, so ``apply_updates`` may differ from them in the last bit. The results are
+        detached. It needs ``params``, and as an optimizer of torch makes its state with the first
+        gradient, so does this. It does not run under ``vmap``, ``grad`` or ``torch.compile``.
+
+    Raises:
+        TypeError: an optimizer that needs a closure.
+
+    Example:
+        >>> tx = as_transform(torch.optim.SGD, lr=0.5)
+        >>> params = torch.tensor([1.0, 2.0])
+        >>> functional_adamax.step(tx, torch.ones(2), tx.init(params), params)[0]
+        tensor([0.5000, 1.5000])
+    """
+    if not callable(optimizer):
+        raise TypeError(f"optimizer must be a class of torch.optim, got {optimizer!r}")
+    if isinstance(optimizer, type) and issubclass(optimizer, LBFGS):
+        raise TypeError("optimizer must step without a closure, got LBFGS")
+    made: Any = optimizer  # the check above narrows it too far
+    return Lifted(made, keywords).pair()

@@ -1,0 +1,347 @@
+"""Any transform as a ``torch.optim.Optimizer``.
+
+A group's parameters are a list, and that is a tree: the transform runs on it as on any other. Its
+state lies in ``optimizer.state`` as torch keeps state, a dict for each parameter. What belongs to
+all parameters, such as a count, stands in each of these dicts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .. import _step, _tree
+from .._schedule import is_schedule
+from .._transform import GradientTransformation, same
+from .._tree import EmptyState, Tree
+from ._loading import restore_exactly
+from ._shell import Run, Shell
+
+Factory = Callable[..., GradientTransformation]
+
+
+class Optimizer(Shell):
+    """A transform, or a factory of transforms, as a ``torch.optim.Optimizer``.
+
+    Args:
+        params: an iterable of parameters, of (name, parameter) pairs, or of dicts that define
+            parameter groups.
+        factory: a transform; or a function from hyperparameters to one, such as
+            ``functional_adamax.adamaxw``. The parameters of such a function are keys of the
+            parameter groups, obeyed at every step, so that schedulers of torch drive them.
+        couple: "group" runs the transform on each parameter group by itself, "all" on the
+            parameters of all groups at once. That matters to transforms that couple parameters,
+            such as ``clip_by_global_norm``. Default: "group".
+        **hyperparameters: of the factory, with its defaults. One that is a schedule rules over
+            the group's value, which shows the value of the last step.
+
+    Raises:
+        TypeError: ``factory`` is neither, or a hyperparameter is missing or unknown.
+        ValueError: a hyperparameter out of its range.
+
+    The state of a parameter holds the leaves of the transform's state by their names
+    (``exp_avg``), or by their paths where a name comes twice (``1.exp_avg``). ``step`` takes
+    extra keyword arguments and hands them to the transform; with a closure the transform is
+    also given ``value``, the loss, and ``grad_fn``, which evaluates the closure at other
+    parameters and returns their gradients.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = Optimizer([w], functional_adamax.adamaxw, lr=0.1)
+        >>> (w**2).sum().backward()
+        >>> optimizer.step()
+        >>> w.data
+        tensor([0.8990, 1.8980])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        factory: GradientTransformation | Factory,
+        *,
+        couple: str = "group",
+        **hyperparameters: Any,
+    ) -> None:
+        if couple not in ("group", "all"):
+            raise ValueError(f"couple must be 'group' or 'all', got {couple!r}")
+        if not callable(factory) and not isinstance(factory, tuple):
+            raise TypeError(f"factory must be a transform or make one, got {factory!r}")
+        self._factory: Factory = factory  # type: ignore[assignment]
+        if isinstance(factory, tuple):
+            self._factory = partial(_constant, GradientTransformation(*factory))
+        self._couple = couple
+        bound = inspect.signature(self._factory).bind(**hyperparameters)
+        bound.apply_defaults()
+        self._names = list(bound.arguments)  # of the hyperparameters
+        self._schedules: list[dict[str, Any]] = []
+        self._layouts: dict[int, Layout] = {}  # by the first group of a unit
+        super().__init__(params, dict(bound.arguments))
+
+    def __getstate__(self) -> dict[str, Any]:
+        ours = ("_factory", "_couple", "_names", "_schedules")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._layouts = {}
+        restore_exactly(self.state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        self._factory(**{name: group[name] for name in self._names})  # it checks the values
+        schedules = {name: group[name] for name in self._names if is_schedule(group[name])}
+        self._schedules.append(schedules)
+        for name, schedule in schedules.items():
+            group[name] = _number(schedule(torch.zeros((), dtype=torch.int64)))
+        self._layouts = {}
+
+    def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
+        """Take one step. Nothing is written unless all groups pass their checks.
+
+        Args:
+            closure: reevaluates the model, under grad mode, and returns the loss.
+            **extra: handed to the transform, for example ``value=`` for ``reduce_on_plateau``.
+
+        Returns:
+            What ``closure`` returned, or None.
+        """
+        return self._run(closure, extra)
+
+    def _prepare(
+        self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
+    ) -> list[Run]:
+        if closure is not None:
+            extra = {"value": loss, **extra}
+        everything = list(range(len(self.param_groups)))
+        units = [[i] for i in everything] if self._couple == "group" else [everything]
+        return [self._prepare_unit(unit, closure, extra) for unit in units]
+
+    def _prepare_unit(
+        self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
+    ) -> Run:
+        """Plan the step of some groups, whose parameters are one tree."""
+        params = self._tree_of(groups, [self.param_groups[i]["params"] for i in groups])
+        leaves, spec = _tree.flatten(params)
+        tx = self._factory(**self._hyperparameters(groups))
+        layout = self._layout(groups, tx, leaves, spec)
+        used = [p if self.state.get(p) else None for p in leaves]
+        if closure is not None:
+            extra = {"grad_fn": _Gradients(closure, used), **extra}
+        grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
+        state = layout.build(self._read(layout, slot, leaves) for slot in layout.slots)
+        run = _step.prepare(tx, grads, state, _tree.unflatten(spec, used), **extra)
+        return partial(self._store, run, layout, used, groups)
+
+    def _tree_of(self, groups: list[int], columns: Sequence[Sequence[Any]]) -> Tree:
+        """Values for the parameters of ``groups``, as a dict if they have names, else a list."""
+        values = [x for column in columns for x in column]
+        names = [n for i in groups for n in self.param_groups[i].get("param_names", ())]
+        return dict(zip(names, values, strict=True)) if names else values
+
+    def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
+        """The values for the factory; a tree with one for each parameter where groups differ."""
+        values = {}
+        for name in self._names:
+            rows = [self._schedules[i].get(name, self.param_groups[i][name]) for i in groups]
+            values[name] = self._joined(groups, name, rows)
+        return values
+
+    def _joined(self, groups: list[int], name: str, rows: list[Any]) -> Any:
+        if all(same(row, rows[0]) for row in rows):
+            return rows[0]
+        if all(isinstance(row, (tuple, list)) and len(row) == len(rows[0]) for row in rows):
+            columns = zip(*rows, strict=True)
+            return tuple(self._joined(groups, name, list(column)) for column in columns)
+        if not all(isinstance(x, (int, float, Tensor)) and not isinstance(x, bool) for x in rows):
+            raise ValueError(
+                f"with couple='all' groups may differ in numbers only, got for {name}: {rows}"
+            )
+        sizes = [len(self.param_groups[i]["params"]) for i in groups]
+        return self._tree_of(groups, [[x] * n for x, n in zip(rows, sizes, strict=True)])
+
+    def _layout(
+        self, groups: list[int], tx: GradientTransformation, params: list[Tensor], spec: Any
+    ) -> Layout:
+        """Return where the state lies, and make it for parameters that have a first gradient."""
+        new = [p if p.grad is not None and not self.state.get(p) else None for p in params]
+        layout: Layout | None = self._layouts.get(groups[0])
+        if layout is not None and new.count(None) == len(new):
+            return layout
+        fresh = tx.init(_tree.unflatten(spec, [None if p is None else p.detach() for p in new]))
+        layout = self._layouts[groups[0]] = Layout.of(fresh, spec)
+        old: dict[str, Any] = next((self.state[p] for p in params if self.state.get(p)), {})
+        for slot, leaf in zip(layout.slots, _tree.flatten(fresh)[0], strict=True):
+            if isinstance(leaf, EmptyState):
+                continue
+            if slot.parameter is None:
+                leaf = old.get(slot.name, leaf)
+            for owner in layout.owners(slot, new):
+                self.state[owner][slot.name] = leaf
+        for q in new:
+            if q is not None and not self.state.get(q):
+                self.state[q] = {"stateless": torch.zeros(())}  # that it has been stepped
+        return layout
+
+    def _read(self, layout: Layout, slot: Slot, params: list[Any]) -> Any:
+        entries = (self.state.get(p, {}) for p in layout.owners(slot, params))
+        return next((x[slot.name] for x in entries if slot.name in x), EmptyState())
+
+    def _store(
+        self,
+        run: Callable[[], tuple[Tree, Any]],
+        layout: Layout,
+        used: list[Tensor | None],
+        groups: list[int],
+    ) -> None:
+        """Run the step, and put its results where they belong."""
+        slots = (slot for slot in layout.slots if slot.name.split(".")[-1] == "count")
+        counts = [self._read(layout, slot, used) for slot in slots]
+        before = counts[0].clone() if counts and isinstance(counts[0], Tensor) else None
+        new_params, new_state = run()
+        with torch.no_grad():
+            for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
+                if p is not None and new is not p:
+                    p.copy_(new)
+        leaves, spec = _tree.flatten(new_state)
+        if spec != layout.spec:  # a lifted optimizer of torch makes its state now
+            layout = self._layouts[groups[0]] = Layout.of(new_state, _tree.flatten(new_params)[1])
+        for slot, leaf in zip(layout.slots, leaves, strict=True):
+            if not isinstance(leaf, EmptyState):
+                for p in layout.owners(slot, used):
+                    self.state[p][slot.name] = leaf
+        if before is not None:
+            for i in groups:
+                for name, schedule in self._schedules[i].items():
+                    self.param_groups[i][name] = _number(schedule(before))
+
+
+class Slot(NamedTuple):
+    """Where a leaf of the transform's state lies in ``optimizer.state``."""
+
+    name: str
+    parameter: int | None  # the position of its parameter; None for what belongs to all
+
+
+class Layout(NamedTuple):
+    """The state of a transform without its values."""
+
+    spec: Any
+    slots: list[Slot]
+
+    @classmethod
+    def of(cls, state: Tree, params: Any) -> Layout:
+        """Read the layout off a state for parameters of the structure ``params``."""
+        found: list[tuple[list[str], int | None]] = []
+
+        def walk(node: Tree, path: list[str]) -> None:
+            if _tree.is_node(node) and _tree.flatten(node)[1] == params:
+                found.extend((path, i) for i in range(params.num_leaves))
+            elif _tree.is_node(node):
+                children, keys, _ = _tree.open_node(node)
+                for key, child in zip(keys, children, strict=True):
+                    walk(child, [*path, str(key)])
+            else:
+                found.append((path, None))
+
+        walk(state, [])
+        ends = [path[-1] for path in {tuple(path) for path, _ in found} if path]
+        slots = [
+            Slot(path[-1] if path and ends.count(path[-1]) == 1 else ".".join(path), i)
+            for path, i in found
+        ]
+        return cls(_tree.flatten(state)[1], slots)
+
+    def build(self, leaves: Iterable[Any]) -> Tree:
+        """Make the state of its leaves."""
+        return _tree.unflatten(self.spec, list(leaves))
+
+    @staticmethod
+    def owners(slot: Slot, params: Sequence[Any]) -> list[Tensor]:
+        """The parameters in whose entries the leaf stands."""
+        owners = params if slot.parameter is None else [params[slot.parameter]]
+        return [p for p in owners if p is not None]
+
+
+class _Gradients(NamedTuple):
+    """``grad_fn(params)``: what a closure says at other parameters. Nothing of it remains."""
+
+    closure: Callable[[], Any]
+    params: list[Tensor | None]
+
+    def __call__(self, values: Tree) -> Tree:
+        leaves, spec = _tree.flatten(values)
+        rows = [(p, x) for p, x in zip(self.params, leaves, strict=True) if p is not None]
+        kept = [(p.detach().clone(), p.grad) for p, _ in rows]
+        with torch.no_grad():
+            for p, x in rows:
+                p.copy_(x)
+                p.grad = None
+        try:
+            with torch.enable_grad():
+                self.closure()
+            found = [None if p is None else p.grad for p in self.params]
+        finally:
+            with torch.no_grad():
+                for (p, _), (value, grad) in zip(rows, kept, strict=True):
+                    p.copy_(value)
+                    p.grad = grad
+        return _tree.unflatten(spec, found)
+
+
+def _constant(transform: GradientTransformation) -> GradientTransformation:
+    return transform
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
+    """Return an optimizer class whose constructor has the hyperparameters of ``factory``.
+
+        AdamaxW = wrap(functional_adamax.adamaxw)
+        optimizer = AdamaxW(model.parameters(), lr=1e-3)
+
+    Args:
+        factory: a function from hyperparameters to a transform, one of the library or your own.
+        name: of the class. Default: that of ``factory`` in camel case. Assign the class to this
+            name in the module that calls ``wrap``, and its instances pickle.
+
+    Returns:
+        A subclass of ``Optimizer`` that is called as ``cls(params, ..., couple="group")``.
+
+    Example:
+        >>> Lion = wrap(functional_adamax.lion)
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> Lion([w], lr=0.5).param_groups[0]["lr"]
+        0.5
+    """
+    if not callable(factory):
+        raise TypeError(f"factory must be a function that makes a transform, got {factory!r}")
+    words = getattr(factory, "__name__", "transform").split("_")
+    title = name or "".join(word[:1].upper() + word[1:] for word in words)
+    signature = inspect.signature(factory)
+
+    def construct(
+        self: Any, params: ParamsT, *args: Any, couple: str = "group", **kwargs: Any
+    ) -> None:
+        given = signature.bind(*args, **kwargs).arguments
+        Optimizer.__init__(self, params, factory, couple=couple, **given)
+
+    first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    last = inspect.Parameter("couple", inspect.Parameter.KEYWORD_ONLY, default="group")
+    construct.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [first.replace(name="self"), first, *signature.parameters.values(), last]
+    )
+    module = sys._getframe(1).f_globals.get("__name__", __name__)
+    body = {"__init__": construct, "__doc__": factory.__doc__, "__module__": module}
+    return type(title, (Optimizer,), body)

@@ -1,0 +1,50 @@
+"""What every optimizer class here owns: the step's protocol, and loading without loss.
+
+A subclass prepares its step, with all checks, and returns what remains to be run: nothing is
+written before all of it is prepared.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer as TorchOptimizer
+
+from ._loading import shield
+
+Run = Callable[[], None]
+
+
+class Shell(TorchOptimizer):
+    """A ``torch.optim.Optimizer`` without the arithmetic."""
+
+    def _run(self, closure: Callable[[], Any] | None, extra: dict[str, Any]) -> Any:
+        """Take one step and return what ``closure`` returned."""
+        self._accelerator_graph_capture_health_check()
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            for run in self._prepare(closure, loss, extra):
+                run()
+        return loss
+
+    @abstractmethod
+    def _prepare(
+        self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
+    ) -> list[Run]:
+        """Check everything, compute or plan the step, and return what then writes."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint, as in torch, except that its tensors are copied, never adopted."""
+        hooks = self._optimizer_load_state_dict_pre_hooks
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict({**hooks, -1: shield})
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            self._optimizer_load_state_dict_pre_hooks = hooks

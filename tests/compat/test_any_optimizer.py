@@ -1,0 +1,422 @@
+"""Any transform as a torch.optim.Optimizer, and any such optimizer as a transform."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import functional_adamax as fa
+from functional_adamax import compat
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+BATCHES = torch.randn(20, 8, 4, generator=torch.Generator().manual_seed(0))
+
+
+def loss(model: Callable[[Tensor], Tensor], i: int) -> Tensor:
+    return (model(BATCHES[i]) - 1).square().mean()
+
+
+def train(model: nn.Module, optimizer: Any, steps: range, scheduler: Any = None) -> list[Tensor]:
+    for i in steps:
+        optimizer.zero_grad()
+        loss(model, i).backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def functionally(tx: fa.GradientTransformation, steps: int) -> list[Tensor]:
+    model = network()
+    params = {k: p.detach() for k, p in model.named_parameters()}
+    state = tx.init(params)
+    for i in range(steps):
+        grads = grad(lambda p, i=i: loss(lambda x: functional_call(model, p, (x,)), i))(params)
+        params, state = fa.step(tx, grads, state, params)
+    return list(params.values())
+
+
+def is_weight(name: str) -> bool:
+    return name.endswith("weight")
+
+
+def recipe(lr: Any = 0.1, max_norm: Any = 0.5, weight_decay: Any = 0.1) -> Any:
+    return fa.chain(
+        fa.clip_by_global_norm(max_norm),
+        fa.masked(fa.add_decayed_weights(weight_decay), fa.by_path(is_weight)),
+        fa.scale_by_nadamax(),
+        fa.scale_by_learning_rate(lr),
+    )
+
+
+RATE = fa.warmup_cosine_decay_schedule(0.0, 0.1, 3, 12)
+FACTORIES = [fa.adamax, fa.adamaxw, fa.nadamax, fa.adam, fa.adamw, fa.sgd, fa.rmsprop, fa.lion]
+
+
+@pytest.mark.parametrize("factory", [*FACTORIES, recipe], ids=lambda f: f.__name__)
+def test_wrapped_has_the_bits_of_the_pair(factory: Any) -> None:
+    cls = compat.wrap(factory)
+    assert issubclass(cls, torch.optim.Optimizer)
+    names = list(inspect.signature(cls).parameters)
+    assert names == ["params", *inspect.signature(factory).parameters, "couple"]
+    model = network()
+    optimizer = cls(model.named_parameters(), lr=0.05)
+    assert set(names[1:-1]) < set(optimizer.param_groups[0])
+    got = train(model, optimizer, range(6))
+    assert all(map(torch.equal, got, functionally(factory(lr=0.05), 6)))
+
+
+def test_five_ways_are_one_trajectory() -> None:
+    """Pure, batched, compiled, differentiated through, and as an Optimizer."""
+    tx, steps = recipe(lr=RATE), 3
+    model = network()
+    pure = functionally(tx, steps)
+    wrapped = train(
+        model, compat.Optimizer(model.named_parameters(), recipe, lr=RATE), range(steps)
+    )
+    assert all(map(torch.equal, wrapped, pure))
+
+    start = {k: p.detach() for k, p in network().named_parameters()}
+
+    def several(params: Any, state: Any) -> Any:
+        for i in range(steps):
+            grads = grad(lambda p, i=i: loss(lambda x: functional_call(model, p, (x,)), i))(params)
+            updates, state = tx.update(grads, state, params)
+            params = fa.apply_updates(params, updates)
+        return params
+
+    members = {k: torch.stack([p] * 8) for k, p in start.items()}
+    batched = vmap(lambda p: several(p, tx.init(p)))(members)
+    for i in range(8):
+        for x, y in zip(batched.values(), pure, strict=True):
+            torch.testing.assert_close(x[i], y, rtol=1e-5, atol=1e-6)
+
+    compiled = torch.compile(several, fullgraph=True)(start, tx.init(start))
+    for x, y in zip(compiled.values(), pure, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+    first = {k: p.double().requires_grad_() for k, p in start.items()}
+
+    def double(p: Any, i: Any) -> Tensor:
+        return loss(lambda x: functional_call(model, p, (x.double(),)), i)
+
+    end = fa.unroll(double, tx, first, range(steps)).params
+    for x, y in zip(end.values(), pure, strict=True):
+        torch.testing.assert_close(x.float(), y, rtol=1e-5, atol=1e-6)
+    slope = torch.autograd.grad(double(end, 9), first["0.weight"])[0]
+    moved = {k: p.detach().clone() for k, p in first.items()}
+    direction = torch.randn_like(slope)
+    values = []
+    for sign in (1, -1):
+        moved["0.weight"] = first["0.weight"].detach() + sign * 1e-6 * direction
+        values.append(double(fa.unroll(double, tx, moved, range(steps)).params, 9))
+    torch.testing.assert_close(
+        (slope * direction).sum(), (values[0] - values[1]) / 2e-6, rtol=1e-5, atol=1e-8
+    )
+
+
+def test_our_schedules_and_those_of_torch_drive_it_alike() -> None:
+    one, two = network(), network()
+    ours = compat.Optimizer(one.named_parameters(), recipe, lr=RATE)
+    theirs = compat.Optimizer(two.named_parameters(), recipe, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(theirs, lambda k: float(RATE(k)))
+    assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"] == float(RATE(0))
+    for i in range(10):
+        assert scheduler.get_last_lr() == [pytest.approx(float(RATE(i)), rel=1e-12)]
+        a, b = train(one, ours, range(i, i + 1)), train(two, theirs, range(i, i + 1), scheduler)
+        assert all(map(torch.equal, a, b))
+        assert ours.param_groups[0]["lr"] == pytest.approx(float(RATE(i)), rel=1e-12)
+    theirs.param_groups[0]["lr"] = 0.0
+    assert all(map(torch.equal, b, train(two, theirs, range(1))))
+    injected = fa.inject_hyperparams(recipe)(lr=0.1)
+    state = fa.set_hyperparams(injected.init(torch.ones(2)), lr=0.0)
+    assert not injected.update(torch.ones(2), state, torch.ones(2))[0].any()
+
+
+CONTINUE = """
+import sys, torch
+from tests.compat import test_any_optimizer as t
+model_state, state, wanted = torch.load(sys.argv[1], weights_only=True)
+model = t.network(1)
+model.load_state_dict(model_state)
+optimizer = t.compat.Optimizer(model.named_parameters(), t.recipe, lr=t.RATE)
+optimizer.load_state_dict(state)
+got = t.train(model, optimizer, range(4, 8))
+assert all(map(torch.equal, got, wanted)), (got, wanted)
+"""
+
+
+def test_it_continues_in_a_fresh_process(tmp_path: Any) -> None:
+    model = network()
+    optimizer = compat.Optimizer(model.named_parameters(), recipe, lr=RATE)
+    train(model, optimizer, range(4))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    wanted = train(model, optimizer, range(4, 8))
+    torch.save((*saved, wanted), tmp_path / "run.pt")
+    script = CONTINUE.replace("from tests.compat import test_any_optimizer as t", IMPORT)
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "run.pt", __file__],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+IMPORT = """
+import importlib.util
+spec = importlib.util.spec_from_file_location("t", sys.argv[2])
+t = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(t)
+"""
+
+
+def test_state_dict_is_torchs() -> None:
+    model = network()
+    optimizer = compat.Optimizer(model.parameters(), recipe, lr=RATE)
+    train(model, optimizer, range(2))
+    saved = optimizer.state_dict()
+    assert set(saved) == {"state", "param_groups"}
+    assert set(saved["state"][0]) == {"step", "exp_avg", "exp_inf", "count"}
+    assert saved["state"][0]["count"].dtype == torch.int64
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    other = compat.Optimizer(network().parameters(), recipe, lr=RATE)
+    other.load_state_dict(loaded)
+    for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
+        for name, value in mine.items():
+            assert torch.equal(value, theirs[name])
+            assert value.dtype == theirs[name].dtype
+            assert value.data_ptr() != theirs[name].data_ptr()
+
+
+def test_names_twice_become_paths() -> None:
+    w = nn.Parameter(torch.ones(2))
+    w.grad = torch.ones(2)
+    tx = fa.chain(fa.scale_by_adamax(), fa.trace(0.9), fa.scale_by_adamax(), fa.scale(-0.1))
+    optimizer = compat.Optimizer([w], tx)
+    optimizer.step()
+    assert {"0.step", "2.step", "0.exp_avg", "2.exp_avg", "trace"} <= set(optimizer.state[w])
+    assert optimizer.param_groups[0].keys() == {"params"}
+
+
+def test_groups_are_obeyed() -> None:
+    model, alone = network(), network()
+    first, second = model[0].parameters(), model[2].parameters()
+    optimizer = compat.wrap(fa.adamaxw)(
+        [{"params": first, "lr": 0.2, "betas": (0.5, 0.9)}, {"params": second}], lr=0.01
+    )
+    twins = [
+        compat.wrap(fa.adamaxw)(alone[0].parameters(), lr=0.2, betas=(0.5, 0.9)),
+        compat.wrap(fa.adamaxw)(alone[2].parameters(), lr=0.01),
+    ]
+    for i in range(4):
+        if i == 2:
+            optimizer.param_groups[1]["lr"] = twins[1].param_groups[0]["lr"] = 0.5
+        got = train(model, optimizer, range(i, i + 1))
+        for twin in twins:
+            twin.zero_grad()
+        loss(alone, i).backward()
+        for twin in twins:
+            twin.step()
+        assert all(map(torch.equal, got, alone.parameters()))
+
+
+@pytest.mark.parametrize("couple", ["group", "all"])
+def test_couplings_reach_as_far_as_asked(couple: str) -> None:
+    def clipped(lr: Any = 0.1) -> Any:
+        return fa.chain(fa.clip_by_global_norm(1.0), fa.scale_by_learning_rate(lr))
+
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = compat.Optimizer(
+        [{"params": [a], "lr": 1.0}, {"params": [b], "lr": 2.0}], clipped, couple=couple
+    )
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    optimizer.step()
+    wanted = (-1.0, -2.0) if couple == "group" else (-0.6, -1.6)
+    assert (a.item(), b.item()) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_missing_gradients_and_late_ones() -> None:
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = compat.wrap(fa.nadamax)([a, b], lr=0.1)
+    for i in range(3):
+        a.grad = torch.ones(2)
+        b.grad = torch.ones(2) if i == 2 else None
+        optimizer.step()
+        assert (b in optimizer.state) == (i == 2)
+    assert optimizer.state[a]["step"] == 3
+    assert optimizer.state[b]["step"] == 1
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.3})
+    assert optimizer.param_groups[1]["betas"] == (0.9, 0.999)
+    optimizer.step()
+
+
+def test_hooks_closures_and_schedulers() -> None:
+    model = network()
+    optimizer = compat.wrap(fa.adamaxw)(model.parameters())
+    calls: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    optimizer.register_state_dict_post_hook(lambda *_: calls.append("saved"))
+    optimizer.register_load_state_dict_pre_hook(lambda *_: calls.append("loading"))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(model, 0)
+        value.backward()
+        return value
+
+    first, second = optimizer.step(closure), optimizer.step(closure)
+    assert second < first
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["pre", "post", "pre", "post", "saved", "loading"]
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=5)
+    for _ in range(4):
+        optimizer.step(closure)
+        cycle.step()
+    assert optimizer.param_groups[0]["betas"][0] != 0.9
+
+
+def test_closures_give_the_value_and_gradients_elsewhere() -> None:
+    seen: list[Any] = []
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any, grad_fn: Any) -> Any:
+        seen.append((value, grad_fn([p + 1 for p in params])))
+        return [-0.1 * u for u in updates], state
+
+    w = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = compat.Optimizer([w], fa.GradientTransformation(lambda params: (), update))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = (w**2).sum()
+        value.backward()
+        return value
+
+    assert optimizer.step(closure) == 5
+    ((value, (elsewhere,)),) = seen
+    assert value == 5
+    assert elsewhere.tolist() == [4.0, 6.0]
+    assert w.grad.tolist() == [2.0, 4.0]
+    assert w.tolist() == pytest.approx([0.8, 1.6])
+
+
+def test_a_failing_group_leaves_all_as_they_were() -> None:
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = compat.wrap(fa.adamaxw)([{"params": [a]}, {"params": [b]}], lr=0.1)
+    a.grad, b.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    before = copy.deepcopy((a, b, optimizer.state_dict()["state"]))
+    optimizer.param_groups[1]["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr must be in"):
+        optimizer.step()
+    assert torch.equal(a, before[0])
+    assert torch.equal(optimizer.state[a]["step"], before[2][0]["step"])
+
+
+AdamaxW = compat.wrap(fa.adamaxw, "AdamaxW")
+
+
+def test_pickles_and_copies() -> None:
+    model = network()
+    optimizer = AdamaxW(model.parameters(), lr=0.1)
+    train(model, optimizer, range(2))
+    for other in (pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer)):
+        assert type(other) is AdamaxW
+        assert other.param_groups[0]["lr"] == 0.1
+        for p in other.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        other.step()
+
+
+def test_wrong_arguments() -> None:
+    w = [nn.Parameter(torch.ones(2))]
+    with pytest.raises(ValueError, match="couple must be 'group' or 'all'"):
+        compat.Optimizer(w, fa.adamax, couple="none")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'speed'"):
+        compat.Optimizer(w, fa.adamax, speed=1)
+    with pytest.raises(ValueError, match="lr must be in"):
+        compat.wrap(fa.adamax)(w, lr=-1.0)
+    with pytest.raises(TypeError, match="factory must be"):
+        compat.wrap(3)  # type: ignore[arg-type]
+
+
+LIFTED = [
+    (torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.9}),
+    (torch.optim.Adam, {"lr": 0.1, "amsgrad": True}),
+    (torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.5}),
+    (torch.optim.NAdam, {"lr": 0.1}),
+    (torch.optim.Rprop, {}),
+    (torch.optim.ASGD, {}),
+    (torch.optim.SGD, {"lr": 0.1}),
+    (torch.optim.Adadelta, {}),
+    (torch.optim.RAdam, {}),
+    (torch.optim.Adamax, {}),
+]
+
+
+@pytest.mark.parametrize(("cls", "keywords"), LIFTED, ids=lambda x: getattr(x, "__name__", ""))
+def test_lifted_is_the_class(cls: Any, keywords: dict[str, Any]) -> None:
+    params: Any = {"a": torch.randn(3), "b": torch.randn(2, 2), "n": None}
+    twins = {k: nn.Parameter(p.clone()) for k, p in params.items() if p is not None}
+    optimizer = cls(twins.values(), **keywords)
+    tx = compat.as_transform(cls, **keywords)
+    state = tx.init(params)
+    for i in range(5):
+        grads = {"a": torch.randn(3), "b": torch.randn(2, 2) if i != 2 else None, "n": None}
+        for k, p in twins.items():
+            p.grad = None if grads[k] is None else grads[k].clone()
+        optimizer.step()
+        before = copy.deepcopy((params, grads, state))
+        new, new_state = fa.step(tx, grads, state, params)
+        updates, _ = tx.update(grads, state, params)
+        assert str(before) == str((params, grads, state))
+        assert (updates["b"] is None) == (grads["b"] is None)
+        params, state = new, new_state
+        assert all(torch.equal(params[k], twins[k]) for k in twins)
+    assert pickle.loads(pickle.dumps(tx)) == tx
+    assert cls.__name__ in repr(tx)
+
+
+def test_lifted_in_a_chain_and_wrapped_again() -> None:
+    model, twin = network(), network()
+    tx = fa.chain(fa.clip(0.05), compat.as_transform(torch.optim.Adam, lr=0.1))
+    optimizer = compat.Optimizer(model.parameters(), tx)
+    reference = torch.optim.Adam(twin.parameters(), lr=0.1)
+    for i in range(4):
+        train(model, optimizer, range(i, i + 1))
+        reference.zero_grad()
+        loss(twin, i).backward()
+        nn.utils.clip_grad_value_(twin.parameters(), 0.05)
+        reference.step()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_lifted_says_what_it_cannot_do() -> None:
+    tx = compat.as_transform(torch.optim.SGD, lr=0.1)
+    params = torch.ones(3)
+    with pytest.raises(RuntimeError, match="SGD writes in place"):
+        vmap(lambda p: fa.step(tx, p, tx.init(p), p)[0])(params)
+    with pytest.raises(ValueError, match="params must be given"):
+        tx.update(params, tx.init(params))
+    with pytest.raises(TypeError, match="LBFGS"):
+        compat.as_transform(torch.optim.LBFGS)

@@ -1,0 +1,141 @@
+"""Variants by composition: sign, AMS, cautious."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.func import vmap
+from trees import assert_equal
+from twins_methods import run
+
+import functional_adamax as fa
+
+NAN = float("nan")
+
+
+def test_the_sign_of_each_element() -> None:
+    tx = fa.scale_by_sign()
+    tree = {"a": torch.tensor([-2.0, 0.0, 1e-30, NAN]), "b": None}
+    updates, state = tx.update(tree, tx.init(tree))
+    assert updates["a"][:3].tolist() == [-1.0, 0.0, 1.0]
+    assert updates["a"][3].isnan()
+    assert updates["b"] is None
+    assert state == fa.EmptyState()
+    z = torch.complex(torch.tensor([-2.0, 0.0]), torch.tensor([3.0, -4.0]))
+    assert tx.update(z, state)[0].tolist() == [-1 + 1j, -1j]
+
+
+def test_sign_adamax_does_not_know_the_scale_of_the_gradient() -> None:
+    p, grads = torch.randn(9), [torch.randn(9) for _ in range(4)]
+    tx = fa.chain(fa.scale_by_sign(), fa.scale_by_adamax(), fa.scale_by_learning_rate(0.1))
+    assert_equal(run(tx, p, grads), run(tx, p, [1e3 * g for g in grads]))
+
+
+def test_amsmax_divides_by_the_largest_norm_so_far() -> None:
+    random = np.random.default_rng(0)
+    b1, b2, eps = 0.8, 0.5, 1e-3
+    tx = fa.chain(fa.scale_by_amsmax(b1, eps), fa.scale_by_learning_rate(0.1))
+    p = random.normal(size=5)
+    m, u, largest, t = np.zeros(5), np.zeros(5), np.zeros(5), 0
+    ours = torch.tensor(p)
+    state = tx.init(ours)
+    for i in range(20):
+        g = None if i % 5 == 0 else random.normal(size=5)
+        if g is not None:  # with the u of Adamax, decayed by whatever b2, and its maximum
+            t += 1
+            m, u = b1 * m + (1 - b1) * g, np.maximum(b2 * u, np.abs(g) + eps)
+            largest = np.maximum(largest, u)
+            p = p - 0.1 / (1 - b1**t) * m / largest
+        ours, state = fa.step(tx, None if g is None else torch.tensor(g), state, ours)
+        np.testing.assert_allclose(ours.numpy(), p, rtol=1e-12)
+    np.testing.assert_allclose(state[0].exp_inf.numpy(), largest, rtol=1e-14)
+
+
+def test_amsmax_takes_smaller_steps_than_adamax_after_a_large_gradient() -> None:
+    grads = [torch.full((1,), 100.0)] + [torch.ones(1)] * 50
+    lengths = []
+    for direction in (fa.scale_by_amsmax(0.0), fa.scale_by_adamax((0.0, 0.5))):
+        state = direction.init(torch.zeros(1))
+        for g in grads:
+            update, state = direction.update(g, state)
+        lengths.append(update.item())
+    assert lengths == pytest.approx([0.01, 1.0], rel=1e-6)
+
+
+def cautious_oracle(u: np.ndarray, g: np.ndarray) -> np.ndarray:
+    mask = (-u * g > 0).astype(np.float64)
+    return u * mask / max(mask.mean(), 1e-3)
+
+
+def test_cautious_leaves_out_what_would_climb() -> None:
+    random = np.random.default_rng(0)
+    inner = fa.sgd(0.1, momentum=0.9)
+    tx = fa.cautious(inner)
+    p = {"w": torch.zeros(4, 3, dtype=torch.float64), "b": torch.zeros((), dtype=torch.float64)}
+    state = plain = tx.init(p)
+    for _ in range(10):
+        g = {k: torch.tensor(random.normal(size=tuple(x.shape))) for k, x in p.items()}
+        updates, state = tx.update(g, state)
+        raw, plain = inner.update(g, plain)
+        for k in p:
+            want = cautious_oracle(raw[k].numpy(), g[k].numpy())
+            np.testing.assert_allclose(updates[k].numpy(), want, rtol=1e-14)
+    assert_equal(state, plain)
+
+
+def test_cautious_of_a_direction_is_cautious_of_the_optimizer() -> None:
+    p, grads = torch.randn(9), [torch.randn(9) for _ in range(6)]
+    outside = fa.cautious(fa.chain(fa.scale_by_adam(), fa.scale_by_learning_rate(0.1)))
+    inside = fa.chain(
+        fa.cautious(fa.scale_by_adam(), ascending=True), fa.scale_by_learning_rate(0.1)
+    )
+    torch.testing.assert_close(run(inside, p, grads), run(outside, p, grads))
+    climbing = fa.cautious(fa.adam(0.1, maximize=True), ascending=True)
+    down = run(fa.cautious(fa.adam(0.1)), torch.zeros(9), grads)
+    torch.testing.assert_close(run(climbing, torch.zeros(9), grads), -down)
+
+
+def test_cautious_at_the_edges() -> None:
+    tx = fa.cautious(fa.identity(), ascending=True)
+    state = tx.init(None)
+    assert tx.update(None, state)[0] is None
+    assert tx.update(torch.ones(0, 2), state)[0].shape == (0, 2)
+    assert_equal(tx.update(torch.zeros(2), state)[0], torch.zeros(2))
+    got = tx.update(torch.tensor([NAN, 1.0]), state)[0]
+    assert got[0].isnan()
+    assert got[1] == 1.0
+    backwards = fa.cautious(fa.scale(-1.0), ascending=True)
+    assert_equal(backwards.update(torch.ones(3), backwards.init(None))[0].abs(), torch.zeros(3))
+    tiny = torch.tensor([1e-38, 1.0, -1e-38])  # their squares are zero in float32
+    assert_equal(tx.update(tiny, state)[0], tiny)
+    half = torch.ones(4, dtype=torch.float16)
+    assert tx.update(half, state)[0].dtype == torch.float16
+
+
+def test_cautious_goes_by_components_of_complex_leaves() -> None:
+    z = torch.randn(6, dtype=torch.complex128)
+    grads = [torch.randn(6, dtype=torch.complex128) for _ in range(4)]
+    tx = fa.cautious(fa.sgd(0.1, momentum=0.9))
+    want = run(tx, torch.view_as_real(z), [torch.view_as_real(g) for g in grads])
+    torch.testing.assert_close(torch.view_as_real(run(tx, z, grads)), want)
+
+
+def test_under_vmap_the_share_is_that_of_each_member() -> None:
+    tx = fa.cautious(fa.sgd(0.1, momentum=0.9))
+    p, a, b = torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 5)
+    got = vmap(lambda p, a, b: run(tx, p, [a, b]))(p, a, b)
+    for i in range(3):
+        torch.testing.assert_close(got[i], run(tx, p[i], [a[i], b[i]]))
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(TypeError, match=r"cautious: inner must be a pair .*, got 0.1"):
+        fa.cautious(0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\), got 1.0"):
+        fa.scale_by_amsmax(1.0)
+    with pytest.raises(ValueError, match=r"eps must be in \[0, inf\)"):
+        fa.scale_by_amsmax(eps=-1.0)
+    inner = fa.GradientTransformation(lambda p: (), lambda u, s, p=None: ({"b": u["a"]}, s))
+    with pytest.raises(ValueError, match=r"the updates of inner must.*\['a'\] is missing"):
+        fa.cautious(inner).update({"a": torch.ones(2)}, ())
