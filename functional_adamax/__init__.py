@@ -23,6 +23,7 @@ from ._implicit import implicit
 from ._inject import InjectState, inject_hyperparams
 from ._join import join_schedules, sgdr_schedule, warmup_exponential_decay_schedule
 from ._lion import LionState, lion, scale_by_lion
+from ._lookahead import LookaheadState, lookahead
 from ._masked import by_path, freeze, masked, partition
 from ._momentum import EmaState, TraceState, ema, trace
 from ._nadamax import NadamaxState, nadamax, scale_by_nadamax
@@ -36,8 +37,10 @@ from ._piecewise import (
 )
 from ._plateau import ReduceOnPlateauState, reduce_on_plateau
 from ._rmsprop import RmspropState, rmsprop, scale_by_rms
+from ._sam import sam
 from ._scale import scale, scale_by_learning_rate
 from ._schedule import ScheduledState
+from ._schedule_free import ScheduleFreeState, schedule_free, schedule_free_eval_params
 from ._schedules import (
     constant_schedule,
     cosine_decay_schedule,
@@ -79,11 +82,13 @@ __all__ = [
     "GradientTransformation",
     "InjectState",
     "LionState",
+    "LookaheadState",
     "MultiStepsState",
     "NadamaxState",
     "NoiseState",
     "ReduceOnPlateauState",
     "RmspropState",
+    "ScheduleFreeState",
     "ScheduledState",
     "SgdState",
     "TraceState",
@@ -124,6 +129,7 @@ __all__ = [
     "linear_onecycle_schedule",
     "linear_schedule",
     "lion",
+    "lookahead",
     "masked",
     "multi_steps",
     "nadamax",
@@ -137,6 +143,7 @@ __all__ = [
     "reduce_on_plateau",
     "reset",
     "rmsprop",
+    "sam",
     "scale",
     "scale_by_adam",
     "scale_by_adamax",
@@ -146,6 +153,8 @@ __all__ = [
     "scale_by_nadamax",
     "scale_by_rms",
     "scale_by_sign",
+    "schedule_free",
+    "schedule_free_eval_params",
     "set_hyperparams",
     "set_to_zero",
     "sgd",

@@ -55,7 +55,8 @@ class Adam(Method):
         if self.amsgrad:
             v = new["max_exp_avg_sq"] = torch.maximum(moments["max_exp_avg_sq"], v)
         r = root(wide(v))
-        bias = (1 - double(h["b2"]) ** double(t)) ** 0.5
+        bias = 1 - double(h["b2"]) ** double(t)
+        bias = bias ** torch.full_like(bias, 0.5)  # rounds as Python does in torch; sqrt does not
         denominator = r / cast(bias, r) + cast(h["eps"], r)
         step = cast(-_rule.bias_corrected(h["lr"], h["b1"], t), r)
         return wide(m) * step / denominator, new

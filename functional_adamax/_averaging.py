@@ -138,8 +138,7 @@ def params_ema(
         p_t       = params + updates
         average_t = decay * average_{t-1} + (1 - decay) * p_t
 
-    The updates pass unchanged. All floating and complex leaves are averaged, also those whose
-    update is None.
+    The updates pass unchanged. All floating and complex leaves are averaged, updated or not.
 
     Args:
         decay: in [0, 1): a number, a tensor, or a tree of them.

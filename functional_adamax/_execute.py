@@ -78,6 +78,10 @@ def write(
     ``foreach`` asks for torch's foreach kernels; None means where ``torch.optim`` would use
     them, for plain tensors on CUDA devices.
     """
+    if not foreach and not _context.traced():
+        ready = _kernel.ready(list(leaves))
+        if ready and _kernel.write(ready, maximize, decoupled):
+            return
     if foreach is None:
         foreach = all(_plain_cuda(leaf.p) for leaf in leaves)
     together = []

@@ -111,8 +111,27 @@ def step(
         _rule.scale(leaf, leaf.t + 1) if scale is None and isinstance(leaf.lr, Tensor) else scale
         for leaf, scale in zip(leaves, scales or [None] * len(leaves), strict=True)
     ]
-    results: list[list[Any]] = _native.step(leaves, factors, maximize, decoupled, add)
+    results: list[list[Any]] = _native.step(
+        leaves, factors, maximize, decoupled, add, torch.get_num_threads()
+    )
     return results
+
+
+def write(leaves: list[Leaf], maximize: bool, decoupled: bool) -> bool:
+    """Step leaves that are ``ready`` over their p, m, u and t.
+
+    False, with nothing written, if tensors share memory, so that the order of writes counts.
+    """
+    factors = [
+        _rule.scale(leaf, leaf.t + 1) if isinstance(leaf.lr, Tensor) else None for leaf in leaves
+    ]
+    threads = torch.get_num_threads()
+    done: bool = _native.write(leaves, factors, maximize, decoupled, threads)
+    if done:
+        torch.autograd.graph.increment_version(
+            [x for leaf in leaves for x in (leaf.p, leaf.m, leaf.u, leaf.t)]
+        )
+    return done
 
 
 def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:
@@ -128,13 +147,18 @@ def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:
             )
             for x in steps
         ]
-    results: list[list[Tensor | None]] = _native.pull(steps)
+    results: list[list[Tensor | None]] = _native.pull(steps, torch.get_num_threads())
     return results
 
 
 def _is_pullable(x: Pull) -> bool:
     cotangents = (x.d_out, x.d_m_new, x.d_u_new)
     return all(d is None or (type(d) in _PLAIN and d.dtype == x.g.dtype) for d in cotangents)
+
+
+def taken() -> list[torch.dtype]:
+    """The dtypes in which the kernel runs."""
+    return [dtype for dtype in _DTYPES if is_active(dtype)]
 
 
 @cache

@@ -18,9 +18,7 @@ from torch import Tensor
 from . import _check, _hyper, _rule, _tree
 from ._adamax import moment_dtype
 from ._hyper import Hyperparameter, cast
-from ._rule import _double as double
-from ._rule import _over_components as over_components
-from ._rule import _wide as wide
+from ._rule import double, over_components, wide
 from ._schedule import Schedule
 from ._transform import Transform
 from ._tree import EmptyState, Tree

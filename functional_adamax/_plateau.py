@@ -149,7 +149,7 @@ def reduce_on_plateau(
     For ``cooldown`` means after a reduction the plateau stays 0.
 
     Args:
-        factor: of each reduction, in (0, 1).
+        factor: of each reduction, in (0, 1]. Default: 0.1.
         patience: number of means without improvement, in [1, inf), after which the scale is
             reduced. ``torch.optim.lr_scheduler.ReduceLROnPlateau`` counts one more: its
             ``patience`` is this one less 1. Default: 10.

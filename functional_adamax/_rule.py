@@ -87,9 +87,9 @@ def scaled(x: Tensor, factor: Any) -> Tensor:
     """``factor * x`` in the dtype of ``x``; halves in float32, complex numbers by components."""
     if x.is_complex():
         (parts,) = real_views(x)
-        return torch.view_as_complex(scaled(parts, _over_components(factor)))
-    wide: Tensor = _wide(x) * cast(factor, _wide(x))
-    return wide.to(x.dtype)
+        return torch.view_as_complex(scaled(parts, over_components(factor)))
+    product: Tensor = wide(x) * cast(factor, wide(x))
+    return product.to(x.dtype)
 
 
 def adamax(
@@ -120,11 +120,11 @@ def adamax(
     """
     if g.is_complex():
         g, m, u = real_views(g, m, u)
-        lr, b1, b2, eps = (_over_components(x) for x in (lr, b1, b2, eps))
+        lr, b1, b2, eps = (over_components(x) for x in (lr, b1, b2, eps))
         update, t, m, u = adamax(g, m, u, t, lr=lr, b1=b1, b2=b2, eps=eps, floor=floor)
         return torch.view_as_complex(update), t, torch.view_as_complex(m), torch.view_as_complex(u)
     t = t + 1
-    factor = cast(-bias_corrected(lr, b1, t), _wide(m))
+    factor = cast(-bias_corrected(lr, b1, t), wide(m))
     update, m, u = direction(g, m, u, factor, b1, b2, eps, floor)
     return update, t, m, u
 
@@ -134,9 +134,9 @@ def direction(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(factor * m / u, m, u)`` after a real gradient."""
     dtype = m.dtype
-    m = torch.lerp(_wide(m), _wide(g), cast(1 - _double(b1), _wide(m))).to(dtype)
-    u = torch.maximum((_wide(u) * cast(b2, _wide(u))).to(dtype), g.abs() + cast(eps, g))
-    return quotient(_wide(m), factor, _wide(u), floor), m, u
+    m = torch.lerp(wide(m), wide(g), cast(1 - double(b1), wide(m))).to(dtype)
+    u = torch.maximum((wide(u) * cast(b2, wide(u))).to(dtype), g.abs() + cast(eps, g))
+    return quotient(wide(m), factor, wide(u), floor), m, u
 
 
 def real_views(*tensors: Tensor) -> list[Tensor]:
@@ -146,12 +146,12 @@ def real_views(*tensors: Tensor) -> list[Tensor]:
 
 def bias_corrected(lr: Any, b1: Any, t: Tensor) -> Any:
     """``lr / (1 - b1^t)`` in double precision; a tensor ``lr`` divides in its own dtype."""
-    bias = 1 - _double(b1) ** _double(t)
+    bias = 1 - double(b1) ** double(t)
     if not isinstance(lr, Tensor):
         return torch.ones_like(bias) * lr / bias  # not full_like, which compiles a number in
     lr = lr if lr.is_floating_point() else lr.to(torch.get_default_dtype())
-    wide = _wide(lr)
-    return (wide / bias.to(dtype=wide.dtype, device=lr.device)).to(lr.dtype)
+    rate = wide(lr)
+    return (rate / bias.to(dtype=rate.dtype, device=lr.device)).to(lr.dtype)
 
 
 def scale(leaf: Leaf, t: Tensor) -> Tensor:
@@ -165,14 +165,16 @@ def step_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _double(x: Any) -> Any:
+def double(x: Any) -> Any:
+    """A tensor in the dtype of steps; a number as it is."""
     return x.to(step_dtype(x.device)) if isinstance(x, Tensor) else x
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """Half precision as float32, in which torch's own kernels compute it; the rest as it is."""
     return x.float() if x.dtype in _HALF else x
 
 
-def _over_components(x: Any) -> Any:
+def over_components(x: Any) -> Any:
+    """A hyperparameter as it meets the components of a complex leaf."""
     return x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() else x

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from trees import leaves
+from trees import leaves, tree_map
 
 import functional_adamax as fa
 from functional_adamax._transform import Transform
@@ -208,6 +208,43 @@ def averaging(make: Any, lr: Any, decay: Any, **options: Any):
     return fa.chain(fa.ema(decay), fa.scale_by_learning_rate(lr), make(**hyper, **options))
 
 
+def looking_ahead(slow_step_size: Any, lr: Any, b1: Any, b2: Any, eps: Any, **options: Any):
+    inner = fa.adamax(lr, (b1, b2), eps)
+    return fa.lookahead(inner, 2, slow_step_size, **options)
+
+
+def averaged_sgd(lr: Any, beta: Any, weight_lr_power: Any, **options: Any):
+    return fa.schedule_free(fa.sgd(lr), lr, beta, weight_lr_power, **options)
+
+
+def averaged_scheduled(lr: Any, beta: Any, b2: Any, eps: Any):
+    rate = partial(decaying, lr)
+    return fa.schedule_free(fa.adamax(rate, (0.0, b2), eps), rate, beta)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Elsewhere(Transform):
+    """Give a transform a function that takes gradients."""
+
+    name: ClassVar[str] = "elsewhere"
+
+    tx: fa.GradientTransformation
+
+    def init(self, params: Any) -> Any:
+        return self.tx.init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return self.tx.update(updates, state, params, grad_fn=sines)
+
+
+def sines(params: Any) -> Any:
+    return tree_map(lambda p: p.sin() if p.is_floating_point() or p.is_complex() else p, params)
+
+
+def sharpness_aware(rho: Any, lr: Any, b1: Any, b2: Any, eps: Any, adaptive: bool = False):
+    return Elsewhere(fa.sam(fa.adamax(lr, (b1, b2), eps), rho, adaptive)).pair()
+
+
 def _only(*names: str) -> dict[str, float]:
     return {name: RATES[name] for name in names}
 
@@ -294,5 +331,24 @@ RECIPES = [
         "params_average-every",
         partial(averaging, fa.params_average, every=2, start=1),
         {"lr": 0.1, "decay": 0.7},
+    ),
+    Recipe("lookahead", looking_ahead, {"slow_step_size": 0.6, **_only("lr", "b1", "b2", "eps")}),
+    Recipe(
+        "lookahead-reset",
+        partial(looking_ahead, reset_state=True),
+        {"slow_step_size": 0.6, **_only("lr", "b1", "b2", "eps")},
+    ),
+    Recipe("schedule_free", averaged_sgd, {"lr": 0.1, "beta": 0.7, "weight_lr_power": 1.5}),
+    Recipe(
+        "schedule_free-float64-state",
+        partial(averaged_sgd, state_dtype=torch.float64),
+        {"lr": 0.1, "beta": 0.7, "weight_lr_power": 1.5},
+    ),
+    Recipe("schedule_free-schedule", averaged_scheduled, {"beta": 0.7, **_only("lr", "b2", "eps")}),
+    Recipe("sam", sharpness_aware, {"rho": 0.3, **_only("lr", "b1", "b2", "eps")}),
+    Recipe(
+        "sam-adaptive",
+        partial(sharpness_aware, adaptive=True),
+        {"rho": 0.4, **_only("lr", "b1", "b2", "eps")},
     ),
 ]

@@ -40,6 +40,20 @@ def test_a_tensor_learning_rate_is_torchs_to_the_bit(dtype: torch.dtype) -> None
     assert_twins(torch.optim.Adam, {"lr": lr}, fa.adam(lr), dtype)
 
 
+def test_the_bits_last_for_two_thousand_steps() -> None:
+    """The root of the bias correction, taken by sqrt, would differ in one of 200 to 2000 steps."""
+    p = torch.randn(7, dtype=torch.float64)
+    twin = torch.nn.Parameter(p.clone())
+    optimizer = torch.optim.Adam([twin], 0.01, (0.9, 0.99))
+    tx = fa.adam(0.01, (0.9, 0.99))
+    state = tx.init(p)
+    for _ in range(2000):
+        twin.grad = torch.randn_like(p)
+        p, state = fa.step(tx, twin.grad, state, p)
+        optimizer.step()
+    assert_equal(p, twin.detach())
+
+
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_it_is_the_formula(amsgrad: bool, decoupled: bool) -> None:

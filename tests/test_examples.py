@@ -94,6 +94,15 @@ def test_learned_rates(tmp_path):
     assert accuracies[2] > accuracies[0] + 10
 
 
+def test_recipe(tmp_path):
+    printed = run("recipe", tmp_path, "--epochs", "3")
+    assert "The three runs are bit-identical in all 6 parameters and their averages" in printed
+    rows = re.findall(r"^.* ([\d.]+) +([\d.]+)% +([\d.]+)% ", printed, re.MULTILINE)
+    assert len(rows) == 3
+    assert len(set(rows)) == 1
+    assert min(map(float, rows[0][1:])) > 85
+
+
 @pytest.fixture
 def example(monkeypatch):
     """Import an example by name, without running it."""
@@ -125,3 +134,14 @@ def test_switch_from_torch_notices_one_bit(example):
     other[0].bias.data = one_bit_more(other[0].bias)
     found = switch.differences([0.5, 0.25], [0.5, 0.250001], model, other)
     assert [line.split(":")[0] for line in found] == ["loss 1", "0.bias"]
+
+
+def test_recipe_notices_one_bit(example):
+    recipe = example("recipe")
+    params = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
+    same = recipe.Run(dict(params), dict(params), [0.5], [0.9], [0.9], [0.1], 1.0)
+    averages = params | {"bias": one_bit_more(params["bias"])}
+    other = same._replace(averages=averages, rates=[0.1 + 2e-17])
+    assert recipe.differences({"a": same, "b": same, "c": same}) == []
+    found = recipe.differences({"a": same, "b": other, "c": same})
+    assert found == ["averages['bias']: a and b differ", "rates: a and b differ"]

@@ -45,17 +45,21 @@ def copy(leaf: Leaf) -> Leaf:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("executor", ["inplace", "foreach"])
+@pytest.mark.parametrize("executor", ["inplace", "foreach", "kernel"])
 @pytest.mark.parametrize("special", [False, True], ids=["ordinary", "special"])
 def test_the_bits_of_the_rule(executor: str, dtype: torch.dtype, special: bool) -> None:
     rates = (0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64), torch.tensor(1))
     for lr, weight_decay, maximize in itertools.product(rates, (0.0, 0.1), (False, True)):
         if executor == "foreach" and (dtype in HALF or (dtype.is_complex and weight_decay)):
             continue  # torch's foreach form differs from torch's own loop here, see _foreach.py
+        if executor == "kernel" and dtype not in _kernel.taken():
+            continue
         leaves = [leaf(shape, dtype, lr, weight_decay, special) for shape in SHAPES]
         wanted = [by_the_rule(x, maximize) for x in leaves]
         assert all(_inplace.takes(x, decoupled=False) for x in leaves)
-        if executor == "inplace":
+        if executor == "kernel":
+            assert _kernel.write(_kernel.ready(leaves) or [], maximize, False)
+        elif executor == "inplace":
             for x in leaves:
                 _inplace.write(x, maximize)
         else:
@@ -172,6 +176,53 @@ def test_strange_memory(case: str, with_grad: bool) -> None:
         assert torch.equal(got, wanted)
         assert got.requires_grad == wanted.requires_grad
         assert got.shape == wanted.shape
+
+
+@needs_kernel
+@pytest.mark.parametrize("decoupled", [False, True], ids=["coupled", "decoupled"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_large_leaf_is_shared_among_threads(threads: int, decoupled: bool) -> None:
+    x = leaf((700, 901), torch.float32, 0.1, 0.1, False)
+    leaves = [x, leaf((3,), torch.float64, 0.1, 0.1, False), leaf((), torch.float32, 0.1, 0, False)]
+    wanted = [by_the_rule(copy(x), True, decoupled) for x in leaves]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pure = _execute.compute(leaves, _kernel.ready(leaves), True, decoupled, add=True)
+        _execute.write(leaves, True, decoupled)
+    finally:
+        torch.set_num_threads(before)
+    for x, row, want in zip(leaves, pure, wanted, strict=True):
+        for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+            assert torch.equal(got, expected)
+        for got, expected in zip((row[0], row[2], row[3], row[1]), want, strict=True):
+            assert torch.equal(got, expected)
+
+
+@needs_kernel
+def test_a_write_is_seen_by_autograd() -> None:
+    x = leaf((4, 3), torch.float32, 0.1, 0.0, False)
+    versions = [y._version for y in (x.p, x.m, x.u, x.t)]
+    w = torch.randn(3, requires_grad=True)
+    product = x.p @ w
+    assert _kernel.write([x], False, False)
+    assert [y._version for y in (x.p, x.m, x.u, x.t)] == [v + 1 for v in versions]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+@needs_kernel
+@pytest.mark.parametrize("aliased", [("g", "p"), ("m", "g"), ("u", "m")])
+def test_shared_memory_goes_by_torchs_operations(aliased: tuple[str, str]) -> None:
+    x = leaf((4, 3), torch.float32, 0.1, 0.0, False)
+    x = x._replace(**{aliased[0]: getattr(x, aliased[1])})
+    assert not _kernel.write([x], False, False)
+    twin = copy(x)
+    twin = twin._replace(**{aliased[0]: getattr(twin, aliased[1])})
+    _execute.write([x], False, False)
+    _inplace.write(twin, False)
+    for got, wanted in zip((x.p, x.m, x.u, x.t), (twin.p, twin.m, twin.u, twin.t), strict=True):
+        assert torch.equal(got, wanted)
 
 
 @needs_kernel

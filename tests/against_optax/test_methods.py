@@ -11,7 +11,7 @@ import torch
 
 import functional_adamax as fa
 
-jax = pytest.importorskip("jax", reason="optax is not installed")  # this folder is named optax
+jax = pytest.importorskip("jax", reason="optax is not installed")
 optax = pytest.importorskip("optax", reason="optax is not installed")
 LR, WD = 0.05, 0.1
 SGD = {"learning_rate": LR, "momentum": 0.9}
