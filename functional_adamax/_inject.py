@@ -1,8 +1,8 @@
 """Hyperparameters in the state, where they can be read, set, saved, batched and scheduled.
 
 A factory such as ``adamax`` makes its transform anew at each update, from the tensors in the state.
-Numbers are kept as float64 (float32 on a device without float64) whatever the parameters are, so
-they are those that the factory would have computed with.
+They are float64 (float32 on a device without float64) whatever the parameters are, so the numbers
+are those that the factory would have computed with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class InjectState(NamedTuple):
     """State of a transform whose hyperparameters are injected."""
 
     count: Tensor  # type: ignore[assignment]  # (), int64: number of update calls so far
-    hyperparams: dict[str, Any]  # () tensors, or trees of them: those of the last update
+    hyperparams: dict[str, Any]  # (), float64, or trees of them: those of the last update
     inner: Any  # state of the transform
 
 
@@ -57,13 +57,11 @@ class Injected(Transform):
                 f"state must be the InjectState that init returned, got {type(state).__name__}"
             )
         count = state.count
-        scheduled = {
-            k: _tree.tree_map(partial(_tensor, count.device), schedule(count))
-            for k, schedule in self.schedules.items()
-        }
-        hyperparams = state.hyperparams | scheduled
-        new, inner = call_update(self._made(hyperparams), updates, state.inner, params, extra)
-        return new, InjectState(count + 1, hyperparams, inner)
+        scheduled = {k: schedule(count) for k, schedule in self.schedules.items()}
+        made = self._made(state.hyperparams | scheduled)
+        new, inner = call_update(made, updates, state.inner, params, extra)
+        shown = {k: _tree.tree_map(partial(_tensor, count.device), v) for k, v in scheduled.items()}
+        return new, InjectState(count + 1, state.hyperparams | shown, inner)
 
     def _at(self, count: Tensor) -> list[tuple[str, Any]]:
         values = self.numbers | {k: schedule(count) for k, schedule in self.schedules.items()}
@@ -80,11 +78,10 @@ class Injected(Transform):
 
 
 def _tensor(device: torch.device, value: Any) -> Any:
-    """A number as a tensor in double precision; a half as float32, other tensors as they are."""
+    """A number, or a floating tensor, as a tensor in double precision."""
     dtype = _rule.step_dtype(device)
     if isinstance(value, Tensor):
-        half = value.is_floating_point() and value.element_size() < 4
-        return value.to(device=device, dtype=torch.float32 if half else value.dtype)
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
     return torch.tensor(value, dtype=dtype, device=device) if _is_number(value) else value
 
 
@@ -104,8 +101,8 @@ def inject_hyperparams(
     Args:
         factory: a function from hyperparameters to a transform, such as ``adamax``, or one of
             your own that makes a chain. What it is given as numbers, as floating tensors, or as
-            trees of them, defaults included, goes into the state, numbers in double precision;
-            a function of the count is a schedule, whose value at each update does; what else
+            trees of them, defaults included, goes into the state in double precision; a function
+            of the count is a schedule, whose value at each update does; what else
             (None, bools, strings, dtypes) stays outside, and so does a default of zero that is
             not given, such as ``weight_decay=0``, which switches its stage off.
 

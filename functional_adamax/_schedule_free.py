@@ -5,6 +5,9 @@ evaluation; and y, between them, where the gradients are taken. The parameters a
 state keeps z. With ``x = z + (y - z) / b1`` put in, a step of y needs no x:
 
     y' - y = c (z - y) + (1 - b1 (1 - c)) (z' - z)
+
+Where ``b1`` changes from one step to the next, x is what stays, and c in the first term becomes
+``1 - (1 - c) b1' / b1``.
 """
 
 from __future__ import annotations
@@ -86,10 +89,11 @@ class ScheduleFree(Transform):
         steps = _tree.match(spec, new, "the updates of inner", "the params that init was given")
         for i, u in enumerate(steps):
             if u is not None:
-                b1[i], largest[i] = betas[i], torch.maximum(largest[i], rates[i])
+                largest[i] = torch.maximum(largest[i], rates[i])
                 c, sums[i] = self._part(largest[i], sums[i])
-                steps[i] = _step(ys[i], zs[i], u, b1[i], c)
+                steps[i] = _step(ys[i], zs[i], u, c, b1[i], betas[i])
                 zs[i] = _apply.add(zs[i], u)
+                b1[i] = torch.where(b1[i] > 0, betas[i], b1[i])  # a compiler merges equal tensors
         columns = (_tree.unflatten(spec, column) for column in (zs, b1, largest, sums))
         return _tree.unflatten(spec, steps), ScheduleFreeState(*columns, inner)
 
@@ -104,12 +108,13 @@ class ScheduleFree(Transform):
         return torch.where(some, weight / torch.where(some, weight_sum, 1.0), 0.0), weight_sum
 
 
-def _step(y: Tensor, z: Tensor, u: Tensor, b1: Tensor, c: Tensor) -> Tensor:
-    """``c (z - y) + (1 - b1 (1 - c)) u``, in the widest dtype."""
+def _step(y: Tensor, z: Tensor, u: Tensor, c: Tensor, b1: Tensor, new_b1: Tensor) -> Tensor:
+    """The update of y, in the widest dtype."""
     wide = torch.promote_types(torch.promote_types(y.dtype, z.dtype), torch.float32)
     wide = torch.promote_types(wide, u.dtype)
     y, z, u = y.to(wide), z.to(wide), u.to(wide)
-    return _rule.scaled(z - y, c) + _rule.scaled(u, 1 - b1 * (1 - c))
+    back, forth = 1 - (1 - c) * (new_b1 / b1), 1 - (1 - c) * new_b1
+    return _rule.scaled(z - y, back) + _rule.scaled(u, forth)
 
 
 def _wide(name: str, value: Any, tree: Tree, leaves: list[Any]) -> list[Any]:
