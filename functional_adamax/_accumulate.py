@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _check, _finite, _hyper, _norm, _tree
+from ._chain import call_update
 from ._schedule import Schedule
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
@@ -79,7 +80,8 @@ class MultiSteps(Transform):
             None if g is None else _finite.presentable(self._batch(acc, k).to(g.dtype), due)
             for g, acc in zip(leaves, gathered, strict=True)
         ]
-        new, inner = self.inner.update(_tree.unflatten(spec, shown), state.inner, params, **extra)
+        given = _tree.unflatten(spec, shown)
+        new, inner = call_update(self.inner, given, state.inner, params, extra)
         rest = [
             acc if g is None else torch.where(due.to(g.device), 0.0, acc)
             for g, acc in zip(leaves, gathered, strict=True)

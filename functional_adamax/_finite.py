@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _check, _tree
+from ._chain import call_update
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
@@ -105,7 +106,7 @@ class ApplyIfFinite(Transform):
         count = torch.where(finite, 0, state.notfinite_count + 1)
         accepted = finite | (count > self.max_consecutive_errors)
         shown = _tree.unflatten(spec, [presentable(u, accepted) for u in leaves])
-        new, inner = self.inner.update(shown, state.inner, params, **extra)
+        new, inner = call_update(self.inner, shown, state.inner, params, extra)
         return zeros_unless(accepted, new), ApplyIfFiniteState(
             count,
             finite,

@@ -55,13 +55,17 @@ class ScheduleFree(Transform):
 
     def init(self, params: Tree) -> ScheduleFreeState:
         leaves, spec = _check.parameters(params)
-        lr = self.lr(torch.zeros((), dtype=torch.int64)) if is_schedule(self.lr) else self.lr
+        lr: Any = self.lr
+        if is_schedule(lr):
+            lr = lr(torch.zeros((), dtype=torch.int64))
         zs = [per_leaf(p, self._copy) for p in leaves]
-        b1 = _wide("b1", self.b1, params, zs)
         rates = _wide("lr", lr, params, zs)
-        columns: list[list[Any]] = [zs, b1, *([_zeros(x) for x in rates] for _ in range(2))]
         return ScheduleFreeState(
-            *(_tree.unflatten(spec, column) for column in columns), self.inner.init(params)
+            _tree.unflatten(spec, zs),
+            _tree.unflatten(spec, _wide("b1", self.b1, params, zs)),
+            _tree.unflatten(spec, [_zeros(x) for x in rates]),
+            _tree.unflatten(spec, [_zeros(x) for x in rates]),
+            self.inner.init(params),
         )
 
     def _copy(self, p: Tensor) -> Tensor:
@@ -94,8 +98,8 @@ class ScheduleFree(Transform):
                 steps[i] = _step(ys[i], zs[i], u, c, b1[i], betas[i])
                 zs[i] = _apply.add(zs[i], u)
                 b1[i] = torch.where(b1[i] > 0, betas[i], b1[i])  # a compiler merges equal tensors
-        columns = (_tree.unflatten(spec, column) for column in (zs, b1, largest, sums))
-        return _tree.unflatten(spec, steps), ScheduleFreeState(*columns, inner)
+        z, kept, max_lr, total = (_tree.unflatten(spec, x) for x in (zs, b1, largest, sums))
+        return _tree.unflatten(spec, steps), ScheduleFreeState(z, kept, max_lr, total, inner)
 
     def _part(self, max_lr: Tensor, weight_sum: Tensor) -> tuple[Tensor, Tensor]:
         """Return the part of the new z in the average, and the new sum; 0 while nothing counts."""

@@ -9,6 +9,7 @@ import torch
 
 from . import _context, _tree
 from ._apply import apply_updates
+from ._chain import call_update
 from ._transform import Donated, GradientTransformation, Update
 from ._tree import Tree
 
@@ -62,7 +63,7 @@ def step(
         done = tx.update.transform.advance(grads, state, params)
         if done is not None:
             return done
-    updates, state = tx.update(grads, state, params, **extra)
+    updates, state = call_update(tx, grads, state, params, extra)
     return apply_updates(params, updates), state
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _hyper, _rule, _tree
 from ._adamax import Adamax, AdamaxState
+from ._chain import call_update
 from ._hyper import Hyperparameter
 from ._method import sign
 from ._transform import GradientTransformation, Stateless, Transform
@@ -80,7 +81,7 @@ class Cautious(Transform):
         self, updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, Any]:
         grads, spec = _tree.flatten(updates)
-        new, state = self.inner.update(updates, state, params, **extra)
+        new, state = call_update(self.inner, updates, state, params, extra)
         given = _tree.match(spec, new, "the updates of inner", "the gradients")
         leaves = [
             _agreeing(u, g, self.ascending) if isinstance(u, Tensor) and g is not None else u

@@ -153,6 +153,10 @@ def test_extra_arguments_reach_the_links_that_want_them() -> None:
     params = torch.ones(2)
     tx.update(params, tx.init(params), params, value=7, other=3)
     assert seen == [7]
+    pair = fa.GradientTransformation(lambda params: (), plain)
+    wrappers = (fa.apply_if_finite(pair, 3), fa.multi_steps(pair, 2), fa.cautious(pair), pair)
+    for wrapped in wrappers:
+        fa.step(wrapped, params, wrapped.init(params), params, value=7)
 
 
 def test_conditionally_takes_or_leaves() -> None:

@@ -15,6 +15,7 @@ LAYERS = [
     {"_bounded", "_context", "_native", "_tree"},
     {"_capture", "_check", "_hyper"},
     {"_transform", "_rule", "_checkpoint", "_remat"},
+    {"_chain"},
     {
         "_apply",
         "_curve",
@@ -22,7 +23,6 @@ LAYERS = [
         "_inplace",
         "_kernel",
         "_schedule",
-        "_chain",
         "_decay",
         "_centralize",
         "_finite",

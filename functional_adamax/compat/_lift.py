@@ -23,6 +23,7 @@ from .._tree import EmptyState, Tree
 class TorchState(NamedTuple):
     """State of a lifted optimizer."""
 
+    stepped: Tree  # (), bool: whether the leaf has seen a gradient, and its state counts
     state: dict[str, Tree]  # what optimizer.state holds of each leaf, a tree for each of its keys
 
 
@@ -36,9 +37,17 @@ class Lifted(Transform):
     keywords: dict[str, Any]
 
     def init(self, params: Tree) -> TorchState:
-        _check.parameters(params)
+        leaves, spec = _check.parameters(params)
         self._made([torch.zeros(1)])  # the class checks its keywords
-        return TorchState({})
+        self._reject_transforms()
+        where = [i for i, p in enumerate(leaves) if _check.trainable(p)]
+        zeros, grads = ([torch.zeros_like(leaves[i]) for i in where] for _ in range(2))
+        entries = self._stepped(zeros, grads, [{} for _ in zeros])  # only to see what it keeps
+        rows: list[dict[str, Any]] = [{} for _ in leaves]
+        for i, entry in zip(where, entries, strict=True):
+            rows[i] = {k: torch.zeros_like(x) for k, x in entry.items()}
+        flags = [torch.tensor(False) if i in where else EmptyState() for i in range(len(leaves))]
+        return _state(spec, flags, rows)
 
     def update(
         self, updates: Tree, state: TorchState, params: Tree = None, **extra: Any
@@ -53,39 +62,53 @@ class Lifted(Transform):
         return _tree.unflatten(spec, [None if g is None else x - y for g, x, y in rows]), after
 
     def advance(self, grads: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
+        self._reject_transforms()
+        leaves, spec = _check.parameters(params)
+        given = _tree.match(spec, grads, "grads", "params")
+        trainable = [p if _check.trainable(p) else None for p in leaves]
+        _check.gradients(spec, given, trainable, self._title())
+        flags = _tree.match(spec, state.stepped, "state.stepped", "params")
+        kept = {k: _tree.match(spec, x, f"state.{k}", "params") for k, x in state.state.items()}
+        rows = [
+            {k: x[i] for k, x in kept.items() if isinstance(x[i], Tensor)}
+            for i in range(len(leaves))
+        ]
+        where = [i for i, g in enumerate(given) if g is not None]
+        copies = [leaves[i].detach().clone() for i in where]
+        entries = self._stepped(
+            copies,
+            [given[i].detach().to(leaves[i].dtype, copy=True) for i in where],
+            [{k: x.clone() for k, x in rows[i].items()} if flags[i] else {} for i in where],
+        )
+        new = _tree.unflatten(spec, _tree.placed(leaves, where, copies))
+        flags = _tree.placed(flags, where, [torch.tensor(True) for _ in where])
+        return new, _state(spec, flags, _tree.placed(rows, where, entries))
+
+    def _stepped(
+        self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]
+    ) -> list[dict[str, Tensor]]:
+        """Step ``params`` in place; return the new state of each."""
+        if not params:
+            return []
+        optimizer = self._made(params)
+        for p, g, entry in zip(params, grads, states, strict=True):
+            p.grad = g
+            if entry:
+                optimizer.state[p] = entry
+        with torch.no_grad():
+            optimizer.step()
+        for p in params:
+            p.grad = None
+        entries = [{k: _as_tensor(x) for k, x in optimizer.state[p].items()} for p in params]
+        return [{k: x for k, x in e.items() if isinstance(x, Tensor)} for e in entries]
+
+    def _reject_transforms(self) -> None:
         if _context.traced():
             raise RuntimeError(
                 f"{self._title()} writes in place, so it runs under no transform of torch.func, "
                 "no compiler and no forward-mode differentiation; take a transform of "
                 "functional_adamax instead"
             )
-        leaves, spec = _check.parameters(params)
-        given = _tree.match(spec, grads, "grads", "params")
-        trainable = [p if _check.trainable(p) else None for p in leaves]
-        _check.gradients(spec, given, trainable, self._title())
-        kept = {k: _tree.match(spec, x, f"state.{k}", "params") for k, x in state.state.items()}
-        rows = [
-            {k: x[i].clone() for k, x in kept.items() if isinstance(x[i], Tensor)}
-            for i in range(len(leaves))
-        ]
-        where = [i for i, g in enumerate(given) if g is not None]
-        copies = [leaves[i].detach().clone() for i in where]
-        if not where:
-            return params, state
-        optimizer = self._made(copies)
-        for i, p in zip(where, copies, strict=True):
-            p.grad = given[i].detach().to(p.dtype, copy=True)
-            if rows[i]:
-                optimizer.state[p] = rows[i]
-        with torch.no_grad():
-            optimizer.step()
-        for i, p in zip(where, copies, strict=True):
-            entry = {k: _as_tensor(x) for k, x in optimizer.state[p].items()}
-            rows[i] = {k: x for k, x in entry.items() if isinstance(x, Tensor)}
-        names = sorted({name for row in rows for name in row})
-        columns = {name: [row.get(name, EmptyState()) for row in rows] for name in names}
-        new = _tree.unflatten(spec, _tree.placed(leaves, where, copies))
-        return new, TorchState({k: _tree.unflatten(spec, x) for k, x in columns.items()})
 
     def _made(self, params: list[Tensor]) -> Optimizer:
         return self.optimizer(params, **self.keywords)
@@ -96,6 +119,14 @@ class Lifted(Transform):
     def __repr__(self) -> str:
         words = "".join(f", {k}={v!r}" for k, v in self.keywords.items())
         return f"as_transform({self._title()}{words})"
+
+
+def _state(spec: Any, flags: list[Any], rows: list[dict[str, Any]]) -> TorchState:
+    names = sorted({name for row in rows for name in row})
+    columns = {name: [row.get(name, EmptyState()) for row in rows] for name in names}
+    return TorchState(
+        _tree.unflatten(spec, flags), {k: _tree.unflatten(spec, x) for k, x in columns.items()}
+    )
 
 
 def _as_tensor(value: Any) -> Any:
@@ -115,19 +146,20 @@ def as_transform(optimizer: Callable[..., Optimizer], **keywords: Any) -> Gradie
         **keywords: its arguments besides the parameters.
 
     Returns:
-        A transform with the state ``TorchState(state)``. ``functional_adamax.step`` returns the
-        parameters that the class leaves, to the bit; ``update`` returns the differences to
-        those before, so ``apply_updates`` may differ from them in the last bit. The results are
-        detached. It needs ``params``, and as an optimizer of torch makes its state with the first
-        gradient, so does this. It does not run under ``vmap``, ``grad`` or ``torch.compile``.
+        A transform with the state ``TorchState(stepped, state)``. ``functional_adamax.step``
+        returns the parameters that the class leaves, to the bit; ``update`` returns the
+        differences to those before, so ``apply_updates`` may differ from them in the last bit.
+        The results are detached. It needs ``params``. It does not run under ``vmap``, ``grad`` or
+        ``torch.compile``.
 
     Raises:
         TypeError: an optimizer that needs a closure.
 
     Example:
+        >>> import functional_adamax as fa
         >>> tx = as_transform(torch.optim.SGD, lr=0.5)
         >>> params = torch.tensor([1.0, 2.0])
-        >>> functional_adamax.step(tx, torch.ones(2), tx.init(params), params)[0]
+        >>> fa.step(tx, torch.ones(2), tx.init(params), params)[0]
         tensor([0.5000, 1.5000])
     """
     if not callable(optimizer):

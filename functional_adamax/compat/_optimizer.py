@@ -53,8 +53,9 @@ class Optimizer(Shell):
     parameters and returns their gradients.
 
     Example:
+        >>> import functional_adamax as fa
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-        >>> optimizer = Optimizer([w], functional_adamax.adamaxw, lr=0.1)
+        >>> optimizer = Optimizer([w], fa.adamaxw, lr=0.1)
         >>> (w**2).sum().backward()
         >>> optimizer.step()
         >>> w.data
@@ -91,6 +92,9 @@ class Optimizer(Shell):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._layouts = {}
+        for group in self.param_groups:  # a checkpoint may be older than a hyperparameter
+            for name in self._names:
+                group.setdefault(name, self.defaults[name])
         restore_exactly(self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -176,7 +180,11 @@ class Optimizer(Shell):
         layout: Layout | None = self._layouts.get(groups[0])
         if layout is not None and new.count(None) == len(new):
             return layout
-        fresh = tx.init(_tree.unflatten(spec, [None if p is None else p.detach() for p in new]))
+        known = [
+            p if layout is None and self.state.get(p) else q
+            for p, q in zip(params, new, strict=True)
+        ]
+        fresh = tx.init(_tree.unflatten(spec, [None if p is None else p.detach() for p in known]))
         layout = self._layouts[groups[0]] = Layout.of(fresh, spec)
         old: dict[str, Any] = next((self.state[p] for p in params if self.state.get(p)), {})
         for slot, leaf in zip(layout.slots, _tree.flatten(fresh)[0], strict=True):
@@ -212,8 +220,11 @@ class Optimizer(Shell):
                 if p is not None and new is not p:
                     p.copy_(new)
         leaves, spec = _tree.flatten(new_state)
-        if spec != layout.spec:  # a lifted optimizer of torch makes its state now
-            layout = self._layouts[groups[0]] = Layout.of(new_state, _tree.flatten(new_params)[1])
+        if spec != layout.spec:
+            raise ValueError(
+                "update must return a state of the structure of the one it is given, got "
+                f"{type(new_state).__name__} of {len(leaves)} leaves for {len(layout.slots)}"
+            )
         for slot, leaf in zip(layout.slots, leaves, strict=True):
             if not isinstance(leaf, EmptyState):
                 for p in layout.owners(slot, used):
@@ -255,7 +266,7 @@ class Layout(NamedTuple):
         walk(state, [])
         ends = [path[-1] for path in {tuple(path) for path, _ in found} if path]
         slots = [
-            Slot(path[-1] if path and ends.count(path[-1]) == 1 else ".".join(path), i)
+            Slot(path[-1] if path and _tells(path[-1], ends) else ".".join(path), i)
             for path, i in found
         ]
         return cls(_tree.flatten(state)[1], slots)
@@ -297,6 +308,11 @@ class _Gradients(NamedTuple):
         return _tree.unflatten(spec, found)
 
 
+def _tells(name: str, names: list[str]) -> bool:
+    """Whether a name tells what it stands for, alone."""
+    return names.count(name) == 1 and not name.isdigit()
+
+
 def _constant(transform: GradientTransformation) -> GradientTransformation:
     return transform
 
@@ -320,7 +336,8 @@ def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
         A subclass of ``Optimizer`` that is called as ``cls(params, ..., couple="group")``.
 
     Example:
-        >>> Lion = wrap(functional_adamax.lion)
+        >>> import functional_adamax as fa
+        >>> Lion = wrap(fa.lion)
         >>> w = torch.nn.Parameter(torch.ones(2))
         >>> Lion([w], lr=0.5).param_groups[0]["lr"]
         0.5

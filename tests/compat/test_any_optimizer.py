@@ -411,6 +411,40 @@ def test_lifted_in_a_chain_and_wrapped_again() -> None:
             torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
 
+def test_lifted_and_wrapped_it_resumes_and_takes_late_parameters() -> None:
+    tx = compat.as_transform(torch.optim.Adam, lr=0.1)
+    model, other = network(), network()
+    optimizer = compat.Optimizer(model.named_parameters(), tx)
+    train(model, optimizer, range(4))
+    resumed = compat.Optimizer(other.named_parameters(), tx)
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    wanted = train(model, optimizer, range(4, 8))
+    assert all(map(torch.equal, train(other, resumed, range(4, 8)), wanted))
+
+    pairs = [[nn.Parameter(torch.ones(1)) for _ in "abc"] for _ in range(2)]
+    both = compat.Optimizer(pairs[0][:2], tx), torch.optim.Adam(pairs[1][:2], lr=0.1)
+    for i in range(6):
+        for ps, opt in zip(pairs, both, strict=True):
+            if i == 4:
+                opt.add_param_group({"params": [ps[2]]})
+            for k, p in enumerate(ps):
+                p.grad = torch.tensor([1.0 + i]) if i >= 2 * k else None
+            opt.step()
+        assert all(map(torch.equal, *pairs))
+
+
+def test_checkpoints_of_torch_and_older_ones_load() -> None:
+    model, twin = network(), network()
+    optimizer = compat.Optimizer(model.parameters(), fa.adamax)
+    reference = torch.optim.Adamax(twin.parameters())
+    train(twin, reference, range(3))
+    model.load_state_dict(copy.deepcopy(twin.state_dict()))
+    optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
+    got, wanted = train(model, optimizer, range(3, 6)), train(twin, reference, range(3, 6))
+    assert all(map(torch.equal, got, wanted))
+
+
 def test_lifted_says_what_it_cannot_do() -> None:
     tx = compat.as_transform(torch.optim.SGD, lr=0.1)
     params = torch.ones(3)
