@@ -105,7 +105,8 @@ class Adamax(Transform):
         columns = [_hyper.per_leaf(k, v, state.step, m) for k, v in hyper.items()]
         floors = [self.derivative_floor] * len(t)
         leaves = [Leaf(*row) for row in zip(p, g, m, u, t, *columns, floors, strict=True)]
-        ready = None if _context.traced() else _kernel.ready(leaves)
+        whole = params is None or not any(x is None for x in p)
+        ready = _kernel.ready(leaves) if whole and not _context.traced() else None
         if ready is None:  # otherwise there is nothing left to check
             _check.gradients(spec, g, m, "Adamax")
             _check.same_places(spec, u, m, "state.exp_inf")

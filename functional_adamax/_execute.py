@@ -71,16 +71,22 @@ def _native(leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool) -> l
 
 
 def write(
-    leaves: Sequence[Leaf], maximize: bool, decoupled: bool, foreach: bool | None = None
+    leaves: list[Leaf],
+    maximize: bool,
+    decoupled: bool,
+    foreach: bool | None = None,
+    *,
+    ready: bool = False,
 ) -> None:
     """Step ``leaves``, each of which has a gradient; p, m, u and t receive the results.
 
     ``foreach`` asks for torch's foreach kernels; None means where ``torch.optim`` would use
-    them, for plain tensors on CUDA devices.
+    them, for plain tensors on CUDA devices. ``ready`` says that ``_kernel.ready`` returned the
+    leaves.
     """
-    if not foreach and not _context.traced():
-        ready = _kernel.ready(list(leaves))
-        if ready and _kernel.write(ready, maximize, decoupled):
+    if not foreach:
+        taken = leaves if ready else _kernel.ready(leaves)
+        if taken and _kernel.write(taken, maximize, decoupled):
             return
     if foreach is None:
         foreach = all(_plain_cuda(leaf.p) for leaf in leaves)

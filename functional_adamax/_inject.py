@@ -8,7 +8,7 @@ are those that the factory would have computed with.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -82,15 +82,11 @@ def _tensor(device: torch.device, value: Any) -> Any:
     dtype = _rule.step_dtype(device)
     if isinstance(value, Tensor):
         return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
-    return torch.tensor(value, dtype=dtype, device=device) if _is_number(value) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return torch.tensor(value, dtype=dtype, device=device) if isinstance(value, float) else value
 
 
 def inject_hyperparams(
-    factory: Callable[..., GradientTransformation],
+    factory: Callable[..., GradientTransformation], static: Sequence[str] = ()
 ) -> Callable[..., GradientTransformation]:
     """Return ``factory`` with its hyperparameters in the state.
 
@@ -100,11 +96,12 @@ def inject_hyperparams(
 
     Args:
         factory: a function from hyperparameters to a transform, such as ``adamax``, or one of
-            your own that makes a chain. What it is given as numbers, as floating tensors, or as
+            your own that makes a chain. What it is given as floats, as floating tensors, or as
             trees of them, defaults included, goes into the state in double precision; a function
-            of the count is a schedule, whose value at each update does; what else
-            (None, bools, strings, dtypes) stays outside, and so does a default of zero that is
-            not given, such as ``weight_decay=0``, which switches its stage off.
+            from the count to such values is a schedule, whose value at each update does. What
+            else it is given (ints, bools, dtypes, masks) stays outside, and so does a default of
+            zero that is not given, such as ``weight_decay=0``, which switches its stage off.
+        static: names of arguments that stay outside as well. Default: none.
 
     Returns:
         A function with the signature of ``factory``, which makes a transform with the state
@@ -121,32 +118,65 @@ def inject_hyperparams(
     """
     if not callable(factory):
         raise TypeError(f"factory must be a function that makes a transform, got {factory!r}")
-    return partial(_injected, factory)
+    return partial(_injected, factory, tuple(static))
 
 
 def _injected(
-    factory: Callable[..., GradientTransformation], *args: Any, **kwargs: Any
+    factory: Callable[..., GradientTransformation],
+    static: tuple[str, ...],
+    *args: Any,
+    **kwargs: Any,
 ) -> GradientTransformation:
+    explicit, given = arguments(factory, args, kwargs)
+    factory(**given)  # it checks the numbers
+    schedules = {k: v for k, v in schedules_in(given).items() if k not in static}
+    off = {k for k, v in given.items() if isinstance(v, float) and v == 0} - explicit
+    numbers = {
+        k: v
+        for k, v in given.items()
+        if k not in static and k not in off and k not in schedules and _is_numeric(v)
+    }
+    rest = {k: v for k, v in given.items() if k not in numbers and k not in schedules}
+    return Injected(factory, numbers, schedules, rest).pair()
+
+
+def arguments(
+    factory: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[set[str], dict[str, Any]]:
+    """Return the names given, and all arguments of ``factory`` by name, defaults included.
+
+    Raises:
+        TypeError: an argument is missing or unknown, or one that cannot be given by name.
+    """
     bound = inspect.signature(factory).bind(*args, **kwargs)
     explicit = set(bound.arguments)
     bound.apply_defaults()
     given: dict[str, Any] = {}
     for name, parameter in bound.signature.parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            raise TypeError(f"inject_hyperparams: {name} of the factory cannot be given by name")
+            raise TypeError(f"{name} of {factory!r} cannot be given by name")
         value = bound.arguments[name]
         given.update(value if parameter.kind is parameter.VAR_KEYWORD else {name: value})
-    factory(**given)  # it checks the numbers
-    schedules = {k: v for k, v in given.items() if is_schedule(v)}
-    rest = {k: v for k, v in given.items() if k not in schedules}
-    off = {k for k, v in rest.items() if _is_number(v) and v == 0 and k not in explicit}
-    numbers = {k: v for k, v in rest.items() if k not in off and _is_numeric(v)}
-    static = {k: v for k, v in rest.items() if k not in numbers}
-    return Injected(factory, numbers, schedules, static).pair()
+    return explicit, given
+
+
+def schedules_in(values: dict[str, Any]) -> dict[str, Callable[[Tensor], Any]]:
+    """Return those of ``values`` that are functions from a count to numbers."""
+    found = {}
+    for name, value in values.items():
+        if is_schedule(value):
+            try:
+                first = value(torch.zeros((), dtype=torch.int64, device="cpu"))
+            except Exception:  # whatever a mask, or another function, makes of a count
+                continue
+            if _is_numeric(first):
+                found[name] = value
+    return found
 
 
 def _is_numeric(value: Any) -> bool:
+    """Whether ``value`` is a float or a floating tensor, or a tree of them."""
     leaves = [x for x in _tree.flatten(value)[0] if x is not None]
     return bool(leaves) and all(
-        _is_number(x) or (isinstance(x, Tensor) and x.is_floating_point()) for x in leaves
+        isinstance(x, float) or (isinstance(x, Tensor) and x.is_floating_point()) for x in leaves
     )

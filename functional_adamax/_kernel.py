@@ -72,8 +72,9 @@ def _takes(leaf: Leaf) -> bool:
         and t.dtype in _DTYPES
         and t.dim() == 0
         and floor is None
-        and not any(isinstance(x, Tensor) for x in (b1, b2, eps, weight_decay))
-        and not (isinstance(lr, Tensor) and lr.dim())
+        and all(isinstance(x, (int, float)) for x in (b1, b2, eps, weight_decay))
+        and (isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.dim() == 0))
+        and (p is not None or weight_decay == 0)
     )
 
 

@@ -92,8 +92,9 @@ class Partition(Transform):
     def _parts(self, tree: Tree) -> dict[str, list[bool]]:
         """For each label, which leaves carry it."""
         labels = _resolved(self.labels, tree, "labels", object)
+        leaves = _tree.flatten(tree)[0]
         for i, label in enumerate(labels):
-            if label not in self.transforms:
+            if label not in self.transforms and leaves[i] is not None:
                 path = _tree.paths(_tree.flatten(tree)[1], "labels")[i]
                 raise ValueError(
                     f"{path} must be one of {list(self.transforms)}, got {label!r}: add a "
@@ -130,8 +131,10 @@ def _resolved(given: Any, tree: Tree, name: str, kind: type) -> list[Any]:
     else:
         made = given(tree) if callable(given) and not _tree.is_node(given) else given
         result = _tree.spread(made, tree, name)
-    for i, value in enumerate(result):
-        if not isinstance(value, kind):
+    for i, (value, leaf) in enumerate(zip(result, _tree.flatten(tree)[0], strict=True)):
+        if leaf is None and value is None:
+            result[i] = False
+        elif not isinstance(value, kind):
             path = _tree.paths(_tree.flatten(tree)[1], name)[i]
             raise TypeError(f"{path} must be a {kind.__name__}, got {value!r}")
     return result

@@ -71,7 +71,7 @@ def tree_map_params(function: Callable[..., Any], state: Tree, params: Tree, *re
     Args:
         function: ``function(value, param, *others)``, for each leaf that has state.
         state: the state of any transform, for these ``params``.
-        params: the parameters.
+        params: the parameters. For a single tensor, its values are those of its shape.
         *rest: more trees like ``params``, whose leaves are handed to ``function``.
 
     Returns:
@@ -84,14 +84,19 @@ def tree_map_params(function: Callable[..., Any], state: Tree, params: Tree, *re
         {'w': tensor([0., 0.], dtype=torch.float64)}
     """
     leaves, spec = _tree.flatten(params)
+    single = spec.is_leaf()
+
+    def _belongs(x: Tensor, p: Any) -> bool:
+        return not single or x.shape == p.shape
+
     others = [_tree.match(spec, tree, f"rest[{i}]", "params") for i, tree in enumerate(rest)]
 
     def walk(node: Tree) -> Tree:
         values, structure = _tree.flatten(node)
         if structure == spec and not isinstance(node, EmptyState):
             new = [
-                x if x is None or isinstance(x, EmptyState) else function(x, *row)
-                for x, *row in zip(values, leaves, *others, strict=True)
+                function(x, p, *row) if isinstance(x, Tensor) and _belongs(x, p) else x
+                for x, p, *row in zip(values, leaves, *others, strict=True)
             ]
             return _tree.unflatten(spec, new)
         if not _tree.is_node(node):

@@ -231,3 +231,16 @@ def test_the_state_has_a_place_for_every_leaf() -> None:
     assert state.exp_avg["inner"]["w"].shape == (4, 3)
     assert state.step["inner"]["w"].dtype == torch.float64
     assert state.step["inner"]["w"].shape == ()
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_parameter_missing_beside_its_state_is_named(donate: bool, weight_decay: float) -> None:
+    params = {"w": torch.ones(4), "b": torch.ones(3)}
+    tx = fa.adamax(weight_decay=weight_decay)
+    grads = {"w": torch.ones(4), "b": torch.ones(3)}
+    state, broken = tx.init(params), {**params, "b": None}
+    with pytest.raises(ValueError, match=r"params\['b'\] must fit its state"):
+        tx.update(grads, state, broken)
+    with pytest.raises(ValueError, match=r"params\['b'\] must fit its state"):
+        fa.step(tx, grads, state, broken, donate=donate)

@@ -299,3 +299,28 @@ def test_stateless() -> None:
     assert pickle.loads(pickle.dumps(tx)) == tx
     with pytest.raises(TypeError, match="function must be callable"):
         fa.stateless(3)  # type: ignore[arg-type]
+
+
+def test_none_in_a_mask_beside_a_parameter_that_is_none() -> None:
+    params = {"w": torch.ones(2), "b": None}
+    tx = fa.masked(fa.scale(2.0), {"w": True, "b": None})
+    assert tx.update(params, tx.init(params))[0]["w"][0] == 2
+    labelled = fa.partition({"x": fa.scale(3.0)}, {"w": "x", "b": None})
+    assert labelled.update(params, labelled.init(params))[0]["w"][0] == 3
+
+
+def test_what_stays_outside_of_the_injected() -> None:
+    params = torch.ones(2)
+    tx = fa.inject_hyperparams(fa.params_ema)(0.9)
+    assert list(fa.get_hyperparams(tx.init(params))) == ["decay"]
+    tx = fa.inject_hyperparams(fa.adamax, static=("derivative_floor",))(derivative_floor=1e-3)
+    assert "derivative_floor" not in fa.get_hyperparams(tx.init(params))
+    tx.update(params, tx.init(params), params)
+
+
+def test_a_single_tensor_and_the_values_that_are_its_own() -> None:
+    params = torch.ones(2)
+    state = fa.adamax(fa.constant_schedule(0.1)).init(params)
+    state = fa.tree_map_params(lambda x, p: x + p, state, params)
+    assert state.count == 0
+    assert torch.equal(state.inner.exp_avg, params)

@@ -226,6 +226,23 @@ def test_shared_memory_goes_by_torchs_operations(aliased: tuple[str, str]) -> No
 
 
 @needs_kernel
+def test_memory_shared_between_leaves_goes_by_torchs_operations() -> None:
+    x, y = (leaf((4, 3), torch.float32, 0.1, 0.0, False) for _ in range(2))
+    for odd in (
+        [x, y._replace(p=x.p)],
+        [x._replace(g=y.p), y._replace(g=x.p)],
+        [x, y._replace(t=x.t)],
+        [x, y._replace(m=x.m)],
+        [x, y._replace(u=x.p)],
+    ):
+        before = [copy(z) for z in odd]
+        assert not _kernel.write(odd, False, False)
+        for z, old in zip(odd, before, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(z[:5], old[:5], strict=True))
+    assert _kernel.write([x, y._replace(g=x.g)], False, False)
+
+
+@needs_kernel
 def test_the_kernel_takes_ordinary_leaves() -> None:
     """So that the tests above do not compare the rule with itself."""
     for dtype in (torch.float32, torch.float64):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _to_scalar
 
-from .. import _adamax, _context, _execute, _hyper
+from .. import _adamax, _context, _execute, _hyper, _kernel
 from .._rule import Leaf
 from ._groups import check_group, uses_foreach, warn_about_group
 from ._loading import restore, scalar_dtype
@@ -153,10 +153,37 @@ class Adamax(Shell):
 
     def _prepare(self, closure: Any, loss: Any, extra: dict[str, Any]) -> list[Run]:
         del closure, loss, extra
+        ready: list[list[Leaf] | None] = [None] * len(self.param_groups)
         if not torch.compiler.is_compiling():
-            for group in self.param_groups:
-                check_group(group, self.state, self.defaults["differentiable"])
-        return [self._prepare_group(group) for group in self.param_groups]
+            ready = [self._ready(group) for group in self.param_groups]
+            for group, leaves in zip(self.param_groups, ready, strict=True):
+                if leaves is None:
+                    check_group(group, self.state, self.defaults["differentiable"])
+        return [
+            self._prepare_group(group)
+            if leaves is None
+            else partial(_execute.write, leaves, group["maximize"], False, ready=True)
+            for group, leaves in zip(self.param_groups, ready, strict=True)
+        ]
+
+    def _ready(self, group: dict[str, Any]) -> list[Leaf] | None:
+        """Return the leaves of a group that the kernel can step as it is, else None.
+
+        Of such leaves there is nothing left to check.
+        """
+        if group["foreach"] or group["capturable"] or group["differentiable"] or _context.traced():
+            return None
+        rates = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+        leaves = []
+        for p in group["params"]:
+            grad = p.grad
+            if grad is None:
+                continue
+            entry = self.state.get(p)
+            if not entry or p.is_inference() or entry["exp_avg"].is_inference():
+                return None
+            leaves.append(Leaf(p, grad, entry["exp_avg"], entry["exp_inf"], entry["step"], *rates))
+        return _kernel.ready(leaves)
 
     def _init_group(
         self,

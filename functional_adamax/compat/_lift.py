@@ -38,7 +38,6 @@ class Lifted(Transform):
 
     def init(self, params: Tree) -> TorchState:
         leaves, spec = _check.parameters(params)
-        self._made([torch.zeros(1)])  # the class checks its keywords
         self._reject_transforms()
         where = [i for i, p in enumerate(leaves) if _check.trainable(p)]
         zeros, grads = ([torch.zeros_like(leaves[i]) for i in where] for _ in range(2))

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .. import _step, _tree
-from .._schedule import is_schedule
+from .._inject import InjectState, arguments, schedules_in
+from .._schedule import ScheduledState
 from .._transform import GradientTransformation, same
 from .._tree import EmptyState, Tree
 from ._loading import restore_exactly
@@ -38,7 +39,8 @@ class Optimizer(Shell):
             parameter groups, obeyed at every step, so that schedulers of torch drive them.
         couple: "group" runs the transform on each parameter group by itself, "all" on the
             parameters of all groups at once. That matters to transforms that couple parameters,
-            such as ``clip_by_global_norm``. Default: "group".
+            such as ``clip_by_global_norm``, or tell them apart, such as ``add_noise``, which
+            gives groups by themselves the same noise. Default: "group".
         **hyperparameters: of the factory, with its defaults. One that is a schedule rules over
             the group's value, which shows the value of the last step.
 
@@ -78,12 +80,11 @@ class Optimizer(Shell):
         if isinstance(factory, tuple):
             self._factory = partial(_constant, GradientTransformation(*factory))
         self._couple = couple
-        bound = inspect.signature(self._factory).bind(**hyperparameters)
-        bound.apply_defaults()
-        self._names = list(bound.arguments)  # of the hyperparameters
+        given = arguments(self._factory, (), hyperparameters)[1]
+        self._names = list(given)  # of the hyperparameters
         self._schedules: list[dict[str, Any]] = []
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
-        super().__init__(params, dict(bound.arguments))
+        super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
         ours = ("_factory", "_couple", "_names", "_schedules")
@@ -101,11 +102,15 @@ class Optimizer(Shell):
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        self._factory(**{name: group[name] for name in self._names})  # it checks the values
-        schedules = {name: group[name] for name in self._names if is_schedule(group[name])}
-        self._schedules.append(schedules)
-        for name, schedule in schedules.items():
-            group[name] = _number(schedule(torch.zeros((), dtype=torch.int64)))
+        values = {name: group[name] for name in self._names}
+        try:
+            self._factory(**values)  # it checks them
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._schedules.append(schedules_in(values))
+        for name, schedule in self._schedules[-1].items():
+            group[name] = _number(schedule(torch.zeros((), dtype=torch.int64, device="cpu")))
         self._layouts = {}
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
@@ -135,21 +140,31 @@ class Optimizer(Shell):
         """Plan the step of some groups, whose parameters are one tree."""
         params = self._tree_of(groups, [self.param_groups[i]["params"] for i in groups])
         leaves, spec = _tree.flatten(params)
-        tx = self._factory(**self._hyperparameters(groups))
-        layout = self._layout(groups, tx, leaves, spec)
+        values = self._hyperparameters(groups)
+        tx = self._factory(**values)
+        layout = self._layout(groups, tx, _outline(values), leaves, spec)
         used = [p if self.state.get(p) else None for p in leaves]
+        if all(p is None for p in used):
+            return _nothing
         if closure is not None:
-            extra = {"grad_fn": _Gradients(closure, used), **extra}
+            everyone = [p for group in self.param_groups for p in group["params"]]
+            extra = {"grad_fn": _Gradients(closure, used, everyone), **extra}
         grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
         state = layout.build(self._read(layout, slot, leaves) for slot in layout.slots)
-        run = _step.prepare(tx, grads, state, _tree.unflatten(spec, used), **extra)
+        tree = _tree.unflatten(spec, used)
+        if _tree.tied(used):  # they are stepped one after another, which cannot be done in place
+            run: Any = partial(_same, _step.step(tx, grads, state, tree, **extra))
+        else:
+            run = _step.prepare(tx, grads, state, tree, **extra)
         return partial(self._store, run, layout, used, groups)
 
     def _tree_of(self, groups: list[int], columns: Sequence[Sequence[Any]]) -> Tree:
-        """Values for the parameters of ``groups``, as a dict if they have names, else a list."""
+        """Values for the parameters of ``groups``: by name where each has its own, or a list."""
         values = [x for column in columns for x in column]
         names = [n for i in groups for n in self.param_groups[i].get("param_names", ())]
-        return dict(zip(names, values, strict=True)) if names else values
+        if len(set(names)) < len(values):
+            return values
+        return dict(zip(names, values, strict=True))
 
     def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
         """The values for the factory; a tree with one for each parameter where groups differ."""
@@ -173,19 +188,32 @@ class Optimizer(Shell):
         return self._tree_of(groups, [[x] * n for x, n in zip(rows, sizes, strict=True)])
 
     def _layout(
-        self, groups: list[int], tx: GradientTransformation, params: list[Tensor], spec: Any
+        self,
+        groups: list[int],
+        tx: GradientTransformation,
+        outline: Any,
+        params: list[Tensor],
+        spec: Any,
     ) -> Layout:
-        """Return where the state lies, and make it for parameters that have a first gradient."""
-        new = [p if p.grad is not None and not self.state.get(p) else None for p in params]
+        """Return where the state lies, and make what of it there is not yet.
+
+        State is made for parameters that have a first gradient, and for all when a change of the
+        hyperparameters switched a stage of the transform on.
+        """
         layout: Layout | None = self._layouts.get(groups[0])
+        if layout is not None and layout.outline != outline:
+            layout = None
+        new = [
+            p
+            if (layout is None and self.state.get(p))
+            or (p.grad is not None and not self.state.get(p))
+            else None
+            for p in params
+        ]
         if layout is not None and new.count(None) == len(new):
             return layout
-        known = [
-            p if layout is None and self.state.get(p) else q
-            for p, q in zip(params, new, strict=True)
-        ]
-        fresh = tx.init(_tree.unflatten(spec, [None if p is None else p.detach() for p in known]))
-        layout = self._layouts[groups[0]] = Layout.of(fresh, spec)
+        fresh = tx.init(_tree.unflatten(spec, [None if p is None else p.detach() for p in new]))
+        layout = self._layouts[groups[0]] = Layout.of(fresh, spec, outline)
         old: dict[str, Any] = next((self.state[p] for p in params if self.state.get(p)), {})
         for slot, leaf in zip(layout.slots, _tree.flatten(fresh)[0], strict=True):
             if isinstance(leaf, EmptyState):
@@ -193,7 +221,7 @@ class Optimizer(Shell):
             if slot.parameter is None:
                 leaf = old.get(slot.name, leaf)
             for owner in layout.owners(slot, new):
-                self.state[owner][slot.name] = leaf
+                self.state[owner].setdefault(slot.name, leaf)
         for q in new:
             if q is not None and not self.state.get(q):
                 self.state[q] = {"stateless": torch.zeros(())}  # that it has been stepped
@@ -211,9 +239,8 @@ class Optimizer(Shell):
         groups: list[int],
     ) -> None:
         """Run the step, and put its results where they belong."""
-        slots = (slot for slot in layout.slots if slot.name.split(".")[-1] == "count")
-        counts = [self._read(layout, slot, used) for slot in slots]
-        before = counts[0].clone() if counts and isinstance(counts[0], Tensor) else None
+        count = None if layout.clock is None else self._read(layout, layout.clock, used)
+        before = count.clone() if isinstance(count, Tensor) else None
         new_params, new_state = run()
         with torch.no_grad():
             for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
@@ -247,17 +274,22 @@ class Layout(NamedTuple):
 
     spec: Any
     slots: list[Slot]
+    clock: Slot | None  # the count of the schedules
+    outline: Any  # of the hyperparameters that made the transform
 
     @classmethod
-    def of(cls, state: Tree, params: Any) -> Layout:
+    def of(cls, state: Tree, params: Any, outline: Any) -> Layout:
         """Read the layout off a state for parameters of the structure ``params``."""
         found: list[tuple[list[str], int | None]] = []
+        counts: list[int] = []
 
         def walk(node: Tree, path: list[str]) -> None:
             if _tree.is_node(node) and _tree.flatten(node)[1] == params:
                 found.extend((path, i) for i in range(params.num_leaves))
             elif _tree.is_node(node):
                 children, keys, _ = _tree.open_node(node)
+                if isinstance(node, (ScheduledState, InjectState)):
+                    counts.append(len(found))  # their first field
                 for key, child in zip(keys, children, strict=True):
                     walk(child, [*path, str(key)])
             else:
@@ -269,7 +301,8 @@ class Layout(NamedTuple):
             Slot(path[-1] if path and _tells(path[-1], ends) else ".".join(path), i)
             for path, i in found
         ]
-        return cls(_tree.flatten(state)[1], slots)
+        count = slots[counts[0]] if counts else None
+        return cls(_tree.flatten(state)[1], slots, count, outline)
 
     def build(self, leaves: Iterable[Any]) -> Tree:
         """Make the state of its leaves."""
@@ -287,25 +320,45 @@ class _Gradients(NamedTuple):
 
     closure: Callable[[], Any]
     params: list[Tensor | None]
+    everyone: list[Tensor]  # all whose gradients the closure may change
 
     def __call__(self, values: Tree) -> Tree:
         leaves, spec = _tree.flatten(values)
         rows = [(p, x) for p, x in zip(self.params, leaves, strict=True) if p is not None]
-        kept = [(p.detach().clone(), p.grad) for p, _ in rows]
+        kept = [p.detach().clone() for p, _ in rows]
+        grads = [p.grad for p in self.everyone]
         with torch.no_grad():
             for p, x in rows:
                 p.copy_(x)
-                p.grad = None
         try:
+            for p in self.everyone:
+                p.grad = None
             with torch.enable_grad():
                 self.closure()
             found = [None if p is None else p.grad for p in self.params]
         finally:
             with torch.no_grad():
-                for (p, _), (value, grad) in zip(rows, kept, strict=True):
+                for (p, _), value in zip(rows, kept, strict=True):
                     p.copy_(value)
-                    p.grad = grad
+            for p, grad in zip(self.everyone, grads, strict=True):
+                p.grad = grad
         return _tree.unflatten(spec, found)
+
+
+def _outline(values: dict[str, Any]) -> Any:
+    """What of the hyperparameters may decide on the structure of the state: not the numbers."""
+    return {
+        name: value == 0 if isinstance(value, (int, float)) else type(value)
+        for name, value in values.items()
+    }
+
+
+def _same(result: Any) -> Any:
+    return result
+
+
+def _nothing() -> None:
+    """The step of parameters without gradients."""
 
 
 def _tells(name: str, names: list[str]) -> bool:
@@ -351,7 +404,7 @@ def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
     def construct(
         self: Any, params: ParamsT, *args: Any, couple: str = "group", **kwargs: Any
     ) -> None:
-        given = signature.bind(*args, **kwargs).arguments
+        given = arguments(factory, args, kwargs)[1]
         Optimizer.__init__(self, params, factory, couple=couple, **given)
 
     first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)

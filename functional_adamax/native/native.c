@@ -68,9 +68,8 @@ static Kernel pull_kernels[2] = {pull_f32, pull_f64};
 typedef struct {
     Kernel kernel;
     ptrdiff_t n;
-    void *t; /* this and the next two are of steps in place: the counter */
+    void *t; /* of a step in place: its counter */
     int wide_t;
-    ptrdiff_t bytes; /* of each tensor */
     union {
         Step step;
         Pull pull;
@@ -210,7 +209,7 @@ static int is_ready(PyObject *leaf)
     PyObject *size = PyObject_GetAttr(m, shape);
     for (int i = P; i <= U && fine == 1; i++) {
         PyObject *x = PyTuple_GetItem(leaf, i);
-        if (i == P && x == Py_None)
+        if (i == P && x == Py_None && PyFloat_AsDouble(PyTuple_GetItem(leaf, WEIGHT_DECAY)) == 0)
             continue;
         fine = is_plain(x, wide_m ? float64 : float32);
         if (fine == 1 && i != M)
@@ -354,19 +353,11 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
     return results;
 }
 
-/* Whether two of the tensors of a row share memory, in which case the order of writes matters. */
-static int overlaps(const Step *row, ptrdiff_t bytes)
-{
-    const char *starts[] = {row->p, row->g, row->m, row->u};
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < i; j++)
-            if (bytes && starts[i] < starts[j] + bytes && starts[j] < starts[i] + bytes)
-                return 1;
-    return 0;
-}
+/* Tensors in memory. Where one that is written meets another, the order of writes matters. */
 
 typedef struct {
     const char *start, *end;
+    int written;
 } Range;
 
 static int by_start(const void *a, const void *b)
@@ -375,21 +366,29 @@ static int by_start(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Whether two rows write to the same parameter: then they must take turns. 1 too without memory. */
-static int collide(const Work *work, Py_ssize_t count)
+static int collide(Range *ranges, Py_ssize_t count)
 {
-    Range *ranges = PyMem_Malloc((count + 1) * sizeof(Range));
-    int result = ranges == NULL;
-    for (Py_ssize_t i = 0; i < count && !result; i++) {
-        ranges[i].start = work[i].row.step.p;
-        ranges[i].end = ranges[i].start + work[i].bytes;
+    const char *end = NULL, *end_written = NULL;
+    qsort(ranges, count, sizeof(Range), by_start);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const Range *range = &ranges[i];
+        if (range->start == range->end)
+            continue;
+        if (range->start < end_written || (range->written && range->start < end))
+            return 1;
+        if (range->end > end)
+            end = range->end;
+        if (range->written && range->end > end_written)
+            end_written = range->end;
     }
-    if (!result)
-        qsort(ranges, count, sizeof(Range), by_start);
-    for (Py_ssize_t i = 1; i < count && !result; i++)
-        result = ranges[i].start < ranges[i - 1].end;
-    PyMem_Free(ranges);
-    return result;
+    return 0;
+}
+
+static void add_range(Range *range, const void *start, ptrdiff_t bytes, int written)
+{
+    range->start = start;
+    range->end = range->start + bytes;
+    range->written = written;
 }
 
 static PyObject *native_write(PyObject *self, PyObject *arguments)
@@ -404,10 +403,13 @@ static PyObject *native_write(PyObject *self, PyObject *arguments)
     if (count < 0)
         return NULL;
     Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
-    if (work == NULL)
+    Range *ranges = PyMem_Malloc((5 * count + 1) * sizeof(Range));
+    if (work == NULL || ranges == NULL) {
+        PyMem_Free(work);
+        PyMem_Free(ranges);
         return PyErr_NoMemory();
-    int fine = 1;
-    for (Py_ssize_t i = 0; i < count && fine && !PyErr_Occurred(); i++) {
+    }
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
         PyObject *leaf = PyList_GetItem(leaves, i), *t = PyTuple_GetItem(leaf, T);
         Step *row = &work[i].row.step;
         int wide = is_double(PyTuple_GetItem(leaf, M)) == 1;
@@ -420,10 +422,14 @@ static PyObject *native_write(PyObject *self, PyObject *arguments)
         row->out = (void *)row->p;
         row->m_new = (void *)row->m;
         row->u_new = (void *)row->u;
-        work[i].bytes = work[i].n * (wide ? 8 : 4);
-        fine = !overlaps(row, work[i].bytes);
+        ptrdiff_t bytes = work[i].n * (wide ? 8 : 4);
+        add_range(&ranges[5 * i], row->p, bytes, 1);
+        add_range(&ranges[5 * i + 1], row->g, bytes, 0);
+        add_range(&ranges[5 * i + 2], row->m, bytes, 1);
+        add_range(&ranges[5 * i + 3], row->u, bytes, 1);
+        add_range(&ranges[5 * i + 4], work[i].t, work[i].wide_t ? 8 : 4, 1);
     }
-    fine = fine && !PyErr_Occurred() && !collide(work, count);
+    int fine = !PyErr_Occurred() && !collide(ranges, 5 * count);
     if (fine) {
         for (Py_ssize_t i = 0; i < count; i++)
             if (work[i].wide_t)
@@ -433,6 +439,7 @@ static PyObject *native_write(PyObject *self, PyObject *arguments)
         run(work, count, threads);
     }
     PyMem_Free(work);
+    PyMem_Free(ranges);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 

@@ -454,3 +454,151 @@ def test_lifted_says_what_it_cannot_do() -> None:
         tx.update(params, tx.init(params))
     with pytest.raises(TypeError, match="LBFGS"):
         compat.as_transform(torch.optim.LBFGS)
+
+
+def parameters(*sizes: int) -> list[nn.Parameter]:
+    made = [nn.Parameter(torch.ones(n)) for n in sizes]
+    for p in made:
+        p.grad = torch.ones_like(p)
+    return made
+
+
+def test_names_that_come_twice() -> None:
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    pairs = [*a.named_parameters(), *b.named_parameters()]
+    optimizer = compat.Optimizer(pairs, fa.adamax, lr=0.1)
+    before = [p.detach().clone() for _, p in pairs]
+    for _, p in pairs:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert len(optimizer.state) == 4
+    assert not any(torch.equal(p, old) for (_, p), old in zip(pairs, before, strict=True))
+
+
+SHARED = [
+    fa.params_ema(0.9),
+    fa.add_noise(0.1, 0.5),
+    fa.apply_if_finite(fa.sgd(0.1), 3),
+    fa.multi_steps(fa.sgd(0.1), 2),
+    fa.inject_hyperparams(fa.adamax)(lr=0.1),
+    fa.adamax(fa.linear_schedule(0.1, 0.0, 10)),
+]
+
+
+@pytest.mark.parametrize("tx", SHARED, ids=lambda tx: repr(tx).split("(")[0])
+def test_a_step_without_gradients_does_nothing(tx: Any) -> None:
+    (w,) = parameters(2)
+    w.grad = None
+    optimizer = compat.Optimizer([{"params": [w]}, {"params": []}], tx)
+    optimizer.step()
+    assert not optimizer.state
+    w.grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer.state[w]
+
+
+def test_a_frozen_group_beside_a_schedule() -> None:
+    w, v = parameters(2, 2)
+    v.grad = None
+    rate = fa.linear_schedule(0.1, 0.0, 10)
+    optimizer = compat.Optimizer([{"params": [w]}, {"params": [v]}], fa.adamax, lr=rate)
+    optimizer.step()
+    assert w[0] < 1
+    assert v[0] == 1
+
+
+def test_a_refused_group_leaves_no_trace() -> None:
+    w, v = parameters(2, 2)
+    optimizer = compat.Optimizer([w], fa.adamax, lr=0.1)
+    with pytest.raises(ValueError, match="lr must be in"):
+        optimizer.add_param_group({"params": [v], "lr": -1.0})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step()
+
+
+@pytest.mark.parametrize("momenta", [(0.9, 0.0, 0.9), (0.0, 0.9)])
+def test_a_stage_is_switched_on_and_off(momenta: tuple[float, ...]) -> None:
+    (w,), (v,) = parameters(2), parameters(2)
+    optimizer = compat.Optimizer([w], fa.sgd, lr=0.1, momentum=momenta[0])
+    reference = torch.optim.SGD([v], lr=0.1, momentum=momenta[0])
+    for momentum in momenta[:-1]:
+        optimizer.param_groups[0]["momentum"] = reference.param_groups[0]["momentum"] = momentum
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(w, v)
+    optimizer.param_groups[0]["momentum"] = momenta[-1]
+    before = w.detach().clone()
+    optimizer.step()
+    assert (w < before).all()
+    assert optimizer.state[w]["momentum_buffer"].any()
+
+
+def test_a_mask_is_no_schedule() -> None:
+    def adamw(lr: Any, mask: Any) -> Any:
+        decay = fa.masked(fa.add_decayed_weights(0.5), mask)
+        return fa.chain(decay, fa.scale_by_learning_rate(lr))
+
+    mask = fa.by_path(lambda name: "bias" not in name)
+    params = {"weight": torch.ones(1), "bias": torch.ones(1)}
+    zeros = {"weight": torch.zeros(1), "bias": torch.zeros(1)}
+    tx = fa.inject_hyperparams(adamw)(1.0, mask)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    assert updates == {"weight": torch.tensor([-0.5]), "bias": torch.zeros(1)}
+    pairs = [(k, nn.Parameter(p)) for k, p in params.items()]
+    optimizer = compat.Optimizer(pairs, adamw, lr=1.0, mask=mask)
+    for _, p in pairs:
+        p.grad = torch.zeros(1)
+    optimizer.step()
+    assert [p.item() for _, p in pairs] == [0.5, 1.0]
+
+
+def test_factories_of_any_signature() -> None:
+    def anything(**keywords: Any) -> Any:
+        return fa.adamax(**keywords)
+
+    (w,) = parameters(2)
+    optimizer = compat.wrap(anything)([w], lr=0.1)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    optimizer.step()
+    muon = compat.as_transform(torch.optim.Muon, lr=0.1)
+    params = torch.ones(3, 3)
+    assert fa.step(muon, torch.randn(3, 3), muon.init(params), params)[0].shape == (3, 3)
+
+
+def test_the_rate_shown_is_that_of_the_schedule() -> None:
+    def plateau(lr: Any) -> Any:
+        return fa.chain(fa.reduce_on_plateau(), fa.adamax(lr))
+
+    (w,) = parameters(2)
+    optimizer = compat.Optimizer([w], plateau, lr=fa.linear_schedule(1.0, 0.0, 10))
+    shown = []
+    for _ in range(3):
+        optimizer.step(value=torch.tensor(1.0))
+        shown.append(optimizer.param_groups[0]["lr"])
+    assert shown == pytest.approx([1.0, 0.9, 0.8])
+
+
+def test_tied_parameters_are_stepped() -> None:
+    x = torch.ones(4)
+    p, q = nn.Parameter(x), nn.Parameter(x)
+    p.grad = q.grad = torch.ones(4)
+    optimizer = compat.Optimizer([p, q], fa.sgd, lr=0.1)
+    optimizer.step()
+    torch.testing.assert_close(x, torch.full((4,), 0.9))
+
+
+def test_gradients_elsewhere_leave_those_of_other_groups_alone() -> None:
+    a, b = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(2.0))
+    optimizer = compat.Optimizer(
+        [{"params": [a]}, {"params": [b]}], fa.sam(fa.sgd(0.0), rho=0.5), couple="group"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = a**2 * b
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    assert a.grad == 4
+    assert b.grad == 1
