@@ -407,10 +407,12 @@ def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
         given = arguments(factory, args, kwargs)[1]
         Optimizer.__init__(self, params, factory, couple=couple, **given)
 
-    first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    last = inspect.Parameter("couple", inspect.Parameter.KEYWORD_ONLY, default="group")
+    kinds = inspect.Parameter
+    first = kinds("params", kinds.POSITIONAL_OR_KEYWORD)
+    last = kinds("couple", kinds.KEYWORD_ONLY, default="group")
+    every = [first.replace(name="self"), first, *signature.parameters.values(), last]
     construct.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [first.replace(name="self"), first, *signature.parameters.values(), last]
+        sorted(every, key=lambda parameter: parameter.kind)
     )
     module = sys._getframe(1).f_globals.get("__name__", __name__)
     body = {"__init__": construct, "__doc__": factory.__doc__, "__module__": module}

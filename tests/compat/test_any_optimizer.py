@@ -583,7 +583,8 @@ def test_tied_parameters_are_stepped() -> None:
     p, q = nn.Parameter(x), nn.Parameter(x)
     p.grad = q.grad = torch.ones(4)
     optimizer = compat.Optimizer([p, q], fa.sgd, lr=0.1)
-    optimizer.step()
+    with pytest.warns(UserWarning, match="are the same tensor"):
+        optimizer.step()
     torch.testing.assert_close(x, torch.full((4,), 0.9))
 
 
