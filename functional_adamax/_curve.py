@@ -10,33 +10,29 @@ that is masked out has finite values and derivatives.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import _hyper, _rule, _tree
-from ._transform import _detached, _key, same
+from ._transform import Data
 
 Scalar: TypeAlias = float | Tensor
 """A number, or a real tensor of shape () or (1,)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Curve(ABC):
+class Curve(Data, ABC):
     """A schedule as data. Subclasses are frozen dataclasses of hyperparameters.
 
     A count that is a tensor gives a 0-d float64 tensor on its device (float32 where the device
     has no float64), whatever the dtypes of the hyperparameters. A count that is a number gives
     a float, or such a tensor if a hyperparameter is a tensor or the code is being compiled.
     """
-
-    name: ClassVar[str]
-    """The public function that makes it; ``repr`` prints it."""
 
     def __call__(self, count: Scalar) -> Any:
         if isinstance(count, Tensor):
@@ -57,24 +53,6 @@ class Curve(ABC):
     def is_plain(self) -> bool:
         """Whether every hyperparameter is a number."""
         return not _tree.tensors(self._values())
-
-    def _values(self) -> list[Any]:
-        return [getattr(self, field.name) for field in dataclasses.fields(self)]
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return same(self._values(), other._values())
-
-    def __hash__(self) -> int:
-        return hash((type(self), _key(self._values())))
-
-    def __repr__(self) -> str:
-        fields = (f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))
-        return f"{self.name}({', '.join(fields)})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: _detached(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
 def check_scalar(

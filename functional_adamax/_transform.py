@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -46,12 +46,35 @@ class GradientTransformation(NamedTuple):
         return f"GradientTransformation(init={self.init!r}, update={self.update!r})"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Transform(ABC):
-    """A transform as data. Subclasses are frozen dataclasses of hyperparameters."""
+class Data:
+    """A frozen dataclass of hyperparameters: compares by value, prints them, pickles, copies."""
 
     name: ClassVar[str]
     """The public function that makes it; ``repr`` prints it."""
+
+    def _values(self) -> dict[str, Any]:
+        fields = dataclasses.fields(cast(Any, self))
+        return {field.name: getattr(self, field.name) for field in fields}
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return same(self._values(), other._values())
+
+    def __hash__(self) -> int:
+        return hash((type(self), _key(list(self._values().values()))))
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{name}={value!r}" for name, value in self._values().items())
+        return f"{self.name}({words})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: _detached(value) for name, value in self._values().items()}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Transform(Data, ABC):
+    """A transform as data. Subclasses are frozen dataclasses of hyperparameters."""
 
     @abstractmethod
     def init(self, params: Tree) -> Any:
@@ -74,24 +97,6 @@ class Transform(ABC):
     def pair(self) -> GradientTransformation:
         """Return the transform as users hold it."""
         return GradientTransformation(Init(self), Update(self))
-
-    def _values(self) -> list[Any]:
-        return [getattr(self, field.name) for field in dataclasses.fields(self)]
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return same(self._values(), other._values())
-
-    def __hash__(self) -> int:
-        return hash((type(self), _key(self._values())))
-
-    def __repr__(self) -> str:
-        fields = (f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))
-        return f"{self.name}({', '.join(fields)})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: _detached(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
