@@ -132,7 +132,13 @@ class Optimizer(Shell):
             extra = {"value": loss, **extra}
         everything = list(range(len(self.param_groups)))
         units = [[i] for i in everything] if self._couple == "group" else [everything]
-        return [self._prepare_unit(unit, closure, extra) for unit in units]
+        known = set(self.state)
+        try:
+            return [self._prepare_unit(unit, closure, extra) for unit in units]
+        except Exception:
+            for p in set(self.state) - known:
+                del self.state[p]
+            raise
 
     def _prepare_unit(
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]

@@ -497,6 +497,20 @@ def test_a_step_without_gradients_does_nothing(tx: Any) -> None:
     assert optimizer.state[w]
 
 
+def test_a_failed_step_makes_no_state() -> None:
+    w, v = parameters(2, 2)
+    optimizer = compat.Optimizer([{"params": [w]}, {"params": [v]}], fa.reduce_on_plateau())
+    with pytest.raises((TypeError, ValueError), match="value"):
+        optimizer.step()
+    assert not optimizer.state
+    v.grad = torch.ones(2).to_sparse()
+    sparse = compat.Optimizer([{"params": [w]}, {"params": [v]}], fa.adamax)
+    with pytest.raises(RuntimeError, match="sparse"):
+        sparse.step()
+    assert not sparse.state
+    assert w.tolist() == [1.0, 1.0]
+
+
 def test_a_frozen_group_beside_a_schedule() -> None:
     w, v = parameters(2, 2)
     v.grad = None
