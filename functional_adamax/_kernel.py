@@ -7,6 +7,8 @@ differs.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
@@ -18,11 +20,10 @@ from torch import Tensor
 from . import _rule, _tree
 from ._rule import Leaf
 
-_native: Any
-try:
-    from . import _native
-except ImportError:  # built without a compiler
-    _native = None
+_native: Any = None
+if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
+    with contextlib.suppress(ImportError):  # built without a compiler
+        from . import _native
 
 _DTYPES = (torch.float32, torch.float64)
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
@@ -160,6 +161,16 @@ def _is_pullable(x: Pull) -> bool:
 def taken() -> list[torch.dtype]:
     """The dtypes in which the kernel runs."""
     return [dtype for dtype in _DTYPES if is_active(dtype)]
+
+
+def report() -> dict[torch.dtype, str]:
+    """Whether the kernel runs in each of its dtypes, and why not."""
+    why = "no: the bits of the rule are not met on this machine"
+    if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") == "0":
+        why = "no: switched off by FUNCTIONAL_ADAMAX_NATIVE=0"
+    elif _native is None:
+        why = "no: built without a C compiler"
+    return {dtype: "yes" if is_active(dtype) else why for dtype in _DTYPES}
 
 
 @cache

@@ -55,6 +55,7 @@ LAYERS = [
     },
     {"_adam", "_lion", "_nadamax", "_rmsprop", "_sgd", "_state", "_variants"},
     {"__init__"},
+    {"__main__"},
     {"compat._groups", "compat._loading"},
     {"compat._shell"},
     {"compat._adamax", "compat._convert", "compat._lift", "compat._optimizer"},
@@ -81,7 +82,7 @@ def imported(name: str, path: Path) -> tuple[set[str], set[str]]:
             here = name.split(".")[: -node.level]
             module = ".".join([*here, *(node.module or "").split(".")]).strip(".")
             known = [f"{module}.{alias.name}".strip(".") for alias in node.names]
-            inside |= {k if k in modules() else module for k in known}
+            inside |= {k if k in modules() else module or "__init__" for k in known}
     return inside, outside
 
 

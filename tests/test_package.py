@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -42,3 +43,12 @@ def test_both_names_import_in_a_fresh_process() -> None:
         "assert compat.Adamax is functional_adamax.compat.Adamax; assert fa.__version__"
     )
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True, cwd="/")
+
+
+def test_the_report_says_which_executors_run() -> None:
+    command = [sys.executable, "-m", "functional_adamax"]
+    for switch, word in (("1", "yes" if _kernel._native else "no: built"), ("0", "no: switched")):
+        env = os.environ | {"FUNCTIONAL_ADAMAX_NATIVE": switch}
+        printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert f"float32: {word}" in printed.stdout
+        assert f"float64: {word}" in printed.stdout

@@ -1,0 +1,18 @@
+"""``python -m functional_adamax``: what is installed, and which executors run here."""
+
+import torch
+
+from . import __version__, _kernel
+
+
+def main() -> None:
+    """Print the report."""
+    print(f"functional_adamax {__version__}, torch {torch.__version__}")
+    for dtype, answer in _kernel.report().items():
+        print(f"native kernel, CPU, {str(dtype).removeprefix('torch.')}: {answer}")
+    print(f"threads: {torch.get_num_threads()}")
+    print(f"foreach operations of torch, CUDA: {'yes' if torch.cuda.is_available() else 'no GPU'}")
+
+
+if __name__ == "__main__":
+    main()
