@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _context, _execute, _hyper, _kernel, _rule, _tree
+from . import _check, _context, _execute, _hyper, _kernel, _rule, _step, _tree
 from ._hyper import Hyperparameter
 from ._rule import Leaf
 from ._schedule import Schedule, check_lr, with_schedule
@@ -69,11 +69,13 @@ class Adamax(Transform):
         return _results(spec, rows)
 
     def prepare(self, grads: Tree, state: AdamaxState, params: Tree) -> Donated | None:
-        leaves = self._leaves(grads, state, params)[1]
-        work = [leaf for leaf in leaves if leaf.g is not None]
+        _, leaves, ready = self._leaves(grads, state, params)
+        work = ready or [leaf for leaf in leaves if leaf.g is not None]
         if _is_entangled(work):
             return None
-        return partial(_write, work, self.maximize, self.decoupled, params, state)
+        if not ready or not _kernel.are_apart(ready):  # which is faster, but names no names
+            _step.reject_shared_memory(grads, state, params)
+        return partial(_write, work, bool(ready), self.maximize, self.decoupled, params, state)
 
     def _leaves(
         self, grads: Tree, state: AdamaxState, params: Tree
@@ -159,12 +161,13 @@ def _state(spec: Any, cells: Sequence[Sequence[Any]]) -> AdamaxState:
 
 def _write(
     work: list[Leaf],
+    ready: bool,
     maximize: bool,
     decoupled: bool,
     params: Tree,
     state: AdamaxState,
 ) -> tuple[Tree, AdamaxState]:
-    _execute.write(work, maximize, decoupled)
+    _execute.write(work, maximize, decoupled, ready=ready)
     return params, state
 
 

@@ -119,6 +119,11 @@ def step(
     return results
 
 
+def are_apart(leaves: list[Leaf]) -> bool:
+    """Whether no tensor that ``write`` would write shares memory with another of the leaves."""
+    return bool(_native.are_apart(leaves))
+
+
 def write(leaves: list[Leaf], maximize: bool, decoupled: bool) -> bool:
     """Step leaves that are ``ready`` over their p, m, u and t.
 

@@ -85,11 +85,11 @@ def _prepare(
     The transform's own fused step if it has one, else the pure step, committed at the call;
     or not committed, if a hyperparameter that requires grad made autograd record it.
     """
-    _reject_shared_memory(grads, state, params)
     if isinstance(tx.update, Update):
         run = tx.update.transform.prepare(grads, state, params)
         if run is not None:
             return run
+    reject_shared_memory(grads, state, params)
     new = step(tx, grads, state, params, **extra)
     old = (params, state)
     if not _alike(new, old) or (
@@ -135,7 +135,12 @@ def _writable(grads: Tree, state: Any, params: Tree) -> bool:
     return all(x.is_contiguous() or _tree.is_dense(x) for x in donated)
 
 
-def _reject_shared_memory(grads: Tree, state: Any, params: Tree) -> None:
+def reject_shared_memory(grads: Tree, state: Any, params: Tree) -> None:
+    """Raise where two donated tensors, or a donated one and a gradient, share memory.
+
+    Raises:
+        ValueError: with the paths of the two.
+    """
     trees = {"grads": grads, "params": params, "state": state}
     flat = {name: _tree.flatten(tree) for name, tree in trees.items()}
     ranges = sorted(

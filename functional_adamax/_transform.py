@@ -90,7 +90,11 @@ class Transform(Data, ABC):
         return None
 
     def prepare(self, grads: Tree, state: Any, params: Tree) -> Donated | None:
-        """Return a checked step that writes over ``params`` and ``state``, or None without one."""
+        """Return a checked step that writes over ``params`` and ``state``, or None without one.
+
+        Raises:
+            ValueError: two donated tensors, or a donated one and a gradient, share memory.
+        """
         del grads, state, params
         return None
 

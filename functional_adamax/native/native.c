@@ -391,6 +391,35 @@ static void add_range(Range *range, const void *start, ptrdiff_t bytes, int writ
     range->written = written;
 }
 
+static void add_ranges(Range *ranges, PyObject *leaf, const void *const *starts, ptrdiff_t n)
+{
+    ptrdiff_t bytes = n * (is_double(PyTuple_GetItem(leaf, M)) == 1 ? 8 : 4);
+    for (int i = P; i <= U; i++)
+        add_range(&ranges[i], starts[i], bytes, i != G);
+    add_range(&ranges[T], starts[T], is_double(PyTuple_GetItem(leaf, T)) == 1 ? 8 : 4, 1);
+}
+
+static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
+{
+    (void)self;
+    Py_ssize_t count = PyList_Size(leaves);
+    if (count < 0)
+        return NULL;
+    Range *ranges = PyMem_Malloc((5 * count + 1) * sizeof(Range));
+    if (ranges == NULL)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
+        PyObject *leaf = PyList_GetItem(leaves, i);
+        const void *starts[5];
+        for (int k = P; k <= T; k++)
+            starts[k] = address_of(PyTuple_GetItem(leaf, k));
+        add_ranges(&ranges[5 * i], leaf, starts, size_of(PyTuple_GetItem(leaf, M)));
+    }
+    int apart = !PyErr_Occurred() && !collide(ranges, 5 * count);
+    PyMem_Free(ranges);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(apart);
+}
+
 static PyObject *native_write(PyObject *self, PyObject *arguments)
 {
     (void)self;
@@ -422,12 +451,8 @@ static PyObject *native_write(PyObject *self, PyObject *arguments)
         row->out = (void *)row->p;
         row->m_new = (void *)row->m;
         row->u_new = (void *)row->u;
-        ptrdiff_t bytes = work[i].n * (wide ? 8 : 4);
-        add_range(&ranges[5 * i], row->p, bytes, 1);
-        add_range(&ranges[5 * i + 1], row->g, bytes, 0);
-        add_range(&ranges[5 * i + 2], row->m, bytes, 1);
-        add_range(&ranges[5 * i + 3], row->u, bytes, 1);
-        add_range(&ranges[5 * i + 4], work[i].t, work[i].wide_t ? 8 : 4, 1);
+        const void *starts[] = {row->p, row->g, row->m, row->u, work[i].t};
+        add_ranges(&ranges[5 * i], leaf, starts, work[i].n);
     }
     int fine = !PyErr_Occurred() && !collide(ranges, 5 * count);
     if (fine) {
@@ -545,6 +570,7 @@ static PyObject *native_are_pullable(PyObject *self, PyObject *pulls)
 
 static PyMethodDef methods[] = {
     {"are_ready", native_are_ready, METH_O, "Whether leaves are plain memory, their rates numbers."},
+    {"are_apart", native_are_apart, METH_O, "Whether a step in place may write in any order."},
     {"are_pullable", native_are_pullable, METH_O, "Whether cotangents are plain memory."},
     {"step", native_step, METH_VARARGS, "Step the tensors that the rows describe."},
     {"write", native_write, METH_VARARGS,
