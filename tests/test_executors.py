@@ -256,8 +256,9 @@ def test_the_kernel_takes_ordinary_leaves() -> None:
         assert taken == expected | {"counter on its side"}
 
 
+@needs_kernel
 def test_a_kernel_that_differs_in_one_bit_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(map(_kernel._agrees, _kernel._trials(torch.float32))) == bool(_kernel._native)
+    assert all(map(_kernel._agrees, _kernel._trials(torch.float32)))
     real = _kernel.step
 
     def wrong(*args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     kernel = "functional_adamax/_native.abi3.so"
-    assert (kernel in files) == (_kernel._native is not None), "as this one was built"
+    assert kernel in files or _kernel._native is None, "this one was built with a compiler"
     packages = ("functional_adamax", "compat")
     wanted = {
         str(path.relative_to(ROOT))
