@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 
 from .. import _step, _tree
 from .._inject import InjectState, arguments, schedules_in
-from .._schedule import ScheduledState
+from .._schedule import ScheduledState, is_schedule
 from .._transform import GradientTransformation, same
 from .._tree import EmptyState, Tree
 from ._loading import restore_exactly
@@ -41,8 +41,9 @@ class Optimizer(Shell):
             parameters of all groups at once. That matters to transforms that couple parameters,
             such as ``clip_by_global_norm``, or tell them apart, such as ``add_noise``, which
             gives groups by themselves the same noise. Default: "group".
-        **hyperparameters: of the factory, with its defaults. One that is a schedule rules over
-            the group's value, which shows the value of the last step.
+        **hyperparameters: of the factory, with its defaults. Of one that is a schedule the group
+            shows the value of the last step; a value that you set there rules instead, until
+            the one shown is put back.
 
     Raises:
         TypeError: ``factory`` is neither, or a hyperparameter is missing or unknown.
@@ -78,16 +79,17 @@ class Optimizer(Shell):
             raise TypeError(f"factory must be a transform or make one, got {factory!r}")
         self._factory: Factory = factory  # type: ignore[assignment]
         if isinstance(factory, tuple):
-            self._factory = partial(_constant, GradientTransformation(*factory))
+            self._factory = partial(_itself, GradientTransformation(*factory))
         self._couple = couple
         given = arguments(self._factory, (), hyperparameters)[1]
         self._names = list(given)  # of the hyperparameters
         self._schedules: list[dict[str, Any]] = []
+        self._shown: list[dict[str, Any]] = []  # the values that schedules left in the groups
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
         super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_factory", "_couple", "_names", "_schedules")
+        ours = ("_factory", "_couple", "_names", "_schedules", "_shown")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -96,6 +98,8 @@ class Optimizer(Shell):
         for group in self.param_groups:  # a checkpoint may be older than a hyperparameter
             for name in self._names:
                 group.setdefault(name, self.defaults[name])
+        for i, schedules in enumerate(self._schedules):
+            self._shown[i] = {name: self.param_groups[i][name] for name in schedules}
         restore_exactly(self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -109,8 +113,10 @@ class Optimizer(Shell):
             self.param_groups.pop()
             raise
         self._schedules.append(schedules_in(values))
+        self._shown.append({})
         for name, schedule in self._schedules[-1].items():
-            group[name] = _number(schedule(torch.zeros((), dtype=torch.int64, device="cpu")))
+            start = torch.zeros((), dtype=torch.int64, device="cpu")
+            self._show(len(self._shown) - 1, name, schedule(start))
         self._layouts = {}
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
@@ -164,6 +170,10 @@ class Optimizer(Shell):
             run = _step.prepare(tx, grads, state, tree, **extra)
         return partial(self._store, run, layout, used, groups)
 
+    def _show(self, i: int, name: str, value: Any) -> None:
+        number = value.item() if isinstance(value, Tensor) else value
+        self.param_groups[i][name] = self._shown[i][name] = number
+
     def _tree_of(self, groups: list[int], columns: Sequence[Sequence[Any]]) -> Tree:
         """Values for the parameters of ``groups``: by name where each has its own, or a list."""
         values = [x for column in columns for x in column]
@@ -176,9 +186,20 @@ class Optimizer(Shell):
         """The values for the factory; a tree with one for each parameter where groups differ."""
         values = {}
         for name in self._names:
-            rows = [self._schedules[i].get(name, self.param_groups[i][name]) for i in groups]
+            rows = [self._value(i, name) for i in groups]
             values[name] = self._joined(groups, name, rows)
         return values
+
+    def _value(self, i: int, name: str) -> Any:
+        """The group's value; the schedule, unless somebody else has set the value since."""
+        value = self.param_groups[i][name]
+        if name not in self._schedules[i]:
+            return value
+        return self._schedules[i][name] if self._rules(i, name) else partial(_held, value)
+
+    def _rules(self, i: int, name: str) -> bool:
+        """Whether the group shows what the schedule left there."""
+        return same(self.param_groups[i][name], self._shown[i].get(name))
 
     def _joined(self, groups: list[int], name: str, rows: list[Any]) -> Any:
         if all(same(row, rows[0]) for row in rows):
@@ -265,7 +286,8 @@ class Optimizer(Shell):
         if before is not None:
             for i in groups:
                 for name, schedule in self._schedules[i].items():
-                    self.param_groups[i][name] = _number(schedule(before))
+                    if self._rules(i, name):
+                        self._show(i, name, schedule(before))
 
 
 class Slot(NamedTuple):
@@ -354,7 +376,7 @@ class _Gradients(NamedTuple):
 def _outline(values: dict[str, Any]) -> Any:
     """What of the hyperparameters may decide on the structure of the state: not the numbers."""
     return {
-        name: value == 0 if isinstance(value, (int, float)) else type(value)
+        name: value == 0 if isinstance(value, (int, float)) else is_schedule(value) or type(value)
         for name, value in values.items()
     }
 
@@ -372,12 +394,15 @@ def _tells(name: str, names: list[str]) -> bool:
     return names.count(name) == 1 and not name.isdigit()
 
 
-def _constant(transform: GradientTransformation) -> GradientTransformation:
+def _itself(transform: GradientTransformation) -> GradientTransformation:
+    """The factory of one transform."""
     return transform
 
 
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
+def _held(value: Any, count: Tensor) -> Any:
+    """The schedule of one value."""
+    del count
+    return value
 
 
 def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -590,6 +591,23 @@ def test_the_rate_shown_is_that_of_the_schedule() -> None:
         optimizer.step(value=torch.tensor(1.0))
         shown.append(optimizer.param_groups[0]["lr"])
     assert shown == pytest.approx([1.0, 0.9, 0.8])
+
+
+def test_a_value_set_in_the_group_rules_over_a_schedule() -> None:
+    (w,) = parameters(1)
+    optimizer = compat.Optimizer([w], fa.sgd, lr=fa.linear_schedule(1.0, 0.0, 4))
+    values = [w.item()]
+    for i in range(4):
+        shown = optimizer.param_groups[0]["lr"]
+        if i == 1:
+            optimizer.param_groups[0]["lr"] = 0.0
+        optimizer.step()
+        if i == 1:
+            assert optimizer.param_groups[0]["lr"] == 0.0
+            optimizer.param_groups[0]["lr"] = shown
+        values.append(w.item())
+    steps = [a - b for a, b in pairwise(values)]
+    assert steps == pytest.approx([1.0, 0.0, 0.5, 0.25])
 
 
 def test_tied_parameters_are_stepped() -> None:

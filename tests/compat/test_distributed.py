@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
 
 import functional_adamax as fa
-from functional_adamax.compat import Adamax
+from functional_adamax.compat import Adamax, Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch")
 
@@ -57,6 +58,57 @@ def test_checkpoint_helpers_before_and_after_a_step(lr: Any) -> None:
     for module, opt in ((net, optimizer), (twin, resumed)):
         train(module, opt, 3, seed=2)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def recipe(lr: Any = 0.01, max_norm: float = 1.0) -> fa.GradientTransformation:
+    return fa.chain(
+        fa.clip_by_global_norm(max_norm),
+        fa.masked(fa.add_decayed_weights(0.1), fa.by_path(lambda name: "weight" in name)),
+        fa.scale_by_nadamax(),
+        fa.scale_by_learning_rate(lr),
+    )
+
+
+@pytest.mark.parametrize("rate", ["number", "schedule"])
+@pytest.mark.parametrize("named", [False, True])
+def test_checkpoint_helpers_on_a_wrapped_chain(rate: str, named: bool) -> None:
+    lr = fa.cosine_decay_schedule(0.1, 10) if rate == "schedule" else 0.05
+
+    def make(net: torch.nn.Module) -> Optimizer:
+        params = net.named_parameters() if named else net.parameters()
+        return Optimizer(params, recipe, lr=lr)
+
+    net = model()
+    optimizer = make(net)
+    train(net, optimizer, 3)
+    saved = copy.deepcopy(get_optimizer_state_dict(net, optimizer))
+    assert "exp_avg" in saved["state"]["0.weight"]
+    flat = get_optimizer_state_dict(
+        net, optimizer, options=StateDictOptions(flatten_optimizer_state_dict=True)
+    )
+    assert "state.0.weight.exp_avg" in flat
+    twin = copy.deepcopy(net)
+    resumed = make(twin)
+    set_optimizer_state_dict(twin, resumed, saved)
+    for module, opt in ((net, optimizer), (twin, resumed)):
+        train(module, opt, 3, seed=2)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("world")
+def test_a_wrapped_chain_on_sharded_parameters() -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    plain, sharded = model(), model()
+    fully_shard(sharded, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+    factory = fa.chain(fa.clip(0.5), fa.nadamax(0.01))
+    a, b = (Optimizer(net.parameters(), factory) for net in (plain, sharded))
+    train(plain, a, 5)
+    train(sharded, b, 5)
+    for p, q in zip(plain.parameters(), sharded.parameters(), strict=True):
+        assert isinstance(b.state[q]["exp_avg"], DTensor)
+        torch.testing.assert_close(p.detach(), q.full_tensor().detach())
 
 
 @pytest.mark.usefixtures("world")
