@@ -80,6 +80,11 @@ def batched_by_autograd(tensors: Iterable[Tensor | None]) -> bool:
     return any(x is not None and is_legacy_batchedtensor(x) for x in tensors)
 
 
+def saved_tensors_are_hooked() -> bool:
+    """Whether what autograd saves may come back otherwise than it was, in layout or dtype."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def node_number(x: Tensor | None) -> int:
     """The number of the graph node that made ``x``, counted up by autograd; -1 for a leaf.
 

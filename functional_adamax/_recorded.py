@@ -94,7 +94,7 @@ class _Steps(torch.autograd.Function):
     ) -> Any:
         _, g, _, u, scales = _columns(inputs, 5)
         out, _, m_new, u_new, factors = zip(*results, strict=True)
-        ctx.native, ctx.scales = native, factors
+        ctx.native, ctx.scales = native and not _context.saved_tensors_are_hooked(), factors
         ctx.numbers = list(zip(*leaves, strict=True))[6:9]  # b1, b2 and eps
         ctx.save_for_backward(*g, *u, *m_new, *u_new, *scales)
         ctx.set_materialize_grads(False)

@@ -155,3 +155,26 @@ def test_what_it_keeps(executor: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda y: y):
         _recorded.step([x], False, False, True, native=executor == "kernel")
     assert [y.numel() for y in kept].count(SIZE) == 4
+
+
+def test_saved_tensors_that_come_back_in_another_layout(executor: str) -> None:
+    x = leaf(torch.float64)
+    square = {k: getattr(x, k)[:36].detach().view(6, 6) for k in ("p", "g", "m", "u")}
+    x = x._replace(**{k: v.t().clone().t().requires_grad_() for k, v in square.items()})
+    cotangents = [torch.randn(6, 6, dtype=torch.float64), None, None]
+
+    def run() -> Any:
+        (row,) = _execute.compute([x], _kernel.ready([x]), False, False, add=True)
+        return row
+
+    wanted = derivatives(x, run(), cotangents)
+    for turned in range(4):  # each of the four saved tensors in turn
+        count = iter(range(100))
+
+        def unpack(y: Tensor, turned: int = turned, count: Iterator[int] = count) -> Tensor:
+            return y.contiguous() if next(count) == turned else y
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda y: y, unpack):
+            row = run()
+        for a, b in zip(derivatives(x, row, cotangents), wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)

@@ -1,7 +1,8 @@
 /* One step of Adamax, and its derivative, over raw memory: the executor behind _kernel.py.
 
    It links against nothing but Python's stable interface, so that one build serves every version
-   of torch. Python hands over one row for each tensor; the loop over them runs without the GIL. */
+   of torch. Python hands over tuples of tensors and numbers; the loop over them runs without the
+   GIL. */
 
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
@@ -76,94 +77,8 @@ typedef struct {
     } row;
 } Work;
 
-/* What is asked of tensors. Names and constants are looked up once; calls go through Python, since
-   nothing here knows how a tensor is laid out. */
-
-static PyObject *types[3], *strided, *float32, *float64, *empty_like;
-static PyObject *data_ptr, *numel, *is_contiguous, *is_neg, *is_cpu, *dtype, *layout, *shape, *ndim;
-
-static int is_true(PyObject *answer)
-{
-    int result = answer ? PyObject_IsTrue(answer) : -1;
-    Py_XDECREF(answer);
-    return result;
-}
-
-static int is_same(PyObject *attribute, PyObject *wanted)
-{
-    int result = attribute ? attribute == wanted : -1;
-    Py_XDECREF(attribute);
-    return result;
-}
-
-static int is_tensor(PyObject *x)
-{
-    PyObject *type = (PyObject *)Py_TYPE(x);
-    return type == types[0] || type == types[1] || type == types[2];
-}
-
-/* 1 if x is a plain contiguous tensor of a dtype on the CPU, 0 if not, -1 with an exception. */
-static int is_plain(PyObject *x, PyObject *wanted)
-{
-    if (!is_tensor(x))
-        return 0;
-    int result;
-    if ((result = is_same(PyObject_GetAttr(x, dtype), wanted)) != 1 ||
-        (result = is_same(PyObject_GetAttr(x, layout), strided)) != 1 ||
-        (result = is_true(PyObject_GetAttr(x, is_cpu))) != 1 ||
-        (result = is_true(PyObject_CallMethodObjArgs(x, is_contiguous, NULL))) != 1)
-        return result;
-    result = is_true(PyObject_CallMethodObjArgs(x, is_neg, NULL));
-    return result < 0 ? result : !result;
-}
-
-/* The address of a tensor, NULL for None; NULL with an exception too. */
-static void *address_of(PyObject *x)
-{
-    if (x == NULL || x == Py_None || PyErr_Occurred())
-        return NULL;
-    PyObject *answer = PyObject_CallMethodObjArgs(x, data_ptr, NULL);
-    void *result = answer ? PyLong_AsVoidPtr(answer) : NULL;
-    Py_XDECREF(answer);
-    return result;
-}
-
-static Py_ssize_t size_of(PyObject *x)
-{
-    PyObject *answer = PyObject_CallMethodObjArgs(x, numel, NULL);
-    Py_ssize_t result = answer ? PyLong_AsSsize_t(answer) : -1;
-    Py_XDECREF(answer);
-    return result;
-}
-
-/* 1 for float64, 0 for float32, -1 for another dtype or an exception. */
-static int is_double(PyObject *x)
-{
-    PyObject *kind = PyObject_GetAttr(x, dtype);
-    Py_XDECREF(kind);
-    return kind == float64 ? 1 : kind == float32 ? 0 : -1;
-}
-
-static double product_of(PyObject *a, PyObject *b)
-{
-    PyObject *product = PyErr_Occurred() ? NULL : PyNumber_Multiply(a, b);
-    double result = product ? PyFloat_AsDouble(product) : 0;
-    Py_XDECREF(product);
-    return result;
-}
-
-/* Put a new tensor like x into a list; return its address. */
-static void *new_like(PyObject *x, PyObject *list, Py_ssize_t index)
-{
-    if (PyErr_Occurred())
-        return NULL;
-    PyObject *result = PyObject_CallFunctionObjArgs(empty_like, x, NULL);
-    if (result == NULL)
-        return NULL;
-    void *address = address_of(result);
-    PyList_SetItem(list, index, result);
-    return address;
-}
+#include "run.h"
+#include "tensors.h"
 
 /* The fields of Leaf in _rule.py. */
 enum { P, G, M, U, T, LR, B1, B2, EPS, WEIGHT_DECAY, FLOOR };
@@ -206,6 +121,8 @@ static int is_ready(PyObject *leaf)
     int fine = is_plain(t, wide_t ? float64 : float32);
     if (fine == 1)
         fine = is_scalar(t);
+    if (fine != 1)
+        return fine;
     PyObject *size = PyObject_GetAttr(m, shape);
     for (int i = P; i <= U && fine == 1; i++) {
         PyObject *x = PyTuple_GetItem(leaf, i);
@@ -235,7 +152,7 @@ static double advance(PyObject *t, PyObject *list, Py_ssize_t index)
     return *(float *)new = *(float *)old + 1;
 }
 
-/* Everything of a step but where its results go. Returns t, advanced. */
+/* Everything of a step but where its results go; t counts from 1. */
 static void read_step(PyObject *leaf, PyObject *scale, double t, int maximize, int decoupled,
                       int add, Step *row)
 {
@@ -248,7 +165,8 @@ static void read_step(PyObject *leaf, PyObject *scale, double t, int maximize, i
     row->weight = 1 - b1;
     row->b2 = PyFloat_AsDouble(PyTuple_GetItem(leaf, B2));
     row->eps = PyFloat_AsDouble(PyTuple_GetItem(leaf, EPS));
-    row->scale = scale != Py_None ? PyFloat_AsDouble(scale) : -PyFloat_AsDouble(lr) / (1 - pow(b1, t));
+    row->scale =
+        scale != Py_None ? PyFloat_AsDouble(scale) : -PyFloat_AsDouble(lr) / (1 - pow(b1, t));
     row->sign = maximize ? -1 : 1;
     row->add = add;
     row->decay = NO_DECAY;
@@ -258,56 +176,6 @@ static void read_step(PyObject *leaf, PyObject *scale, double t, int maximize, i
         if (decoupled)
             row->factor = -product_of(lr, weight_decay);
     }
-}
-
-/* Running the rows, without the GIL: in blocks, by several threads where there is enough to do.
-   They live for one call; to start one takes some ten microseconds. */
-
-enum { BLOCK = 1 << 14, WORTH_A_THREAD = 1 << 17 };
-
-typedef struct {
-    const Work *work;
-    Py_ssize_t count;
-    ptrdiff_t next; /* the number of the next block, counted over all rows */
-} Queue;
-
-static void *work_off(void *argument)
-{
-    Queue *queue = argument;
-    Py_ssize_t i = 0;
-    ptrdiff_t before = 0; /* blocks of the rows before i */
-    for (;;) {
-        ptrdiff_t block = __atomic_fetch_add(&queue->next, 1, __ATOMIC_RELAXED);
-        for (; i < queue->count; i++) {
-            ptrdiff_t blocks = (queue->work[i].n + BLOCK - 1) / BLOCK;
-            if (block < before + blocks)
-                break;
-            before += blocks;
-        }
-        if (i == queue->count)
-            return NULL;
-        ptrdiff_t start = (block - before) * BLOCK, end = start + BLOCK;
-        const Work *work = &queue->work[i];
-        work->kernel(&work->row, start, end < work->n ? end : work->n);
-    }
-}
-
-static void run(const Work *work, Py_ssize_t count, long threads)
-{
-    Queue queue = {work, count, 0};
-    ptrdiff_t total = 0;
-    pthread_t helpers[64];
-    long helping = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        total += work[i].n;
-    Py_BEGIN_ALLOW_THREADS
-    while (helping < 64 && helping + 1 < threads && total / WORTH_A_THREAD > helping + 1 &&
-           pthread_create(&helpers[helping], NULL, work_off, &queue) == 0)
-        helping++;
-    work_off(&queue);
-    while (helping > 0)
-        pthread_join(helpers[--helping], NULL);
-    Py_END_ALLOW_THREADS
 }
 
 static PyObject *native_step(PyObject *self, PyObject *arguments)
@@ -351,44 +219,6 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
         run(work, count, threads);
     PyMem_Free(work);
     return results;
-}
-
-/* Tensors in memory. Where one that is written meets another, the order of writes matters. */
-
-typedef struct {
-    const char *start, *end;
-    int written;
-} Range;
-
-static int by_start(const void *a, const void *b)
-{
-    const char *x = ((const Range *)a)->start, *y = ((const Range *)b)->start;
-    return (x > y) - (x < y);
-}
-
-static int collide(Range *ranges, Py_ssize_t count)
-{
-    const char *end = NULL, *end_written = NULL;
-    qsort(ranges, count, sizeof(Range), by_start);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const Range *range = &ranges[i];
-        if (range->start == range->end)
-            continue;
-        if (range->start < end_written || (range->written && range->start < end))
-            return 1;
-        if (range->end > end)
-            end = range->end;
-        if (range->written && range->end > end_written)
-            end_written = range->end;
-    }
-    return 0;
-}
-
-static void add_range(Range *range, const void *start, ptrdiff_t bytes, int written)
-{
-    range->start = start;
-    range->end = range->start + bytes;
-    range->written = written;
 }
 
 static void add_ranges(Range *ranges, PyObject *leaf, const void *const *starts, ptrdiff_t n)
@@ -469,7 +299,9 @@ static PyObject *native_write(PyObject *self, PyObject *arguments)
 }
 
 /* The fields of Pull in _kernel.py. */
-enum { PULL_G, PULL_U, M_NEW, U_NEW, D_OUT, D_M_NEW, D_U_NEW, SCALE, PULL_B1, PULL_B2, PULL_EPS, WANTS };
+enum {
+    PULL_G, PULL_U, M_NEW, U_NEW, D_OUT, D_M_NEW, D_U_NEW, SCALE, PULL_B1, PULL_B2, PULL_EPS, WANTS
+};
 
 static void read_pull(PyObject *pull, PyObject *result, Pull *row)
 {
@@ -572,10 +404,10 @@ static PyMethodDef methods[] = {
     {"are_ready", native_are_ready, METH_O, "Whether leaves are plain memory, their rates numbers."},
     {"are_apart", native_are_apart, METH_O, "Whether a step in place may write in any order."},
     {"are_pullable", native_are_pullable, METH_O, "Whether cotangents are plain memory."},
-    {"step", native_step, METH_VARARGS, "Step the tensors that the rows describe."},
+    {"step", native_step, METH_VARARGS, "Step leaves into new tensors."},
     {"write", native_write, METH_VARARGS,
      "Step in place; False, with nothing written, where tensors share memory."},
-    {"pull", native_pull, METH_VARARGS, "Differentiate, in reverse, the steps that the rows describe."},
+    {"pull", native_pull, METH_VARARGS, "Differentiate steps, in reverse."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -595,7 +427,8 @@ PyMODINIT_FUNC PyInit__native(void)
 #endif
     struct { PyObject **place; const char *word; } names[] = {
         {&data_ptr, "data_ptr"}, {&numel, "numel"}, {&is_contiguous, "is_contiguous"},
-        {&is_neg, "is_neg"}, {&is_cpu, "is_cpu"}, {&dtype, "dtype"}, {&layout, "layout"}, {&shape, "shape"}, {&ndim, "ndim"},
+        {&is_neg, "is_neg"}, {&is_cpu, "is_cpu"}, {&dtype, "dtype"},
+        {&layout, "layout"}, {&shape, "shape"}, {&ndim, "ndim"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if ((*names[i].place = PyUnicode_InternFromString(names[i].word)) == NULL)
