@@ -56,10 +56,10 @@ LAYERS = [
     {"_adam", "_lion", "_nadamax", "_rmsprop", "_sgd", "_state", "_variants"},
     {"__init__"},
     {"__main__"},
-    {"compat._groups", "compat._loading"},
+    {"compat._closure", "compat._groups", "compat._layout", "compat._loading"},
     {"compat._shell"},
     {"compat._adamax", "compat._convert", "compat._lift", "compat._optimizer"},
-    {"compat._inner"},
+    {"compat._inner", "compat._wrap"},
     {"compat.__init__"},
 ]
 ABOVE = {name: i for i, layer in enumerate(LAYERS) for name in layer}

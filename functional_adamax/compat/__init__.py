@@ -8,7 +8,8 @@ from ._adamax import Adamax
 from ._convert import hyperparameters_from_torch, state_from_torch, state_to_torch
 from ._inner import FunctionalModule, InnerOptimizer, hyperparameters_to_torch, inner_loop
 from ._lift import TorchState, as_transform
-from ._optimizer import Optimizer, wrap
+from ._optimizer import Optimizer
+from ._wrap import wrap
 
 __all__ = [
     "Adamax",

@@ -1,27 +1,25 @@
 """Any transform as a ``torch.optim.Optimizer``.
 
-A group's parameters are a list, and that is a tree: the transform runs on it as on any other. Its
-state lies in ``optimizer.state`` as torch keeps state, a dict for each parameter. What belongs to
-all parameters, such as a count, stands in each of these dicts.
+A group's parameters are a list, or a dict by their names, and that is a tree: the transform runs on
+it as on any other. Its state lies in ``optimizer.state`` as torch keeps state, see ``_layout.py``.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .. import _step, _tree
-from .._inject import InjectState, arguments, schedules_in
-from .._schedule import ScheduledState, is_schedule
+from .._inject import arguments, schedules_in
 from .._transform import GradientTransformation, same
 from .._tree import EmptyState, Tree
+from ._closure import Gradients
+from ._layout import Layout, Slot, outline_of
 from ._loading import restore_exactly
 from ._shell import Run, Shell
 
@@ -154,17 +152,17 @@ class Optimizer(Shell):
         leaves, spec = _tree.flatten(params)
         values = self._hyperparameters(groups)
         tx = self._factory(**values)
-        layout = self._layout(groups, tx, _outline(values), leaves, spec)
+        layout = self._layout(groups, tx, outline_of(values), leaves, spec)
         used = [p if self.state.get(p) else None for p in leaves]
         if all(p is None for p in used):
             return _nothing
         if closure is not None:
             everyone = [p for group in self.param_groups for p in group["params"]]
-            extra = {"grad_fn": _Gradients(closure, used, everyone), **extra}
+            extra = {"grad_fn": Gradients(closure, used, everyone), **extra}
         grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
         state = layout.build(self._read(layout, slot, leaves) for slot in layout.slots)
         tree = _tree.unflatten(spec, used)
-        if _tree.tied(used):  # they are stepped one after another, which cannot be done in place
+        if _tree.tied(used):  # each is stepped from the old values, so not in place; the last stays
             run: Any = partial(_same, _step.step(tx, grads, state, tree, **extra))
         else:
             run = _step.prepare(tx, grads, state, tree, **extra)
@@ -290,108 +288,12 @@ class Optimizer(Shell):
                         self._show(i, name, schedule(before))
 
 
-class Slot(NamedTuple):
-    """Where a leaf of the transform's state lies in ``optimizer.state``."""
-
-    name: str
-    parameter: int | None  # the position of its parameter; None for what belongs to all
-
-
-class Layout(NamedTuple):
-    """The state of a transform without its values."""
-
-    spec: Any
-    slots: list[Slot]
-    clock: Slot | None  # the count of the schedules
-    outline: Any  # of the hyperparameters that made the transform
-
-    @classmethod
-    def of(cls, state: Tree, params: Any, outline: Any) -> Layout:
-        """Read the layout off a state for parameters of the structure ``params``."""
-        found: list[tuple[list[str], int | None]] = []
-        counts: list[int] = []
-
-        def walk(node: Tree, path: list[str]) -> None:
-            if _tree.is_node(node) and _tree.flatten(node)[1] == params:
-                found.extend((path, i) for i in range(params.num_leaves))
-            elif _tree.is_node(node):
-                children, keys, _ = _tree.open_node(node)
-                if isinstance(node, (ScheduledState, InjectState)):
-                    counts.append(len(found))  # their first field
-                for key, child in zip(keys, children, strict=True):
-                    walk(child, [*path, str(key)])
-            else:
-                found.append((path, None))
-
-        walk(state, [])
-        ends = [path[-1] for path in {tuple(path) for path, _ in found} if path]
-        slots = [
-            Slot(path[-1] if path and _tells(path[-1], ends) else ".".join(path), i)
-            for path, i in found
-        ]
-        count = slots[counts[0]] if counts else None
-        return cls(_tree.flatten(state)[1], slots, count, outline)
-
-    def build(self, leaves: Iterable[Any]) -> Tree:
-        """Make the state of its leaves."""
-        return _tree.unflatten(self.spec, list(leaves))
-
-    @staticmethod
-    def owners(slot: Slot, params: Sequence[Any]) -> list[Tensor]:
-        """The parameters in whose entries the leaf stands."""
-        owners = params if slot.parameter is None else [params[slot.parameter]]
-        return [p for p in owners if p is not None]
-
-
-class _Gradients(NamedTuple):
-    """``grad_fn(params)``: what a closure says at other parameters. Nothing of it remains."""
-
-    closure: Callable[[], Any]
-    params: list[Tensor | None]
-    everyone: list[Tensor]  # all whose gradients the closure may change
-
-    def __call__(self, values: Tree) -> Tree:
-        leaves, spec = _tree.flatten(values)
-        rows = [(p, x) for p, x in zip(self.params, leaves, strict=True) if p is not None]
-        kept = [p.detach().clone() for p, _ in rows]
-        grads = [p.grad for p in self.everyone]
-        with torch.no_grad():
-            for p, x in rows:
-                p.copy_(x)
-        try:
-            for p in self.everyone:
-                p.grad = None
-            with torch.enable_grad():
-                self.closure()
-            found = [None if p is None else p.grad for p in self.params]
-        finally:
-            with torch.no_grad():
-                for (p, _), value in zip(rows, kept, strict=True):
-                    p.copy_(value)
-            for p, grad in zip(self.everyone, grads, strict=True):
-                p.grad = grad
-        return _tree.unflatten(spec, found)
-
-
-def _outline(values: dict[str, Any]) -> Any:
-    """What of the hyperparameters may decide on the structure of the state: not the numbers."""
-    return {
-        name: value == 0 if isinstance(value, (int, float)) else is_schedule(value) or type(value)
-        for name, value in values.items()
-    }
-
-
 def _same(result: Any) -> Any:
     return result
 
 
 def _nothing() -> None:
     """The step of parameters without gradients."""
-
-
-def _tells(name: str, names: list[str]) -> bool:
-    """Whether a name tells what it stands for, alone."""
-    return names.count(name) == 1 and not name.isdigit()
 
 
 def _itself(transform: GradientTransformation) -> GradientTransformation:
@@ -403,48 +305,3 @@ def _held(value: Any, count: Tensor) -> Any:
     """The schedule of one value."""
     del count
     return value
-
-
-def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
-    """Return an optimizer class whose constructor has the hyperparameters of ``factory``.
-
-        AdamaxW = wrap(functional_adamax.adamaxw)
-        optimizer = AdamaxW(model.parameters(), lr=1e-3)
-
-    Args:
-        factory: a function from hyperparameters to a transform, one of the library or your own.
-        name: of the class. Default: that of ``factory`` in camel case. Assign the class to this
-            name in the module that calls ``wrap``, and its instances pickle.
-
-    Returns:
-        A subclass of ``Optimizer`` that is called as ``cls(params, ..., couple="group")``.
-
-    Example:
-        >>> import functional_adamax as fa
-        >>> Lion = wrap(fa.lion)
-        >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> Lion([w], lr=0.5).param_groups[0]["lr"]
-        0.5
-    """
-    if not callable(factory):
-        raise TypeError(f"factory must be a function that makes a transform, got {factory!r}")
-    words = getattr(factory, "__name__", "transform").split("_")
-    title = name or "".join(word[:1].upper() + word[1:] for word in words)
-    signature = inspect.signature(factory)
-
-    def construct(
-        self: Any, params: ParamsT, *args: Any, couple: str = "group", **kwargs: Any
-    ) -> None:
-        given = arguments(factory, args, kwargs)[1]
-        Optimizer.__init__(self, params, factory, couple=couple, **given)
-
-    kinds = inspect.Parameter
-    first = kinds("params", kinds.POSITIONAL_OR_KEYWORD)
-    last = kinds("couple", kinds.KEYWORD_ONLY, default="group")
-    every = [first.replace(name="self"), first, *signature.parameters.values(), last]
-    construct.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        sorted(every, key=lambda parameter: parameter.kind)
-    )
-    module = sys._getframe(1).f_globals.get("__name__", __name__)
-    body = {"__init__": construct, "__doc__": factory.__doc__, "__module__": module}
-    return type(title, (Optimizer,), body)

@@ -1,0 +1,83 @@
+"""Where a transform's state lies in ``optimizer.state``, which is a dict for each parameter.
+
+The state's leaves go by the names of their fields, or by their paths where a name comes twice.
+What belongs to all parameters, such as a count, stands in each of the dicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .. import _tree
+from .._inject import InjectState
+from .._schedule import ScheduledState, is_schedule
+from .._tree import Tree
+
+
+class Slot(NamedTuple):
+    """Where a leaf of the transform's state lies in ``optimizer.state``."""
+
+    name: str
+    parameter: int | None  # the position of its parameter; None for what belongs to all
+
+
+class Layout(NamedTuple):
+    """The state of a transform without its values."""
+
+    spec: Any
+    slots: list[Slot]
+    clock: Slot | None  # the count of the schedules
+    outline: Any  # of the hyperparameters that made the transform
+
+    @classmethod
+    def of(cls, state: Tree, params: Any, outline: Any) -> Layout:
+        """Read the layout off a state for parameters of the structure ``params``."""
+        found: list[tuple[list[str], int | None]] = []
+        counts: list[int] = []
+
+        def walk(node: Tree, path: list[str]) -> None:
+            if _tree.is_node(node) and _tree.flatten(node)[1] == params:
+                found.extend((path, i) for i in range(params.num_leaves))
+            elif _tree.is_node(node):
+                children, keys, _ = _tree.open_node(node)
+                if isinstance(node, (ScheduledState, InjectState)):
+                    counts.append(len(found))  # their first field
+                for key, child in zip(keys, children, strict=True):
+                    walk(child, [*path, str(key)])
+            else:
+                found.append((path, None))
+
+        walk(state, [])
+        ends = [path[-1] for path in {tuple(path) for path, _ in found} if path]
+        slots = [
+            Slot(path[-1] if path and _tells(path[-1], ends) else ".".join(path), i)
+            for path, i in found
+        ]
+        count = slots[counts[0]] if counts else None
+        return cls(_tree.flatten(state)[1], slots, count, outline)
+
+    def build(self, leaves: Iterable[Any]) -> Tree:
+        """Make the state of its leaves."""
+        return _tree.unflatten(self.spec, list(leaves))
+
+    @staticmethod
+    def owners(slot: Slot, params: Sequence[Any]) -> list[Tensor]:
+        """The parameters in whose entries the leaf stands."""
+        owners = params if slot.parameter is None else [params[slot.parameter]]
+        return [p for p in owners if p is not None]
+
+
+def outline_of(values: dict[str, Any]) -> Any:
+    """What of the hyperparameters may decide on the structure of the state: not the numbers."""
+    return {
+        name: value == 0 if isinstance(value, (int, float)) else is_schedule(value) or type(value)
+        for name, value in values.items()
+    }
+
+
+def _tells(name: str, names: list[str]) -> bool:
+    """Whether a name tells what it stands for, alone."""
+    return names.count(name) == 1 and not name.isdigit()
