@@ -8,8 +8,8 @@ from . import __version__, _kernel
 def main() -> None:
     """Print the report."""
     print(f"functional_adamax {__version__}, torch {torch.__version__}")
-    for dtype, answer in _kernel.report().items():
-        print(f"native kernel, CPU, {str(dtype).removeprefix('torch.')}: {answer}")
+    for kind, answer in _kernel.report().items():
+        print(f"native kernel, CPU, {kind}: {answer}")
     print(f"threads: {torch.get_num_threads()}")
     print(f"foreach operations of torch, CUDA: {'yes' if torch.cuda.is_available() else 'no GPU'}")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _check, _context, _execute, _hyper, _kernel, _rule, _step, _tree
 from ._hyper import Hyperparameter
+from ._kernel import Group
 from ._rule import Leaf
 from ._schedule import Schedule, check_lr, with_schedule
 from ._transform import Donated, GradientTransformation, Transform
@@ -53,7 +54,7 @@ class Adamax(Transform):
         leaves, spec = _check.parameters(params)
         _check.warn_if_tied(leaves, spec)
         _check.warn_if_eps_vanishes(self.eps, leaves, self.state_dtype)
-        return _state(spec, [init_leaf(p, self.state_dtype) for p in leaves])
+        return make_state(spec, [init_leaf(p, self.state_dtype) for p in leaves])
 
     def update(
         self, updates: Tree, state: AdamaxState, params: Tree = None, **extra: Any
@@ -76,6 +77,11 @@ class Adamax(Transform):
         if not ready or not _kernel.are_apart(ready):  # which is faster, but names no names
             _step.reject_shared_memory(grads, state, params)
         return partial(_write, work, bool(ready), self.maximize, self.decoupled, params, state)
+
+    def native(self, params: list[Tensor]) -> Group | None:
+        b1, b2 = self.betas
+        rates = (self.lr, b1, b2, self.eps, self.weight_decay)
+        return Group(params, *rates, self.maximize, self.decoupled)
 
     def _leaves(
         self, grads: Tree, state: AdamaxState, params: Tree
@@ -108,7 +114,9 @@ class Adamax(Transform):
         floors = [self.derivative_floor] * len(t)
         leaves = [Leaf(*row) for row in zip(p, g, m, u, t, *columns, floors, strict=True)]
         whole = params is None or not any(x is None for x in p)
-        ready = _kernel.ready(leaves) if whole and not _context.traced() else None
+        ready = None
+        if whole and not _context.traced():
+            ready = _kernel.ready(leaves, self.maximize, self.decoupled)
         if ready is None:  # otherwise there is nothing left to check
             _check.gradients(spec, g, m, "Adamax")
             _check.same_places(spec, u, m, "state.exp_inf")
@@ -151,10 +159,12 @@ def moment_dtype(p: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
 
 def _results(spec: Any, rows: Sequence[Sequence[Any]]) -> tuple[Tree, AdamaxState]:
     """Make the four trees from one (update or parameter, t, m, u) for each leaf."""
-    return _tree.unflatten(spec, [row[0] for row in rows]), _state(spec, [row[1:] for row in rows])
+    return _tree.unflatten(spec, [row[0] for row in rows]), make_state(
+        spec, [row[1:] for row in rows]
+    )
 
 
-def _state(spec: Any, cells: Sequence[Sequence[Any]]) -> AdamaxState:
+def make_state(spec: Any, cells: Sequence[Sequence[Any]]) -> AdamaxState:
     """Make the three trees from one (t, m, u) for each leaf."""
     return AdamaxState(*(_tree.unflatten(spec, [cell[i] for cell in cells]) for i in range(3)))
 

@@ -31,7 +31,7 @@ def compute(
         differentiated = [_is_differentiated(leaf) for leaf in leaves]
         if not any(differentiated):
             return _native(ready, maximize, decoupled, add)
-        if all(differentiated):
+        if all(differentiated) and all(leaf.m.dtype in _recorded.DTYPES for leaf in ready):
             return _recorded.step(ready, maximize, decoupled, add, native=True)
     return [_one(leaf, maximize, decoupled, add) for leaf in leaves]
 
@@ -40,7 +40,7 @@ def _one(leaf: Leaf, maximize: bool, decoupled: bool, add: bool) -> Row:
     if leaf.g is None:
         return leaf.p if add else None, leaf.t, leaf.m, leaf.u
     if not _context.traced():
-        ready = _kernel.ready([leaf])
+        ready = _kernel.ready([leaf], maximize, decoupled)
         if not _is_differentiated(leaf):
             if ready:
                 return _native(ready, maximize, decoupled, add)[0]
@@ -85,7 +85,7 @@ def write(
     leaves.
     """
     if not foreach:
-        taken = leaves if ready else _kernel.ready(leaves)
+        taken = leaves if ready else _kernel.ready(leaves, maximize, decoupled)
         if taken and _kernel.write(taken, maximize, decoupled):
             return
     if foreach is None:

@@ -1,15 +1,14 @@
 """Executor: the native kernel of ``native/``, one call for many tensors, one pass over memory.
 
-It takes plain float32 and float64 tensors on the CPU, whose elements lie side by side in the same
-order. When a dtype is first used the kernel is held against the rule, and stays off if a bit
-differs.
+It takes plain tensors on the CPU whose elements lie side by side in the same order. For every kind
+of leaves, when first used, the kernel is held against the rule, and stays off if a bit differs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _rule, _tree
+from . import _apply, _rule
 from ._rule import Leaf
 
 _native: Any = None
@@ -25,8 +24,37 @@ if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
     with contextlib.suppress(ImportError):  # built without a compiler
         from . import _native
 
-_DTYPES = (torch.float32, torch.float64)
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
+_NO_DECAY, _COUPLED, _DECOUPLED = range(3)
+_KINDS = {
+    (torch.float32, torch.float32): (_NO_DECAY, _COUPLED, _DECOUPLED),
+    (torch.float64, torch.float64): (_NO_DECAY, _COUPLED, _DECOUPLED),
+    (torch.bfloat16, torch.float32): (_NO_DECAY, _COUPLED, _DECOUPLED),
+    (torch.float16, torch.float32): (_NO_DECAY, _COUPLED, _DECOUPLED),
+    (torch.bfloat16, torch.bfloat16): (_NO_DECAY, _DECOUPLED),
+    (torch.float16, torch.float16): (_NO_DECAY, _DECOUPLED),
+    (torch.complex64, torch.complex64): (_NO_DECAY,),
+    (torch.complex128, torch.complex128): (_NO_DECAY,),
+}
+"""The dtypes of parameter and moments, in the order of ``native/rows.h``, and the decays taken.
+
+In halves torch's own bits of a coupled decay depend on layout and threads; complex numbers torch
+decays by complex products. Nor are complex gradients turned round here: which zeros torch makes
+negative depends on where they lie.
+"""
+
+
+class Group(NamedTuple):
+    """Parameters whose state lies in an optimizer's entries, by torch's names, and their rates."""
+
+    params: list[Tensor]
+    lr: Any
+    b1: Any
+    b2: Any
+    eps: Any
+    weight_decay: Any
+    maximize: bool
+    decoupled: bool
 
 
 class Pull(NamedTuple):
@@ -46,55 +74,36 @@ class Pull(NamedTuple):
     wants_state: bool  # whether the cotangents of m and u are asked for
 
 
-def ready(leaves: list[Leaf]) -> list[Leaf] | None:
+def ready(leaves: list[Leaf], maximize: bool, decoupled: bool) -> list[Leaf] | None:
     """Return ``leaves`` as the kernel reads them, or None if it cannot take them all.
 
-    All have gradients; each is plain, of one shape and dtype.
+    All have gradients; each is plain, of one shape and layout, in one of the kinds, and its
+    hyperparameters are numbers, of which lr may be a tensor.
     """
     if _native is None:
         return None
-    if not _native.are_ready(leaves):
-        if not all(map(_takes, leaves)):
-            return None
-        leaves = [leaf._replace(g=laid_out(leaf.g, leaf.m)) for leaf in leaves]
-    return leaves if all(is_active(leaf.m.dtype) for leaf in leaves) else None
+    if _native.are_ready(leaves, maximize, decoupled):
+        return leaves
+    if not all(_is_kind_active(leaf, decoupled) for leaf in leaves):
+        return None
+    leaves = [leaf._replace(g=laid_out(leaf.g, leaf.m)) for leaf in leaves]
+    return leaves if _native.are_ready(leaves, maximize, decoupled) else None
 
 
-def _takes(leaf: Leaf) -> bool:
-    p, g, m, u, t, lr, b1, b2, eps, weight_decay, floor = leaf
-    return (
-        _fits(m, m)
-        and m.dtype in _DTYPES
-        and _fits(u, m)
-        and (p is None or _fits(p, m))
-        and type(g) in _PLAIN
-        and (g.shape, g.dtype, g.device) == (m.shape, m.dtype, m.device)
-        and _fits(t, t)
-        and t.dtype in _DTYPES
-        and t.dim() == 0
-        and floor is None
-        and all(isinstance(x, (int, float)) for x in (b1, b2, eps, weight_decay))
-        and (isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.dim() == 0))
-        and (p is not None or weight_decay == 0)
-    )
-
-
-def _fits(x: Any, like: Tensor) -> bool:
-    """Whether ``x`` is plain memory in the layout of ``like``."""
-    return (
-        type(x) in _PLAIN
-        and x.is_cpu
-        and (x.shape, x.dtype) == (like.shape, like.dtype)
-        and x.layout == torch.strided
-        and not x.is_neg()
-        and (x.is_contiguous() or _tree.is_dense(x))
-        and (x.stride() == like.stride() or (x.is_contiguous() and like.is_contiguous()))
-    )
+def _is_kind_active(leaf: Leaf, decoupled: bool) -> bool:
+    """Whether the kernel is proven for leaves like this one, whose gradient is plain."""
+    g, m, decay = leaf.g, leaf.m, leaf.weight_decay
+    if not (type(g) in _PLAIN and g.is_cpu and isinstance(decay, (int, float))):
+        return False
+    mode = _NO_DECAY if decay == 0 else _DECOUPLED if decoupled else _COUPLED
+    return is_active(g.dtype, m.dtype, mode)
 
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """Return ``x`` in the layout of ``like``."""
-    return x if _fits(x, like) else torch.empty_like(like).copy_(x)
+    """Return ``x`` in the layout of ``like``, if it is a tensor of the same shape."""
+    if x.shape != like.shape or (x.stride() == like.stride() and not x.is_neg()):
+        return x
+    return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
 def step(
@@ -109,12 +118,9 @@ def step(
     With ``add``, the new parameters take the place of the updates. ``scale``, the factor of m / u,
     follows from lr, b1 and t where ``scales`` does not give it.
     """
-    factors = [
-        _rule.scale(leaf, leaf.t + 1) if scale is None and isinstance(leaf.lr, Tensor) else scale
-        for leaf, scale in zip(leaves, scales or [None] * len(leaves), strict=True)
-    ]
+    given = list(scales) or [None] * len(leaves)
     results: list[list[Any]] = _native.step(
-        leaves, factors, maximize, decoupled, add, torch.get_num_threads()
+        leaves, given, maximize, decoupled, add, torch.get_num_threads()
     )
     return results
 
@@ -129,23 +135,32 @@ def write(leaves: list[Leaf], maximize: bool, decoupled: bool) -> bool:
 
     False, with nothing written, if tensors share memory, so that the order of writes counts.
     """
-    factors = [
-        _rule.scale(leaf, leaf.t + 1) if isinstance(leaf.lr, Tensor) else None for leaf in leaves
-    ]
-    threads = torch.get_num_threads()
-    done: bool = _native.write(leaves, factors, maximize, decoupled, threads)
-    if done:
-        torch.autograd.graph.increment_version(
-            [x for leaf in leaves for x in (leaf.p, leaf.m, leaf.u, leaf.t)]
-        )
-    return done
+    written = _native.write(leaves, maximize, decoupled, torch.get_num_threads())
+    if written:
+        torch.autograd.graph.increment_version(written)
+    return written is not None
+
+
+def advance(
+    groups: list[Group], state: Mapping[Tensor, Any], known: list[Tensor]
+) -> list[Tensor] | None:
+    """Step, in place, all parameters of ``groups`` that have a gradient.
+
+    Return what was written; ``known`` is that of the step before, whose tensors are not asked
+    again for what cannot have changed. None, with nothing written, if the kernel cannot take them
+    all as they are, or is not proven for them yet, or one of them has no state in ``state``.
+    """
+    if _native is None:
+        return None
+    written: list[Tensor] | None = _native.advance(groups, state, known, torch.get_num_threads())
+    if written:
+        torch.autograd.graph.increment_version(written)
+    return written
 
 
 def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:
     """Return the cotangents of g, m and u of steps the kernel took, or None if it cannot."""
     if not _native.are_pullable(steps):
-        if not all(map(_is_pullable, steps)):
-            return None
         steps = [
             x._replace(
                 d_out=laid_out(x.d_out, x.g),
@@ -154,64 +169,82 @@ def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:
             )
             for x in steps
         ]
+        if not _native.are_pullable(steps):
+            return None
     results: list[list[Tensor | None]] = _native.pull(steps, torch.get_num_threads())
     return results
 
 
-def _is_pullable(x: Pull) -> bool:
-    cotangents = (x.d_out, x.d_m_new, x.d_u_new)
-    return all(d is None or (type(d) in _PLAIN and d.dtype == x.g.dtype) for d in cotangents)
-
-
-def taken() -> list[torch.dtype]:
-    """The dtypes in which the kernel runs."""
-    return [dtype for dtype in _DTYPES if is_active(dtype)]
-
-
-def report() -> dict[torch.dtype, str]:
-    """Whether the kernel runs in each of its dtypes, and why not."""
+def report() -> dict[str, str]:
+    """Whether the kernel runs, for each kind of parameters and moments, and why not."""
     why = "no: the bits of the rule are not met on this machine"
     if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") == "0":
         why = "no: switched off by FUNCTIONAL_ADAMAX_NATIVE=0"
     elif _native is None:
         why = "no: built without a C compiler"
-    return {dtype: "yes" if is_active(dtype) else why for dtype in _DTYPES}
+    return {
+        _name(*kind): "yes" if all(is_active(*kind, mode) for mode in modes) else why
+        for kind, modes in _KINDS.items()
+    }
+
+
+def _name(value: torch.dtype, moment: torch.dtype) -> str:
+    words = [str(dtype).removeprefix("torch.") for dtype in (value, moment)]
+    return words[0] if value == moment else f"{words[0]}, moments in {words[1]}"
 
 
 @cache
-def is_active(dtype: torch.dtype) -> bool:
-    """Whether the kernel is there and gives the bits of the rule in ``dtype``."""
-    if _native is None or dtype not in _DTYPES:
+def is_active(value: torch.dtype, moment: torch.dtype, mode: int) -> bool:
+    """Whether the kernel is there and gives the bits of the rule, for a kind and a decay."""
+    kind = (value, moment)
+    if _native is None or mode not in _KINDS.get(kind, ()):
         return False
     with torch.no_grad():
-        return all(map(_agrees, _trials(dtype)))
+        if not all(map(_agrees, _trials(value, moment, mode))):
+            return False
+    _native.activate(list(_KINDS).index(kind), mode)
+    return True
 
 
-def _trials(dtype: torch.dtype) -> Iterator[tuple[Leaf, bool, bool, bool]]:
+def _trials(
+    value: torch.dtype, moment: torch.dtype, mode: int
+) -> Iterator[tuple[Leaf, bool, bool, bool]]:
     """Steps of a few thousand random elements of all magnitudes, special values among them."""
     generator = torch.Generator().manual_seed(0)
     special = [0.0, -0.0, 1e-45, 5e-324, 1e-38, 1e-30, 1e30, torch.inf, -torch.inf, torch.nan, 1.0]
-    pairs = torch.tensor(list(product(special, special)), dtype=dtype, device="cpu").unbind(1)
+    real = moment.to_real() if moment.is_complex else moment
+    wide = torch.float64 if real == torch.float64 else torch.float32
+    pairs = torch.tensor(list(product(special, special)), dtype=wide, device="cpu").unbind(1)
 
-    def numbers(i: int) -> Tensor:
-        x, magnitude = torch.randn(2, 2003, generator=generator, dtype=dtype, device="cpu")
-        return torch.cat([x * 10 ** (4 * magnitude), pairs[i]])
+    def numbers(i: int, dtype: torch.dtype) -> Tensor:
+        x, magnitude = torch.randn(2, 2004, generator=generator, dtype=wide, device="cpu")
+        row = torch.cat([x * 10 ** (4 * magnitude), pairs[i], pairs[i][:1]])
+        return torch.view_as_complex(row.view(-1, 2)) if dtype.is_complex else row.to(dtype)
 
-    p, g, m, u = numbers(1), numbers(0), numbers(1), numbers(1).abs()
-    cases = product((0.9, 0.3), (0.0, 0.1), (False, True), (False, True), (False, True))
-    for i, (b1, decay, maximize, decoupled, add) in enumerate(cases):
+    p, g, m = numbers(1, value), numbers(0, value), numbers(1, moment)
+    u = numbers(1, moment)
+    u = torch.complex(u.real.abs(), u.imag.abs()) if moment.is_complex else u.abs()
+    cases = product((0.9, 0.3), (False, True), (False, True), (0.002, torch.tensor(0.002)))
+    for i, (b1, maximize, add, lr) in enumerate(cases):
         t = torch.tensor(float(i**2), dtype=torch.float64, device="cpu")
-        yield Leaf(p, g, m, u, t, 0.002, b1, 0.999, 1e-8, decay), maximize, decoupled, add
+        if maximize and value.is_complex:
+            continue
+        decay = 0.0 if mode == _NO_DECAY else 0.1
+        leaf = Leaf(p, g, m, u, t, lr, b1, 0.999, 1e-8, decay)
+        yield leaf, maximize, mode == _DECOUPLED, add
 
 
 def _agrees(trial: tuple[Leaf, bool, bool, bool]) -> bool:
     leaf, maximize, decoupled, add = trial
     update, *state = _rule.step(leaf, maximize, decoupled)
     (found,) = step([leaf], maximize, decoupled, add)
-    return all(map(_same_bits, found[:4], [leaf.p + update if add else update, *state]))
+    wanted = [_apply.add(leaf.p, update) if add else update, *state]
+    return all(map(_same_bits, found[:4], wanted))
 
 
 def _same_bits(x: Tensor, y: Tensor) -> bool:
     """Equality that tells zeros apart by their sign, and takes every NaN for the same."""
+    if x.is_complex():
+        x, y = torch.view_as_real(x), torch.view_as_real(y)
     alike = (x == y) & (x.signbit() == y.signbit()) | (x.isnan() & y.isnan())
-    return bool(alike.all())
+    return x.dtype == y.dtype and bool(alike.all())

@@ -98,6 +98,11 @@ class Transform(Data, ABC):
         del grads, state, params
         return None
 
+    def native(self, params: list[Tensor]) -> Any | None:
+        """Return a ``_kernel.Group`` that steps ``params`` where their state lies, or None."""
+        del params
+        return None
+
     def pair(self) -> GradientTransformation:
         """Return the transform as users hold it."""
         return GradientTransformation(Init(self), Update(self))
@@ -134,6 +139,8 @@ class Update:
 
 def same(a: Any, b: Any) -> bool:
     """Equality by value: tensors by dtype, shape, device and bits, partials by their parts."""
+    if a is b:
+        return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
             return False

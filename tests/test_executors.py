@@ -40,6 +40,17 @@ def bits(x: torch.Tensor) -> torch.Tensor:
     )
 
 
+def takes(
+    value: torch.dtype, moment: torch.dtype, weight_decay: float, lr: Any, maximize: bool
+) -> bool:
+    """Whether the kernel is to take such leaves."""
+    if _kernel._native is None or (isinstance(lr, torch.Tensor) and not lr.is_floating_point()):
+        return False
+    if value.is_complex or (value in HALF and moment == value):
+        return not weight_decay and not (value.is_complex and maximize)
+    return True
+
+
 def copy(leaf: Leaf) -> Leaf:
     return Leaf(*(x.clone() if isinstance(x, torch.Tensor) else x for x in leaf))
 
@@ -52,13 +63,13 @@ def test_the_bits_of_the_rule(executor: str, dtype: torch.dtype, special: bool) 
     for lr, weight_decay, maximize in itertools.product(rates, (0.0, 0.1), (False, True)):
         if executor == "foreach" and (dtype in HALF or (dtype.is_complex and weight_decay)):
             continue  # torch's foreach form differs from torch's own loop here, see _foreach.py
-        if executor == "kernel" and dtype not in _kernel.taken():
+        if executor == "kernel" and not takes(dtype, dtype, weight_decay, lr, maximize):
             continue
         leaves = [leaf(shape, dtype, lr, weight_decay, special) for shape in SHAPES]
         wanted = [by_the_rule(x, maximize) for x in leaves]
         assert all(_inplace.takes(x, decoupled=False) for x in leaves)
         if executor == "kernel":
-            assert _kernel.write(_kernel.ready(leaves) or [], maximize, False)
+            assert _kernel.write(_kernel.ready(leaves, maximize, False) or [], maximize, False)
         elif executor == "inplace":
             for x in leaves:
                 _inplace.write(x, maximize)
@@ -122,17 +133,25 @@ needs_kernel = pytest.mark.skipif(_kernel._native is None, reason="built without
 
 
 @needs_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", _kernel._KINDS, ids=str)
 @pytest.mark.parametrize("special", [False, True], ids=["ordinary", "special"])
 @pytest.mark.parametrize("add", [False, True], ids=["update", "parameter"])
-def test_the_kernel_has_the_bits_of_the_rule(dtype: torch.dtype, special: bool, add: bool) -> None:
-    rates = (0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64), torch.tensor(1))
+def test_the_kernel_has_the_bits_of_the_rule(kind: Any, special: bool, add: bool) -> None:
+    value, moment = kind
+    rates = (0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64))
     for lr, decay, b1, maximize, decoupled in itertools.product(
         rates, (0.0, 0.1, 2), (0.0, 0.3, 0.5, 0.9), (False, True), (False, True)
     ):
-        leaves = [leaf(shape, dtype, lr, decay, special)._replace(b1=b1) for shape in SHAPES]
+        leaves = [leaf(shape, value, lr, decay, special)._replace(b1=b1) for shape in SHAPES]
+        leaves = [x._replace(m=x.m.to(moment), u=x.u.to(moment)) for x in leaves]
         before = [copy(x) for x in leaves]
-        results = _execute.compute(leaves, _kernel.ready(leaves), maximize, decoupled, add)
+        ready = _kernel.ready(leaves, maximize, decoupled)
+        coupled = 0.0 if decoupled and not value.is_complex else decay
+        if not takes(value, moment, coupled, lr, maximize):
+            assert ready is None
+            continue
+        assert ready
+        results = _execute.compute(leaves, ready, maximize, decoupled, add)
         for x, old, result in zip(leaves, before, results, strict=True):
             update, *state = _rule.step(x, maximize, decoupled)
             wanted = [_apply.add(x.p, update) if add else update, *state]
@@ -170,7 +189,7 @@ def test_strange_memory(case: str, with_grad: bool) -> None:
     x = strange(leaf((4, 3), torch.float32, 0.1, 0.1, False))[case]
     if with_grad:
         x = x._replace(g=x.g.clone(memory_format=torch.preserve_format).requires_grad_())
-    (row,) = _execute.compute([x], _kernel.ready([x]), True, False, add=True)
+    (row,) = _execute.compute([x], _kernel.ready([x], True, False), True, False, add=True)
     update, *state = _rule.step(x, True, False)
     for got, wanted in zip(row, [_apply.add(x.p, update), *state], strict=True):
         assert torch.equal(got, wanted)
@@ -188,7 +207,9 @@ def test_a_large_leaf_is_shared_among_threads(threads: int, decoupled: bool) -> 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        pure = _execute.compute(leaves, _kernel.ready(leaves), True, decoupled, add=True)
+        pure = _execute.compute(
+            leaves, _kernel.ready(leaves, True, decoupled), True, decoupled, add=True
+        )
         _execute.write(leaves, True, decoupled)
     finally:
         torch.set_num_threads(before)
@@ -246,19 +267,19 @@ def test_memory_shared_between_leaves_goes_by_torchs_operations() -> None:
 def test_the_kernel_takes_ordinary_leaves() -> None:
     """So that the tests above do not compare the rule with itself."""
     for dtype in (torch.float32, torch.float64):
-        assert _kernel.is_active(dtype)
+        assert all(_kernel.is_active(dtype, dtype, mode) for mode in range(3))
         x = leaf((4, 3), dtype, 0.1, 0.1, False)
-        assert _kernel.ready([x, x._replace(lr=torch.tensor(0.1))])
-        assert not _kernel.ready([x, x._replace(b1=torch.tensor(0.9))])
-        assert not _kernel.ready([x, x._replace(floor=1e-3)])
-        taken = {name for name, odd in strange(x).items() if _kernel.ready([odd])}
+        assert _kernel.ready([x, x._replace(lr=torch.tensor(0.1))], False, False)
+        assert not _kernel.ready([x, x._replace(b1=torch.tensor(0.9))], False, False)
+        assert not _kernel.ready([x, x._replace(floor=1e-3)], False, False)
+        taken = {name for name, odd in strange(x).items() if _kernel.ready([odd], False, False)}
         expected = {"gradient in another order", "all in another order", "one gradient for all"}
         assert taken == expected | {"counter on its side"}
 
 
 @needs_kernel
 def test_a_kernel_that_differs_in_one_bit_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(map(_kernel._agrees, _kernel._trials(torch.float32)))
+    assert all(map(_kernel._agrees, _kernel._trials(torch.float32, torch.float32, 1)))
     real = _kernel.step
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
@@ -268,7 +289,7 @@ def test_a_kernel_that_differs_in_one_bit_stays_off(monkeypatch: pytest.MonkeyPa
         return rows
 
     monkeypatch.setattr(_kernel, "step", wrong)
-    assert not all(map(_kernel._agrees, _kernel._trials(torch.float32)))
+    assert not all(map(_kernel._agrees, _kernel._trials(torch.float32, torch.float32, 1)))
 
 
 def test_scale_is_the_same_number_in_both_spellings() -> None:

@@ -21,7 +21,6 @@ LAYERS = [
         "_curve",
         "_momentum",
         "_inplace",
-        "_kernel",
         "_schedule",
         "_decay",
         "_centralize",
@@ -31,7 +30,7 @@ LAYERS = [
     },
     {
         "_foreach",
-        "_recorded",
+        "_kernel",
         "_scale",
         "_averaging",
         "_piecewise",
@@ -41,7 +40,8 @@ LAYERS = [
         "_adaptive_clip",
         "_clip",
     },
-    {"_execute", "_step", "_warmup"},
+    {"_recorded", "_warmup"},
+    {"_execute", "_step"},
     {"_adamax", "_unroll", "_join"},
     {
         "_implicit",
@@ -58,8 +58,8 @@ LAYERS = [
     {"__main__"},
     {"compat._closure", "compat._groups", "compat._layout", "compat._loading"},
     {"compat._shell"},
-    {"compat._adamax", "compat._convert", "compat._lift", "compat._optimizer"},
-    {"compat._inner", "compat._wrap"},
+    {"compat._convert", "compat._lift", "compat._optimizer"},
+    {"compat._adamax", "compat._inner", "compat._wrap"},
     {"compat.__init__"},
 ]
 ABOVE = {name: i for i, layer in enumerate(LAYERS) for name in layer}

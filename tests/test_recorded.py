@@ -82,7 +82,9 @@ def test_derivatives_of_the_rule(
     for i, name in enumerate(("out", "m", "u")):
         if given != "all" and name not in given.split(" and "):
             cotangents[i] = None
-    (row,) = _execute.compute([x], _kernel.ready([x]), maximize, decoupled, add)
+    (row,) = _execute.compute(
+        [x], _kernel.ready([x], maximize, decoupled), maximize, decoupled, add
+    )
     assert "_Steps" in str(row[2].grad_fn)
     wanted = derivatives(x, by_the_rule(x, maximize, decoupled, add), cotangents)
     found = derivatives(x, row, cotangents)
@@ -100,7 +102,7 @@ def test_second_derivatives(executor: str, change: str) -> None:
     def function(*inputs: Tensor) -> Any:
         y = x._replace(**dict(zip(("p", "g", "m", "u"), inputs[:4], strict=True)))
         y = y._replace(lr=inputs[4]) if len(inputs) == 5 else y
-        (row,) = _execute.compute([y], _kernel.ready([y]), False, False, add=True)
+        (row,) = _execute.compute([y], _kernel.ready([y], False, False), False, False, add=True)
         return row[0], row[2], row[3]
 
     inputs = [*x[:4]]
@@ -113,13 +115,13 @@ def test_second_derivatives(executor: str, change: str) -> None:
 
 def test_cotangents_of_any_layout(executor: str) -> None:
     x = leaf(torch.float32)
-    (row,) = _execute.compute([x], _kernel.ready([x]), False, False, add=True)
+    (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
     strided = torch.randn(SIZE, 2)[:, 0]
     wanted = derivatives(x, row, [strided.clone(), None, None])
-    (row,) = _execute.compute([x], _kernel.ready([x]), False, False, add=True)
+    (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
     found = derivatives(x, row, [strided, None, None])
     assert all(map(torch.equal, found, wanted))
-    (row,) = _execute.compute([x], _kernel.ready([x]), False, False, add=True)
+    (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
     row[0].sum().backward()  # its cotangent is one number, expanded
     assert torch.equal(x.p.grad, torch.ones(SIZE))
 
@@ -127,18 +129,18 @@ def test_cotangents_of_any_layout(executor: str) -> None:
 def test_nothing_depends_on_what_is_constant(executor: str) -> None:
     x = leaf(torch.float32)
     x = x._replace(g=x.g.detach(), m=x.m.detach(), u=x.u.detach())
-    (row,) = _execute.compute([x], _kernel.ready([x]), False, False, add=True)
+    (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
     assert row[0].requires_grad
     assert not row[2].requires_grad
     assert not row[3].requires_grad
     rate = x._replace(p=x.p.detach(), lr=torch.tensor(0.1, requires_grad=True))
-    (row,) = _execute.compute([rate], _kernel.ready([rate]), False, False, add=True)
+    (row,) = _execute.compute([rate], _kernel.ready([rate], False, False), False, False, add=True)
     assert [y.requires_grad for y in row] == [True, False, False, False]
 
 
 def test_many_leaves_are_one_node(executor: str) -> None:
     leaves = [leaf(torch.float64), leaf(torch.float32), leaf(torch.float32, b1=0.5)]
-    rows = _execute.compute(leaves, _kernel.ready(leaves), False, False, add=True)
+    rows = _execute.compute(leaves, _kernel.ready(leaves, False, False), False, False, add=True)
     nodes = {y.grad_fn for row in rows for y in (row[0], row[2], row[3])}
     assert len(nodes) == (1 if executor == "kernel" else 3)
 
@@ -164,7 +166,7 @@ def test_saved_tensors_that_come_back_in_another_layout(executor: str) -> None:
     cotangents = [torch.randn(6, 6, dtype=torch.float64), None, None]
 
     def run() -> Any:
-        (row,) = _execute.compute([x], _kernel.ready([x]), False, False, add=True)
+        (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
         return row
 
     wanted = derivatives(x, run(), cotangents)

@@ -1,13 +1,14 @@
 """``torch.optim.Adamax`` on top of the functional step.
 
-The class owns what torch's optimizers own: the mutation of the parameters, the groups, the
-hooks and the checkpoint format. The arithmetic is that of ``functional_adamax.adamax``. A step
-collects the tensors of every group, checks and prepares all groups, and only then writes.
+It is the ``Optimizer`` of a transform that keeps torch's conventions: where torch keeps ``step``,
+in which words it raises, when it uses its foreach form, and what it does to parameters that are
+one memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,14 +16,42 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _to_scalar
 
-from .. import _adamax, _context, _execute, _hyper, _kernel
+from .. import _adamax, _context, _execute, _hyper, _step, _tree
+from .._adamax import AdamaxState
+from .._kernel import Group
 from .._rule import Leaf
+from .._transform import Donated, GradientTransformation
+from .._tree import Tree
 from ._groups import check_group, uses_foreach, warn_about_group
 from ._loading import restore, scalar_dtype
-from ._shell import Run, Shell
+from ._optimizer import Optimizer
 
 
-class Adamax(Shell):
+@dataclass(frozen=True, eq=False, repr=False)
+class TorchAdamax(_adamax.Adamax):
+    """Adamax with the options of a parameter group; ``step`` is kept as torch keeps it."""
+
+    foreach: bool | None = None
+    differentiable: bool = False
+    capturable: bool = False
+
+    def init(self, params: Tree) -> AdamaxState:
+        leaves, spec = _tree.flatten(params)
+        return _adamax.make_state(spec, [self._init_leaf(p) for p in leaves])
+
+    def _init_leaf(self, p: Tensor | None) -> tuple[Any, Any, Any]:
+        step, exp_avg, exp_inf = _adamax.init_leaf(p, self.state_dtype)
+        if p is not None:
+            device = p.device if self.capturable else None
+            step = torch.zeros((), dtype=scalar_dtype(), device=device)
+        return step, exp_avg, exp_inf
+
+
+def _factory(**options: Any) -> GradientTransformation:
+    return TorchAdamax(**options).pair()
+
+
+class Adamax(Optimizer):
     """Drop-in for ``torch.optim.Adamax``: same signature, same bits, same checkpoints.
 
         g   <- -g                                       if maximize
@@ -103,7 +132,7 @@ class Adamax(Shell):
         }
         if state_dtype is not None:  # without it, groups and checkpoints are torch's to the key
             defaults["state_dtype"] = state_dtype
-        super().__init__(params, defaults)
+        super().__init__(params, _factory, **defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
@@ -123,10 +152,12 @@ class Adamax(Shell):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", [])
-        super().__setstate__(state)
-        for group, old in zip(self.param_groups, before, strict=False):
+        for group, old in zip(state["param_groups"], before, strict=False):
             if "state_dtype" in old:
                 group.setdefault("state_dtype", old["state_dtype"])
+        super().__setstate__(state)
+
+    def _restore(self) -> None:
         for group in self.param_groups:
             group.setdefault("foreach", None)
             group.setdefault("maximize", False)
@@ -134,7 +165,9 @@ class Adamax(Shell):
             group.setdefault("capturable", False)
         restore(self.state, self.param_groups)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(  # type: ignore[override]  # as in torch, no arguments for the transform
+        self, closure: Callable[[], Any] | None = None
+    ) -> Any:
         """Take one step. Nothing is written unless all groups pass their checks.
 
         Args:
@@ -151,102 +184,52 @@ class Adamax(Shell):
         """
         return self._run(closure, {})
 
-    def _prepare(self, closure: Any, loss: Any, extra: dict[str, Any]) -> list[Run]:
-        del closure, loss, extra
-        ready: list[list[Leaf] | None] = [None] * len(self.param_groups)
-        if not torch.compiler.is_compiling():
-            ready = [self._ready(group) for group in self.param_groups]
-            for group, leaves in zip(self.param_groups, ready, strict=True):
-                if leaves is None:
-                    check_group(group, self.state, self.defaults["differentiable"])
-        return [
-            self._prepare_group(group)
-            if leaves is None
-            else partial(_execute.write, leaves, group["maximize"], False, ready=True)
-            for group, leaves in zip(self.param_groups, ready, strict=True)
-        ]
+    def _values(self, group: dict[str, Any]) -> dict[str, Any]:
+        values = super()._values(group)
+        if "state_dtype" in group:  # it may be, where other groups have none
+            values["state_dtype"] = group["state_dtype"]
+        return values
 
-    def _ready(self, group: dict[str, Any]) -> list[Leaf] | None:
-        """Return the leaves of a group that the kernel can step as it is, else None.
-
-        Of such leaves there is nothing left to check.
-        """
-        if group["foreach"] or group["capturable"] or group["differentiable"] or _context.traced():
+    def _native(self, group: dict[str, Any]) -> Group | None:
+        if group["foreach"] or group["differentiable"] or group["capturable"]:
             return None
-        rates = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-        leaves = []
-        for p in group["params"]:
-            grad = p.grad
-            if grad is None:
-                continue
-            entry = self.state.get(p)
-            if not entry or p.is_inference() or entry["exp_avg"].is_inference():
-                return None
-            leaves.append(Leaf(p, grad, entry["exp_avg"], entry["exp_inf"], entry["step"], *rates))
-        return _kernel.ready(leaves)
+        b1, b2 = group["betas"]
+        rates = (group["lr"], b1, b2, group["eps"], group["weight_decay"])
+        return Group(group["params"], *rates, group["maximize"], False)
 
-    def _init_group(
+    def _plan(
         self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_infs: list[Tensor],
-        steps: list[Tensor],
-    ) -> None:
-        """Fill the lists with the tensors of ``group``, making state at a first gradient.
-
-        ``torch.compile`` runs this method eagerly, by this name, on empty lists.
-        """
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            state = self.state[p]
-            if len(state) == 0:
-                _, exp_avg, exp_inf = _adamax.init_leaf(p, group.get("state_dtype"))
-                device = p.device if group["capturable"] else None
-                state["step"] = torch.tensor(0.0, dtype=scalar_dtype(), device=device)
-                state["exp_avg"] = exp_avg
-                state["exp_inf"] = exp_inf
-            params.append(p)
-            grads.append(p.grad)
-            exp_avgs.append(state["exp_avg"])
-            exp_infs.append(state["exp_inf"])
-            steps.append(state["step"])
-
-    def _prepare_group(self, group: dict[str, Any]) -> Run:
-        """Return the step of ``group``, not yet run, or computed and not yet stored."""
-        beta1, beta2 = group["betas"]
-        eps, weight_decay, maximize = group["eps"], group["weight_decay"], group["maximize"]
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        exp_avgs: list[Tensor] = []
-        exp_infs: list[Tensor] = []
-        steps: list[Tensor] = []
-        self._init_group(group, params, grads, exp_avgs, exp_infs, steps)
-        foreach = uses_foreach(group, params)
-        lr = _to_scalar(group["lr"])
-        if foreach and isinstance(lr, Tensor) and not torch.compiler.is_compiling():
-            lr = lr.item()  # as torch's foreach form does
-        leaves = [
-            Leaf(*tensors, lr, beta1, beta2, eps, weight_decay)
-            for tensors in zip(params, grads, exp_avgs, exp_infs, steps, strict=True)
+        groups: list[int],
+        tx: GradientTransformation,
+        grads: Tree,
+        state: AdamaxState,
+        params: Tree,
+        extra: dict[str, Any],
+    ) -> Donated:
+        del extra
+        (group,) = (self.param_groups[i] for i in groups)
+        if not torch.compiler.is_compiling():
+            check_group(group, self.state, self.defaults["differentiable"])
+        tensors = [_tree.flatten(x)[0] for x in (params, grads, state.exp_avg, state.exp_inf)]
+        rows = [
+            row
+            for row in zip(*tensors, _tree.flatten(state.step)[0], strict=True)
+            if isinstance(row[1], Tensor)
         ]
-        if not _context.recorded(x for leaf in leaves for x in leaf if isinstance(x, Tensor)):
-            return partial(_execute.write, leaves, maximize, False, foreach)
-        results = _execute.compute(leaves, None, maximize, decoupled=False, add=True)
-        return partial(self._store, leaves, results, group["differentiable"])
+        if _context.recorded(x for row in rows for x in row):
+            new = _step.step(tx, grads, state, params)
+            return lambda: new
+        foreach = uses_foreach(group, [row[0] for row in rows])
+        lr = _to_scalar(group["lr"])
+        if foreach and isinstance(lr, Tensor):
+            lr = lr.item()  # as torch's foreach form does
+        rates = (lr, *group["betas"], group["eps"], group["weight_decay"])
+        leaves = [Leaf(*row, *rates) for row in rows]
+        return partial(_write, leaves, group["maximize"], foreach, (params, state))
 
-    def _store(self, leaves: list[Leaf], results: Sequence[_execute.Row], replace: bool) -> None:
-        """Store the results of pure steps.
 
-        State that autograd recorded is to be replaced; written over, it would break the graph.
-        """
-        for leaf, (p, step, exp_avg, exp_inf) in zip(leaves, results, strict=True):
-            leaf.p.copy_(p)
-            new = {"step": step, "exp_avg": exp_avg, "exp_inf": exp_inf}
-            for name, value in new.items():
-                if replace:
-                    self.state[leaf.p][name] = value
-                else:
-                    self.state[leaf.p][name].copy_(value)
+def _write(
+    leaves: list[Leaf], maximize: bool, foreach: bool, written: tuple[Tree, Any]
+) -> tuple[Tree, Any]:
+    _execute.write(leaves, maximize, False, foreach)
+    return written

@@ -73,9 +73,13 @@ class Layout(NamedTuple):
 def outline_of(values: dict[str, Any]) -> Any:
     """What of the hyperparameters may decide on the structure of the state: not the numbers."""
     return {
-        name: value == 0 if isinstance(value, (int, float)) else is_schedule(value) or type(value)
+        name: _size(value) if isinstance(value, (int, float)) else is_schedule(value) or type(value)
         for name, value in values.items()
     }
+
+
+def _size(value: float) -> str:
+    return "zero" if value == 0 else "number"
 
 
 def _tells(name: str, names: list[str]) -> bool:

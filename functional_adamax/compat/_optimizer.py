@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _step, _tree
+from .. import _context, _kernel, _step, _tree
 from .._inject import arguments, schedules_in
-from .._transform import GradientTransformation, same
+from .._kernel import Group
+from .._transform import Donated, GradientTransformation, Update, same
 from .._tree import EmptyState, Tree
 from ._closure import Gradients
 from ._layout import Layout, Slot, outline_of
@@ -84,6 +85,7 @@ class Optimizer(Shell):
         self._schedules: list[dict[str, Any]] = []
         self._shown: list[dict[str, Any]] = []  # the values that schedules left in the groups
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
+        self._written: list[Tensor] = []  # by the native kernel in the last step
         super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,19 +94,23 @@ class Optimizer(Shell):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._layouts = {}
+        self._layouts, self._written = {}, []
+        self._restore()
+        for i, schedules in enumerate(self._schedules):
+            self._shown[i] = {name: self.param_groups[i][name] for name in schedules}
+
+    def _restore(self) -> None:
+        """Make a loaded state that of live parameters, and loaded groups complete."""
         for group in self.param_groups:  # a checkpoint may be older than a hyperparameter
             for name in self._names:
                 group.setdefault(name, self.defaults[name])
-        for i, schedules in enumerate(self._schedules):
-            self._shown[i] = {name: self.param_groups[i][name] for name in schedules}
         restore_exactly(self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        values = {name: group[name] for name in self._names}
+        values = self._values(group)
         try:
             self._factory(**values)  # it checks them
         except Exception:
@@ -128,6 +134,24 @@ class Optimizer(Shell):
             What ``closure`` returned, or None.
         """
         return self._run(closure, extra)
+
+    def _advance(self) -> bool:
+        if _context.traced() or any(self._schedules):
+            return False
+        groups = []
+        for group in self.param_groups:
+            native = self._native(group)
+            if native is None:
+                return False
+            groups.append(native)
+        written = _kernel.advance(groups, self.state, self._written)
+        self._written = written or []
+        return written is not None
+
+    def _native(self, group: dict[str, Any]) -> Group | None:
+        """The step of a group as the native kernel takes it, if its transform has one."""
+        update = self._factory(**self._values(group)).update
+        return update.transform.native(group["params"]) if isinstance(update, Update) else None
 
     def _prepare(
         self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
@@ -162,11 +186,24 @@ class Optimizer(Shell):
         grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
         state = layout.build(self._read(layout, slot, leaves) for slot in layout.slots)
         tree = _tree.unflatten(spec, used)
-        if _tree.tied(used):  # each is stepped from the old values, so not in place; the last stays
-            run: Any = partial(_same, _step.step(tx, grads, state, tree, **extra))
-        else:
-            run = _step.prepare(tx, grads, state, tree, **extra)
+        run = self._plan(groups, tx, grads, state, tree, extra)
         return partial(self._store, run, layout, used, groups)
+
+    def _plan(
+        self,
+        groups: list[int],
+        tx: GradientTransformation,
+        grads: Tree,
+        state: Any,
+        params: Tree,
+        extra: dict[str, Any],
+    ) -> Donated:
+        """Check a step, and compute what has to be computed, without writing."""
+        del groups
+        if _tree.tied(_tree.flatten(params)[0]):  # stepped from the old values; the last stays
+            new = _step.step(tx, grads, state, params, **extra)
+            return lambda: new
+        return _step.prepare(tx, grads, state, params, **extra)
 
     def _show(self, i: int, name: str, value: Any) -> None:
         number = value.item() if isinstance(value, Tensor) else value
@@ -180,10 +217,13 @@ class Optimizer(Shell):
             return values
         return dict(zip(names, values, strict=True))
 
+    def _values(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {name: group[name] for name in self._names if name in group}
+
     def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
         """The values for the factory; a tree with one for each parameter where groups differ."""
         values = {}
-        for name in self._names:
+        for name in self._values(self.param_groups[groups[0]]):
             rows = [self._value(i, name) for i in groups]
             values[name] = self._joined(groups, name, rows)
         return values
@@ -267,29 +307,34 @@ class Optimizer(Shell):
         count = None if layout.clock is None else self._read(layout, layout.clock, used)
         before = count.clone() if isinstance(count, Tensor) else None
         new_params, new_state = run()
-        with torch.no_grad():
-            for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
-                if p is not None and new is not p:
-                    p.copy_(new)
+        for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
+            if p is not None and new is not p:
+                p.copy_(new)
         leaves, spec = _tree.flatten(new_state)
         if spec != layout.spec:
             raise ValueError(
                 "update must return a state of the structure of the one it is given, got "
                 f"{type(new_state).__name__} of {len(leaves)} leaves for {len(layout.slots)}"
             )
+        # what autograd recorded is never written over; what a compiler traces stays in its place
+        replace = self.defaults.get("differentiable", False) or not _context.traced()
         for slot, leaf in zip(layout.slots, leaves, strict=True):
             if not isinstance(leaf, EmptyState):
                 for p in layout.owners(slot, used):
-                    self.state[p][slot.name] = leaf
+                    self._keep(self.state[p], slot.name, leaf, replace)
         if before is not None:
             for i in groups:
                 for name, schedule in self._schedules[i].items():
                     if self._rules(i, name):
                         self._show(i, name, schedule(before))
 
-
-def _same(result: Any) -> Any:
-    return result
+    @staticmethod
+    def _keep(entry: dict[str, Any], name: str, value: Any, replace: bool) -> None:
+        old = entry.get(name)
+        if replace or not isinstance(old, Tensor) or old.shape != value.shape:
+            entry[name] = value
+        elif old is not value:
+            old.copy_(value)
 
 
 def _nothing() -> None:

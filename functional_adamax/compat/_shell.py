@@ -30,9 +30,14 @@ class Shell(TorchOptimizer):
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            for run in self._prepare(closure, loss, extra):
-                run()
+            if not self._advance():
+                for run in self._prepare(closure, loss, extra):
+                    run()
         return loss
+
+    @abstractmethod
+    def _advance(self) -> bool:
+        """Let the native kernel step all groups, or write nothing and return False."""
 
     @abstractmethod
     def _prepare(

@@ -1,15 +1,17 @@
 /* One step of Adamax, and its derivative, over raw memory: the executor behind _kernel.py.
 
    It links against nothing but Python's stable interface, so that one build serves every version
-   of torch. Python hands over tuples of tensors and numbers; the loop over them runs without the
-   GIL. */
+   of torch. Python hands over tuples of tensors and numbers, or the groups and the state of an
+   optimizer; the loop over the elements runs without the GIL. */
 
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 #include <math.h>
 #include <pthread.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 enum { NO_DECAY, COUPLED, DECOUPLED };
 
@@ -28,154 +30,121 @@ typedef struct {
 
 typedef void (*Kernel)(const void *row, ptrdiff_t start, ptrdiff_t end);
 
-#define REAL float
-#define FMA __builtin_fmaf
-#define FABS __builtin_fabsf
-#define NAME(name) name##_f32
-#define TARGET
-#include "kernel.h"
+#include "halves.h"
 
-#define REAL double
-#define FMA __builtin_fma
-#define FABS __builtin_fabs
-#define NAME(name) name##_f64
 #define TARGET
-#include "kernel.h"
+#define VARIANT(name) name##_baseline
+#include "kinds.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_AVX2 1
-#define AVX2 __attribute__((target("avx2,fma")))
-
-#define REAL float
-#define FMA __builtin_fmaf
-#define FABS __builtin_fabsf
-#define NAME(name) name##_f32_avx2
-#define TARGET AVX2
-#include "kernel.h"
-
-#define REAL double
-#define FMA __builtin_fma
-#define FABS __builtin_fabs
-#define NAME(name) name##_f64_avx2
-#define TARGET AVX2
-#include "kernel.h"
+#define TARGET __attribute__((target("avx2,fma")))
+#define VARIANT(name) name##_avx2
+#include "kinds.h"
 #else
 #define HAS_AVX2 0
 #endif
 
-static Kernel step_kernels[2] = {step_f32, step_f64};
-static Kernel pull_kernels[2] = {pull_f32, pull_f64};
-
 typedef struct {
     Kernel kernel;
     ptrdiff_t n;
-    void *t; /* of a step in place: its counter */
-    int wide_t;
+    void *t;
+    int wide_t, kind;
     union {
         Step step;
         Pull pull;
     } row;
 } Work;
 
+static const Kernel *step_kernels = step_kernels_baseline;
+static const Kernel *pull_kernels = pull_kernels_baseline;
+
 #include "run.h"
 #include "tensors.h"
+#include "rows.h"
+#include "plan.h"
 
-/* The fields of Leaf in _rule.py. */
-enum { P, G, M, U, T, LR, B1, B2, EPS, WEIGHT_DECAY, FLOOR };
-
-static int is_number(PyObject *x)
+static PyObject *native_activate(PyObject *self, PyObject *arguments)
 {
-    return PyFloat_Check(x) || PyLong_Check(x);
+    (void)self;
+    int kind, decay;
+    if (!PyArg_ParseTuple(arguments, "ii", &kind, &decay))
+        return NULL;
+    active[kind][decay] = 1;
+    Py_RETURN_NONE;
 }
 
-static int is_scalar(PyObject *x)
+static PyObject *native_are_ready(PyObject *self, PyObject *arguments)
 {
-    PyObject *answer = PyObject_GetAttr(x, ndim);
-    int result = answer ? PyLong_AsLong(answer) == 0 : -1;
-    Py_XDECREF(answer);
-    return result;
+    (void)self;
+    PyObject *leaves, *x[5];
+    int maximize, decoupled;
+    Rates rates;
+    View v[5];
+    Work work;
+    if (!PyArg_ParseTuple(arguments, "Opp", &leaves, &maximize, &decoupled))
+        return NULL;
+    Py_ssize_t count = PyList_Size(leaves);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!take_leaf(PyList_GetItem(leaves, i), maximize, decoupled, x, &rates, v, &work) ||
+            !active[work.kind][rates.decay])
+            return PyErr_Occurred() ? NULL : PyBool_FromLong(0);
+    return count < 0 ? NULL : PyBool_FromLong(1);
 }
 
-static int has_shape(PyObject *x, PyObject *wanted)
+static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
 {
-    PyObject *answer = PyObject_GetAttr(x, shape);
-    int result = answer ? PyObject_RichCompareBool(answer, wanted, Py_EQ) : -1;
-    Py_XDECREF(answer);
-    return result;
-}
-
-/* Whether the tensors of a leaf are plain and of one shape and dtype, and its rates numbers. */
-static int is_ready(PyObject *leaf)
-{
-    PyObject *m = PyTuple_GetItem(leaf, M), *t = PyTuple_GetItem(leaf, T);
-    if (m == NULL || t == NULL)
-        return -1;
-    if (PyTuple_GetItem(leaf, FLOOR) != Py_None)
-        return 0;
-    for (int i = LR; i <= WEIGHT_DECAY; i++)
-        if (!is_number(PyTuple_GetItem(leaf, i)))
-            return 0;
-    int wide_m = is_tensor(m) ? is_double(m) : -1, wide_t = is_tensor(t) ? is_double(t) : -1;
-    if (wide_m < 0 || wide_t < 0)
-        return PyErr_Occurred() ? -1 : 0;
-    int fine = is_plain(t, wide_t ? float64 : float32);
-    if (fine == 1)
-        fine = is_scalar(t);
-    if (fine != 1)
-        return fine;
-    PyObject *size = PyObject_GetAttr(m, shape);
-    for (int i = P; i <= U && fine == 1; i++) {
-        PyObject *x = PyTuple_GetItem(leaf, i);
-        if (i == P && x == Py_None && PyFloat_AsDouble(PyTuple_GetItem(leaf, WEIGHT_DECAY)) == 0)
-            continue;
-        fine = is_plain(x, wide_m ? float64 : float32);
-        if (fine == 1 && i != M)
-            fine = has_shape(x, size);
+    (void)self;
+    PyObject *x[5];
+    Rates rates;
+    View v[5];
+    Work work;
+    Py_ssize_t count = PyList_Size(leaves);
+    Range *ranges = PyMem_Malloc((10 * count + 1) * sizeof(Range));
+    if (ranges == NULL)
+        return PyErr_NoMemory();
+    int fine = 1;
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        fine = take_leaf(PyList_GetItem(leaves, i), 0, 0, x, &rates, v, &work) && x[P] != Py_None;
+        for (int k = P; k <= T && fine; k++)
+            add_range(&ranges[5 * i + k], &v[k], k != G);
     }
-    Py_XDECREF(size);
-    return fine;
+    fine = fine && !collide(ranges, 5 * count);
+    PyMem_Free(ranges);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 
-static double read_t(const Work *work)
+/* Put t + 1 into a list, as a new tensor like t. */
+static void advance(PyObject *t, const Work *work, PyObject *list, Py_ssize_t index)
 {
-    return work->wide_t ? *(double *)work->t : *(float *)work->t;
+    void *new = new_like(t, 0, list, index);
+    if (new != NULL && work->wide_t)
+        *(double *)new = read_t(work) + 1;
+    else if (new != NULL)
+        *(float *)new = read_t(work) + 1;
 }
 
-/* Put t + 1 into a list, as a new tensor like t; return it as a number. */
-static double advance(PyObject *t, PyObject *list, Py_ssize_t index)
+/* One leaf of step: fill in the row and the list of results. */
+static int prepare(PyObject *leaf, PyObject *scale, int maximize, int decoupled, int add,
+                   PyObject *result, Work *work)
 {
-    void *old = address_of(t), *new = new_like(t, list, index);
-    if (old == NULL || new == NULL)
+    PyObject *x[5];
+    Rates rates;
+    View v[5];
+    if (!take_leaf(leaf, maximize, decoupled, x, &rates, v, work) || (add && x[P] == Py_None)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a leaf is not ready");
         return 0;
-    if (is_double(t))
-        return *(double *)new = *(double *)old + 1;
-    return *(float *)new = *(float *)old + 1;
-}
-
-/* Everything of a step but where its results go; t counts from 1. */
-static void read_step(PyObject *leaf, PyObject *scale, double t, int maximize, int decoupled,
-                      int add, Step *row)
-{
-    PyObject *lr = PyTuple_GetItem(leaf, LR), *weight_decay = PyTuple_GetItem(leaf, WEIGHT_DECAY);
-    double b1 = PyFloat_AsDouble(PyTuple_GetItem(leaf, B1));
-    row->p = address_of(PyTuple_GetItem(leaf, P));
-    row->g = address_of(PyTuple_GetItem(leaf, G));
-    row->m = address_of(PyTuple_GetItem(leaf, M));
-    row->u = address_of(PyTuple_GetItem(leaf, U));
-    row->weight = 1 - b1;
-    row->b2 = PyFloat_AsDouble(PyTuple_GetItem(leaf, B2));
-    row->eps = PyFloat_AsDouble(PyTuple_GetItem(leaf, EPS));
-    row->scale =
-        scale != Py_None ? PyFloat_AsDouble(scale) : -PyFloat_AsDouble(lr) / (1 - pow(b1, t));
-    row->sign = maximize ? -1 : 1;
+    }
+    Step *row = &work->row.step;
     row->add = add;
-    row->decay = NO_DECAY;
-    row->factor = PyFloat_AsDouble(weight_decay);
-    if (row->factor != 0) {
-        row->decay = decoupled ? DECOUPLED : COUPLED;
-        if (decoupled)
-            row->factor = -product_of(lr, weight_decay);
-    }
+    row->out = new_like(add ? x[P] : x[M], !add && type_sizes[v[M].type] == 2, result, 0);
+    advance(x[T], work, result, 1);
+    row->m_new = new_like(x[M], 0, result, 2);
+    row->u_new = new_like(x[U], 0, result, 3);
+    row->scale = scale == Py_None ? scale_at(&rates, read_t(work) + 1) : PyFloat_AsDouble(scale);
+    PyList_SetItem(result, 4, PyFloat_FromDouble(row->scale));
+    return !PyErr_Occurred();
 }
 
 static PyObject *native_step(PyObject *self, PyObject *arguments)
@@ -192,110 +161,108 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
         return NULL;
     PyObject *results = PyList_New(count);
     Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
-    if (results == NULL || work == NULL) {
-        Py_XDECREF(results);
-        PyMem_Free(work);
-        return PyErr_NoMemory();
+    int fine = results != NULL && work != NULL;
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        PyObject *result = PyList_New(5);
+        fine = result != NULL;
+        if (fine) {
+            PyList_SetItem(results, i, result);
+            fine = prepare(PyList_GetItem(leaves, i), PyList_GetItem(scales, i), maximize,
+                           decoupled, add, result, &work[i]);
+        }
     }
-    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
-        PyObject *leaf = PyList_GetItem(leaves, i), *result = PyList_New(5);
-        if (result == NULL)
-            break;
-        PyList_SetItem(results, i, result);
-        PyObject *m = PyTuple_GetItem(leaf, M);
-        Step *row = &work[i].row.step;
-        work[i].kernel = step_kernels[is_double(m) == 1];
-        work[i].n = size_of(m);
-        row->out = new_like(m, result, 0);
-        double t = advance(PyTuple_GetItem(leaf, T), result, 1);
-        row->m_new = new_like(m, result, 2);
-        row->u_new = new_like(m, result, 3);
-        read_step(leaf, PyList_GetItem(scales, i), t, maximize, decoupled, add, row);
-        PyList_SetItem(result, 4, PyFloat_FromDouble(row->scale));
-    }
-    if (PyErr_Occurred())
-        Py_CLEAR(results);
-    else
+    if (fine)
         run(work, count, threads);
+    else
+        Py_CLEAR(results);
     PyMem_Free(work);
-    return results;
-}
-
-static void add_ranges(Range *ranges, PyObject *leaf, const void *const *starts, ptrdiff_t n)
-{
-    ptrdiff_t bytes = n * (is_double(PyTuple_GetItem(leaf, M)) == 1 ? 8 : 4);
-    for (int i = P; i <= U; i++)
-        add_range(&ranges[i], starts[i], bytes, i != G);
-    add_range(&ranges[T], starts[T], is_double(PyTuple_GetItem(leaf, T)) == 1 ? 8 : 4, 1);
-}
-
-static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
-{
-    (void)self;
-    Py_ssize_t count = PyList_Size(leaves);
-    if (count < 0)
-        return NULL;
-    Range *ranges = PyMem_Malloc((5 * count + 1) * sizeof(Range));
-    if (ranges == NULL)
-        return PyErr_NoMemory();
-    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
-        PyObject *leaf = PyList_GetItem(leaves, i);
-        const void *starts[5];
-        for (int k = P; k <= T; k++)
-            starts[k] = address_of(PyTuple_GetItem(leaf, k));
-        add_ranges(&ranges[5 * i], leaf, starts, size_of(PyTuple_GetItem(leaf, M)));
-    }
-    int apart = !PyErr_Occurred() && !collide(ranges, 5 * count);
-    PyMem_Free(ranges);
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(apart);
+    return results != NULL || PyErr_Occurred() ? results : PyErr_NoMemory();
 }
 
 static PyObject *native_write(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *leaves, *scales;
+    PyObject *leaves, *x[5];
     int maximize, decoupled;
     long threads;
-    if (!PyArg_ParseTuple(arguments, "OOppl", &leaves, &scales, &maximize, &decoupled, &threads))
+    Plan plan;
+    if (!PyArg_ParseTuple(arguments, "Oppl", &leaves, &maximize, &decoupled, &threads))
         return NULL;
     Py_ssize_t count = PyList_Size(leaves);
-    if (count < 0)
+    int fine = begin(&plan, NULL) && count >= 0;
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        Rates rates;
+        PyObject *leaf = PyList_GetItem(leaves, i);
+        for (int k = P; k <= T; k++)
+            x[k] = PyTuple_GetItem(leaf, k);
+        fine = PyTuple_GetItem(leaf, FLOOR) == Py_None &&
+               read_rates(leaf, LR, maximize, decoupled, &rates) && add(&plan, x, 0, &rates);
+    }
+    return finish(&plan, fine, threads);
+}
+
+/* The entry of a parameter in the state of an optimizer, where entries mostly lie in the order of
+   the parameters; NULL if there is none. */
+static PyObject *entry_of(PyObject *state, PyObject *p, Py_ssize_t *place)
+{
+    enum { AHEAD = 8 };
+    PyObject *key, *entry;
+    Py_ssize_t next = *place;
+    for (int i = 0; i < AHEAD && PyDict_Next(state, &next, &key, &entry); i++)
+        if (key == p) {
+            *place = next;
+            return entry;
+        }
+    return PyDict_GetItemWithError(state, p);
+}
+
+static PyObject *names[3]; /* exp_avg, exp_inf and step */
+
+/* Add the parameters of a group that have a gradient; 0 where one cannot be taken. */
+static int add_group(Plan *plan, PyObject *group, PyObject *state, Py_ssize_t *place)
+{
+    Rates rates;
+    PyObject *params = PyTuple_GetItem(group, 0), *x[5];
+    int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
+    int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
+    if (PyErr_Occurred() || !read_rates(group, 1, maximize, decoupled, &rates))
+        return 0;
+    Py_ssize_t count = PyList_Size(params);
+    int fine = count >= 0;
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        x[P] = PyList_GetItem(params, i);
+        x[G] = PyObject_GetAttr(x[P], grad);
+        if (x[G] == Py_None) {
+            Py_DECREF(x[G]);
+            continue;
+        }
+        PyObject *entry = x[G] ? entry_of(state, x[P], place) : NULL;
+        fine = entry != NULL && PyDict_Check(entry);
+        for (int k = 0; k < 3 && fine; k++)
+            fine = (x[M + k] = PyDict_GetItemWithError(entry, names[k])) != NULL;
+        int known = fine && is_known(plan, x);
+        fine = fine && (known || (is_tensor(x[P]) && is_tensor(x[M]) &&
+                                  denies(x[P], is_inference) && denies(x[M], is_inference)));
+        fine = fine && add(plan, x, known, &rates);
+        Py_XDECREF(x[G]);
+    }
+    return fine;
+}
+
+static PyObject *native_advance(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *groups, *state, *known;
+    long threads;
+    Plan plan;
+    Py_ssize_t place = 0;
+    if (!PyArg_ParseTuple(arguments, "OOOl", &groups, &state, &known, &threads))
         return NULL;
-    Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
-    Range *ranges = PyMem_Malloc((5 * count + 1) * sizeof(Range));
-    if (work == NULL || ranges == NULL) {
-        PyMem_Free(work);
-        PyMem_Free(ranges);
-        return PyErr_NoMemory();
-    }
-    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
-        PyObject *leaf = PyList_GetItem(leaves, i), *t = PyTuple_GetItem(leaf, T);
-        Step *row = &work[i].row.step;
-        int wide = is_double(PyTuple_GetItem(leaf, M)) == 1;
-        work[i].kernel = step_kernels[wide];
-        work[i].n = size_of(PyTuple_GetItem(leaf, M));
-        work[i].t = address_of(t);
-        work[i].wide_t = is_double(t) == 1;
-        double next = work[i].t ? read_t(&work[i]) + 1 : 0;
-        read_step(leaf, PyList_GetItem(scales, i), next, maximize, decoupled, 1, row);
-        row->out = (void *)row->p;
-        row->m_new = (void *)row->m;
-        row->u_new = (void *)row->u;
-        const void *starts[] = {row->p, row->g, row->m, row->u, work[i].t};
-        add_ranges(&ranges[5 * i], leaf, starts, work[i].n);
-    }
-    int fine = !PyErr_Occurred() && !collide(ranges, 5 * count);
-    if (fine) {
-        for (Py_ssize_t i = 0; i < count; i++)
-            if (work[i].wide_t)
-                *(double *)work[i].t += 1;
-            else
-                *(float *)work[i].t += 1;
-        run(work, count, threads);
-    }
-    PyMem_Free(work);
-    PyMem_Free(ranges);
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
+    Py_ssize_t count = PyList_Size(groups);
+    int fine = begin(&plan, known) && count >= 0;
+    for (Py_ssize_t i = 0; i < count && fine; i++)
+        fine = add_group(&plan, PyList_GetItem(groups, i), state, &place);
+    return finish(&plan, fine, threads);
 }
 
 /* The fields of Pull in _kernel.py. */
@@ -303,31 +270,54 @@ enum {
     PULL_G, PULL_U, M_NEW, U_NEW, D_OUT, D_M_NEW, D_U_NEW, SCALE, PULL_B1, PULL_B2, PULL_EPS, WANTS
 };
 
-static void read_pull(PyObject *pull, PyObject *result, Pull *row)
+/* Look at the tensors of a pull; 0 where they are not plain memory in one layout. */
+static int take_pull(PyObject *pull, View *v)
 {
+    for (int i = PULL_G; i <= D_U_NEW; i++) {
+        PyObject *x = PyTuple_GetItem(pull, i);
+        v[i].start = NULL;
+        if (x != Py_None && !(view(x, &v[i]) && v[i].type == v[PULL_G].type &&
+                              same_layout(&v[i], &v[PULL_G])))
+            return 0;
+    }
+    return v[PULL_G].type <= F64 && is_dense(&v[PULL_G]);
+}
+
+static int prepare_pull(PyObject *pull, PyObject *result, Work *work)
+{
+    View v[D_U_NEW + 1];
+    if (!take_pull(pull, v)) {
+        PyErr_SetString(PyExc_ValueError, "a pull is not ready");
+        return 0;
+    }
     PyObject *g = PyTuple_GetItem(pull, PULL_G);
-    row->g = address_of(g);
-    row->u = address_of(PyTuple_GetItem(pull, PULL_U));
-    row->m_new = address_of(PyTuple_GetItem(pull, M_NEW));
-    row->u_new = address_of(PyTuple_GetItem(pull, U_NEW));
-    row->d_out = address_of(PyTuple_GetItem(pull, D_OUT));
-    row->d_m_new = address_of(PyTuple_GetItem(pull, D_M_NEW));
-    row->d_u_new = address_of(PyTuple_GetItem(pull, D_U_NEW));
+    int wanted = PyObject_IsTrue(PyTuple_GetItem(pull, WANTS));
+    Pull *row = &work->row.pull;
+    work->kernel = pull_kernels[v[PULL_G].type];
+    work->n = v[PULL_G].n;
+    row->g = v[PULL_G].start;
+    row->u = v[PULL_U].start;
+    row->m_new = v[M_NEW].start;
+    row->u_new = v[U_NEW].start;
+    row->d_out = v[D_OUT].start;
+    row->d_m_new = v[D_M_NEW].start;
+    row->d_u_new = v[D_U_NEW].start;
     row->scale = PyFloat_AsDouble(PyTuple_GetItem(pull, SCALE));
     row->weight = 1 - PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B1));
     row->b2 = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B2));
     row->eps = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_EPS));
-    row->d_g = new_like(g, result, 0);
-    if (PyObject_IsTrue(PyTuple_GetItem(pull, WANTS))) {
-        row->d_m = new_like(g, result, 1);
-        row->d_u = new_like(g, result, 2);
+    row->d_g = new_like(g, 0, result, 0);
+    row->d_m = row->d_u = NULL;
+    if (wanted) {
+        row->d_m = new_like(g, 0, result, 1);
+        row->d_u = new_like(g, 0, result, 2);
     } else {
-        row->d_m = row->d_u = NULL;
         for (int i = 1; i < 3; i++) {
             Py_INCREF(Py_None);
             PyList_SetItem(result, i, Py_None);
         }
     }
+    return !PyErr_Occurred();
 }
 
 static PyObject *native_pull(PyObject *self, PyObject *arguments)
@@ -342,71 +332,44 @@ static PyObject *native_pull(PyObject *self, PyObject *arguments)
         return NULL;
     PyObject *results = PyList_New(count);
     Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
-    if (results == NULL || work == NULL) {
-        Py_XDECREF(results);
-        PyMem_Free(work);
-        return PyErr_NoMemory();
+    int fine = results != NULL && work != NULL;
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        PyObject *result = PyList_New(3);
+        fine = result != NULL;
+        if (fine) {
+            PyList_SetItem(results, i, result);
+            fine = prepare_pull(PyList_GetItem(pulls, i), result, &work[i]);
+        }
     }
-    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++) {
-        PyObject *pull = PyList_GetItem(pulls, i), *result = PyList_New(3);
-        if (result == NULL)
-            break;
-        PyList_SetItem(results, i, result);
-        PyObject *g = PyTuple_GetItem(pull, PULL_G);
-        work[i].kernel = pull_kernels[is_double(g) == 1];
-        work[i].n = size_of(g);
-        read_pull(pull, result, &work[i].row.pull);
-    }
-    if (PyErr_Occurred())
-        Py_CLEAR(results);
-    else
+    if (fine)
         run(work, count, threads);
+    else
+        Py_CLEAR(results);
     PyMem_Free(work);
-    return results;
-}
-
-/* Whether the cotangents of a step are plain memory, in the layout of its other tensors. */
-static int is_pullable(PyObject *pull)
-{
-    PyObject *g = PyTuple_GetItem(pull, PULL_G);
-    int fine = g ? is_true(PyObject_CallMethodObjArgs(g, is_contiguous, NULL)) : -1;
-    int wide = g ? is_double(g) : -1;
-    for (int i = D_OUT; i <= D_U_NEW && fine == 1; i++) {
-        PyObject *x = PyTuple_GetItem(pull, i);
-        fine = x == Py_None ? 1 : is_plain(x, wide == 1 ? float64 : float32);
-    }
-    return fine;
-}
-
-/* Whether all items of a list fulfil a condition that answers 1, 0, or -1 with an exception. */
-static PyObject *all_of(PyObject *list, int (*condition)(PyObject *))
-{
-    Py_ssize_t count = PyList_Size(list);
-    int result = count < 0 ? -1 : 1;
-    for (Py_ssize_t i = 0; i < count && result == 1; i++)
-        result = condition(PyList_GetItem(list, i));
-    return result < 0 ? NULL : PyBool_FromLong(result);
-}
-
-static PyObject *native_are_ready(PyObject *self, PyObject *leaves)
-{
-    (void)self;
-    return all_of(leaves, is_ready);
+    return results != NULL || PyErr_Occurred() ? results : PyErr_NoMemory();
 }
 
 static PyObject *native_are_pullable(PyObject *self, PyObject *pulls)
 {
     (void)self;
-    return all_of(pulls, is_pullable);
+    View v[D_U_NEW + 1];
+    Py_ssize_t count = PyList_Size(pulls);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!take_pull(PyList_GetItem(pulls, i), v))
+            return PyErr_Occurred() ? NULL : PyBool_FromLong(0);
+    return count < 0 ? NULL : PyBool_FromLong(1);
 }
 
 static PyMethodDef methods[] = {
-    {"are_ready", native_are_ready, METH_O, "Whether leaves are plain memory, their rates numbers."},
+    {"activate", native_activate, METH_VARARGS, "Let a kind of leaves be taken, with a decay."},
+    {"are_ready", native_are_ready, METH_VARARGS, "Whether leaves can be taken as they are."},
     {"are_apart", native_are_apart, METH_O, "Whether a step in place may write in any order."},
-    {"are_pullable", native_are_pullable, METH_O, "Whether cotangents are plain memory."},
+    {"are_pullable", native_are_pullable, METH_O, "Whether pulls are plain memory."},
     {"step", native_step, METH_VARARGS, "Step leaves into new tensors."},
     {"write", native_write, METH_VARARGS,
-     "Step in place; False, with nothing written, where tensors share memory."},
+     "Step in place; the tensors written, or None with nothing written."},
+    {"advance", native_advance, METH_VARARGS,
+     "Step the groups of an optimizer; the tensors written, or None with nothing written."},
     {"pull", native_pull, METH_VARARGS, "Differentiate steps, in reverse."},
     {NULL, NULL, 0, NULL},
 };
@@ -415,35 +378,44 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL,
 };
 
-PyMODINIT_FUNC PyInit__native(void)
+/* Look up, once, what is needed of torch. */
+static int find_torch(void)
 {
-#if HAS_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        step_kernels[0] = step_f32_avx2;
-        step_kernels[1] = step_f64_avx2;
-        pull_kernels[0] = pull_f32_avx2;
-        pull_kernels[1] = pull_f64_avx2;
-    }
-#endif
-    struct { PyObject **place; const char *word; } names[] = {
-        {&data_ptr, "data_ptr"}, {&numel, "numel"}, {&is_contiguous, "is_contiguous"},
-        {&is_neg, "is_neg"}, {&is_cpu, "is_cpu"}, {&dtype, "dtype"},
-        {&layout, "layout"}, {&shape, "shape"}, {&ndim, "ndim"},
+    struct { PyObject **place; const char *word; } words[] = {
+        {&is_neg, "is_neg"}, {&is_conj, "is_conj"}, {&is_inference, "is_inference"},
+        {&grad, "grad"}, {&names[0], "exp_avg"}, {&names[1], "exp_inf"}, {&names[2], "step"},
     };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if ((*names[i].place = PyUnicode_InternFromString(names[i].word)) == NULL)
-            return NULL;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if ((*words[i].place = PyUnicode_InternFromString(words[i].word)) == NULL)
+            return 0;
     PyObject *torch = PyImport_ImportModule("torch"), *nn = PyImport_ImportModule("torch.nn");
     if (torch == NULL || nn == NULL ||
         (types[0] = PyObject_GetAttrString(torch, "Tensor")) == NULL ||
         (types[1] = PyObject_GetAttrString(nn, "Parameter")) == NULL ||
         (types[2] = PyObject_GetAttrString(nn, "Buffer")) == NULL ||
-        (strided = PyObject_GetAttrString(torch, "strided")) == NULL ||
-        (float32 = PyObject_GetAttrString(torch, "float32")) == NULL ||
-        (float64 = PyObject_GetAttrString(torch, "float64")) == NULL ||
         (empty_like = PyObject_GetAttrString(torch, "empty_like")) == NULL)
-        return NULL;
+        return 0;
+    PyObject *float32 = PyObject_GetAttrString(torch, "float32");
+    as_float32 = float32 ? Py_BuildValue("{s:N}", "dtype", float32) : NULL;
+    PyObject *capsule = PyObject_GetAttrString(types[0], "__dlpack_c_exchange_api__");
+    exchange = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : NULL;
+    Py_XDECREF(capsule);
     Py_DECREF(torch);
     Py_DECREF(nn);
+    return as_float32 != NULL && exchange != NULL;
+}
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+#if HAS_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        step_kernels = step_kernels_avx2;
+        pull_kernels = pull_kernels_avx2;
+    }
+#endif
+    if (!find_torch() || exchange->version.major != 1 || exchange->describe == NULL) {
+        PyErr_SetString(PyExc_ImportError, "torch offers no DLPack exchange that is known here");
+        return NULL;
+    }
     return PyModule_Create(&module);
 }

@@ -1,21 +1,53 @@
-/* What is asked of tensors. Names and constants are looked up once; calls go through Python, since
-   nothing here knows how a tensor is laid out. */
+/* What is asked of tensors. Memory is described through DLPack's exchange interface, by which torch
+   fills in a struct of fixed layout; the rest goes through Python. */
 
-static PyObject *types[3], *strided, *float32, *float64, *empty_like;
-static PyObject *data_ptr, *numel, *is_contiguous, *is_neg, *is_cpu, *dtype, *layout, *shape, *ndim;
+typedef struct {
+    void *data;
+    struct { int32_t type, id; } device;
+    int32_t ndim;
+    struct { uint8_t code, bits; uint16_t lanes; } dtype;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+} DLTensor;
 
-static int is_true(PyObject *answer)
+typedef struct {
+    struct { uint32_t major, minor; } version;
+    void *previous;
+    void *allocate, *export_tensor, *import_tensor;
+    int (*describe)(void *tensor, DLTensor *description);
+    void *stream;
+} DLPackExchange;
+
+enum { DLPACK_CPU = 1, DLPACK_INT = 0, DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4, DLPACK_COMPLEX = 5 };
+
+typedef enum { F32, F64, BF16, F16, C64, C128, OTHER } Type;
+
+static const ptrdiff_t type_sizes[] = {4, 8, 2, 2, 8, 16, 0};
+
+typedef struct {
+    DLTensor dl;
+    char *start;
+    Type type;
+    ptrdiff_t n, bytes;
+} View;
+
+static const DLPackExchange *exchange;
+static PyObject *types[3], *empty_like, *as_float32;
+static PyObject *is_neg, *is_conj, *is_inference, *grad;
+
+static Type type_of(const DLTensor *dl)
 {
-    int result = answer ? PyObject_IsTrue(answer) : -1;
-    Py_XDECREF(answer);
-    return result;
-}
-
-static int is_same(PyObject *attribute, PyObject *wanted)
-{
-    int result = attribute ? attribute == wanted : -1;
-    Py_XDECREF(attribute);
-    return result;
+    if (dl->dtype.lanes != 1)
+        return OTHER;
+    switch (256 * dl->dtype.code + dl->dtype.bits) {
+    case 256 * DLPACK_FLOAT + 32: return F32;
+    case 256 * DLPACK_FLOAT + 64: return F64;
+    case 256 * DLPACK_FLOAT + 16: return F16;
+    case 256 * DLPACK_BFLOAT + 16: return BF16;
+    case 256 * DLPACK_COMPLEX + 64: return C64;
+    case 256 * DLPACK_COMPLEX + 128: return C128;
+    }
+    return OTHER;
 }
 
 static int is_tensor(PyObject *x)
@@ -24,67 +56,104 @@ static int is_tensor(PyObject *x)
     return type == types[0] || type == types[1] || type == types[2];
 }
 
-/* 1 if x is a plain contiguous tensor of a dtype on the CPU, 0 if not, -1 with an exception. */
-static int is_plain(PyObject *x, PyObject *wanted)
+/* Whether a method without arguments answers False. */
+static int denies(PyObject *x, PyObject *method)
 {
-    if (!is_tensor(x))
+    PyObject *answer = PyObject_CallMethodObjArgs(x, method, NULL);
+    Py_XDECREF(answer);
+    return answer == Py_False;
+}
+
+/* Describe a tensor on the CPU; 0 for anything else. */
+static int describe(PyObject *x, View *v)
+{
+    if (x == NULL || !is_tensor(x))
         return 0;
-    int result;
-    if ((result = is_same(PyObject_GetAttr(x, dtype), wanted)) != 1 ||
-        (result = is_same(PyObject_GetAttr(x, layout), strided)) != 1 ||
-        (result = is_true(PyObject_GetAttr(x, is_cpu))) != 1 ||
-        (result = is_true(PyObject_CallMethodObjArgs(x, is_contiguous, NULL))) != 1)
-        return result;
-    result = is_true(PyObject_CallMethodObjArgs(x, is_neg, NULL));
-    return result < 0 ? result : !result;
+    if (exchange->describe(x, &v->dl) != 0) {
+        PyErr_Clear(); /* no memory to be described */
+        return 0;
+    }
+    v->type = type_of(&v->dl);
+    if (v->type == OTHER || v->dl.device.type != DLPACK_CPU)
+        return 0;
+    v->n = 1;
+    for (int i = 0; i < v->dl.ndim; i++)
+        v->n *= v->dl.shape[i];
+    v->start = (char *)v->dl.data + v->dl.byte_offset;
+    v->bytes = v->n * type_sizes[v->type];
+    return v->n == 0 || v->dl.data != NULL;
 }
 
-/* The address of a tensor, NULL for None; NULL with an exception too. */
-static void *address_of(PyObject *x)
+/* Describe a tensor whose memory holds its values. To ask for that is slow: it releases the GIL. */
+static int view(PyObject *x, View *v)
 {
-    if (x == NULL || x == Py_None || PyErr_Occurred())
-        return NULL;
-    PyObject *answer = PyObject_CallMethodObjArgs(x, data_ptr, NULL);
-    void *result = answer ? PyLong_AsVoidPtr(answer) : NULL;
-    Py_XDECREF(answer);
-    return result;
+    return describe(x, v) && denies(x, is_neg) && (v->type < C64 || denies(x, is_conj));
 }
 
-static Py_ssize_t size_of(PyObject *x)
+/* Whether the elements lie side by side, in whatever order of the dimensions. */
+static int is_dense(const View *v)
 {
-    PyObject *answer = PyObject_CallMethodObjArgs(x, numel, NULL);
-    Py_ssize_t result = answer ? PyLong_AsSsize_t(answer) : -1;
-    Py_XDECREF(answer);
-    return result;
+    ptrdiff_t covered = 1;
+    while (covered < v->n) {
+        int i = v->dl.ndim - 1;
+        while (i >= 0 && (v->dl.shape[i] == 1 || v->dl.strides[i] != covered))
+            i--;
+        if (i < 0)
+            return 0;
+        covered *= v->dl.shape[i];
+    }
+    return 1;
 }
 
-/* 1 for float64, 0 for float32, -1 for another dtype or an exception. */
-static int is_double(PyObject *x)
+static int same_layout(const View *a, const View *b)
 {
-    PyObject *kind = PyObject_GetAttr(x, dtype);
-    Py_XDECREF(kind);
-    return kind == float64 ? 1 : kind == float32 ? 0 : -1;
+    if (a->dl.ndim != b->dl.ndim)
+        return 0;
+    for (int i = 0; i < a->dl.ndim; i++) {
+        if (a->dl.shape[i] != b->dl.shape[i])
+            return 0;
+        if (a->dl.strides[i] != b->dl.strides[i] && a->dl.shape[i] != 1 && a->n != 0)
+            return 0;
+    }
+    return 1;
 }
 
-static double product_of(PyObject *a, PyObject *b)
+/* Large new memory comes in large pages where the system has them: its first writes are the
+   greater part of a pure step. */
+static void expect_writes(const View *v)
 {
-    PyObject *product = PyErr_Occurred() ? NULL : PyNumber_Multiply(a, b);
-    double result = product ? PyFloat_AsDouble(product) : 0;
-    Py_XDECREF(product);
-    return result;
+#ifdef MADV_HUGEPAGE
+    enum { PAGE = 1 << 21 };
+    uintptr_t start = ((uintptr_t)v->start + PAGE - 1) & -(uintptr_t)PAGE;
+    uintptr_t end = ((uintptr_t)v->start + v->bytes) & -(uintptr_t)PAGE;
+    if (start < end)
+        madvise((void *)start, end - start, MADV_HUGEPAGE);
+#else
+    (void)v;
+#endif
 }
 
-/* Put a new tensor like x into a list; return its address. */
-static void *new_like(PyObject *x, PyObject *list, Py_ssize_t index)
+/* Put a new tensor like x into a list, in float32 if x may be a half; return its address, or NULL
+   with an exception. */
+static void *new_like(PyObject *x, int widened, PyObject *list, Py_ssize_t index)
 {
+    View v;
     if (PyErr_Occurred())
         return NULL;
-    PyObject *result = PyObject_CallFunctionObjArgs(empty_like, x, NULL);
+    PyObject *arguments = PyTuple_Pack(1, x);
+    PyObject *result =
+        arguments ? PyObject_Call(empty_like, arguments, widened ? as_float32 : NULL) : NULL;
+    Py_XDECREF(arguments);
     if (result == NULL)
         return NULL;
-    void *address = address_of(result);
+    if (!view(result, &v)) {
+        Py_DECREF(result);
+        PyErr_SetString(PyExc_RuntimeError, "a new tensor is not plain memory");
+        return NULL;
+    }
+    expect_writes(&v);
     PyList_SetItem(list, index, result);
-    return address;
+    return v.start;
 }
 
 /* Tensors in memory. Where one that is written meets another, the order of writes matters. */
@@ -94,16 +163,36 @@ typedef struct {
     int written;
 } Range;
 
-static int by_start(const void *a, const void *b)
+/* Sort by start, byte by byte of the distance to the first; spare has room for as many. Return
+   where the result is. */
+static Range *sorted(Range *ranges, Range *spare, Py_ssize_t count)
 {
-    const char *x = ((const Range *)a)->start, *y = ((const Range *)b)->start;
-    return (x > y) - (x < y);
+    uintptr_t first = UINTPTR_MAX, last = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        uintptr_t start = (uintptr_t)ranges[i].start;
+        first = start < first ? start : first;
+        last = start > last ? start : last;
+    }
+    for (int shift = 0; last > first && shift < 64 && (last - first) >> shift; shift += 8) {
+        Py_ssize_t place[257] = {0};
+        for (Py_ssize_t i = 0; i < count; i++)
+            place[1 + (((uintptr_t)ranges[i].start - first) >> shift & 255)]++;
+        for (int digit = 0; digit < 256; digit++)
+            place[digit + 1] += place[digit];
+        for (Py_ssize_t i = 0; i < count; i++)
+            spare[place[((uintptr_t)ranges[i].start - first) >> shift & 255]++] = ranges[i];
+        Range *result = spare;
+        spare = ranges;
+        ranges = result;
+    }
+    return ranges;
 }
 
+/* Whether a written range meets another; the second half of the array is spare. */
 static int collide(Range *ranges, Py_ssize_t count)
 {
     const char *end = NULL, *end_written = NULL;
-    qsort(ranges, count, sizeof(Range), by_start);
+    ranges = sorted(ranges, ranges + count, count);
     for (Py_ssize_t i = 0; i < count; i++) {
         const Range *range = &ranges[i];
         if (range->start == range->end)
@@ -118,9 +207,9 @@ static int collide(Range *ranges, Py_ssize_t count)
     return 0;
 }
 
-static void add_range(Range *range, const void *start, ptrdiff_t bytes, int written)
+static void add_range(Range *range, const View *v, int written)
 {
-    range->start = start;
-    range->end = range->start + bytes;
+    range->start = v->start;
+    range->end = v->start + v->bytes;
     range->written = written;
 }
