@@ -17,7 +17,7 @@ from twins import assert_twins, copies, parameters, set_grads
 
 import compat
 import functional_adamax.compat
-from functional_adamax.compat import Adamax
+from functional_adamax.compat import Adamax, Optimizer
 
 BOTH = pytest.mark.parametrize("cls", [torch.optim.Adamax, Adamax], ids=["torch", "ours"])
 
@@ -31,6 +31,7 @@ def one(**options: Any) -> tuple[torch.nn.Parameter, Adamax]:
 def test_it_is_an_optimizer_under_both_names() -> None:
     assert compat.Adamax is functional_adamax.compat.Adamax
     assert issubclass(Adamax, torch.optim.Optimizer)
+    assert issubclass(Adamax, Optimizer), "it is an instance of the same machinery"
     assert compat.__all__ == functional_adamax.compat.__all__
     for name in compat.__all__:
         assert getattr(compat, name) is getattr(functional_adamax.compat, name)

@@ -1,0 +1,315 @@
+"""The Triton executor: bits of the rule in Triton's interpreter, a bound of ulp on a device.
+
+The interpreter is asked for before Triton is imported, so one test runs the interpreted ones in a
+process of their own. There two functions stand in for what a device has: torch's fused
+multiply-add, since the interpreter of some versions rounds twice, and Python's power.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_executors import bits, by_the_rule, copy, strange
+
+from functional_adamax import _triton, _triton_kernel, _triton_table
+from functional_adamax._rule import Leaf
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
+cuda = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no CUDA device")
+
+DTYPES = {
+    "float32": (torch.float32,) * 3,
+    "float64": (torch.float64,) * 3,
+    "bfloat16": (torch.bfloat16, torch.bfloat16, torch.float32),
+    "float16": (torch.float16, torch.float32, torch.float32),
+}
+SIZE = _triton_kernel.BLOCK
+SHAPES = [(), (1,), (3,), (0, 4), (257, 3), (SIZE,), (SIZE + 1,), (5, SIZE - 1), (2, 4, 5, 6)]
+SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 1e-30, 1e30, torch.inf, -torch.inf, torch.nan, 1.0, -1.0]
+RATES = [0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64)]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    result = subprocess.run(
+        [*command, "-o", "addopts=", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the executor take tensors on the CPU."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def fused(self: Any, *factors_and_term: Any) -> Any:
+        x, y, z = (torch.from_numpy(np.array(h.data)) for h in factors_and_term)
+        data = torch.addcmul(z.expand(x.shape), x, y).numpy()
+        return TensorHandle(data, factors_and_term[2].dtype.scalar)
+
+    def power(x: Any, y: Any) -> Any:
+        pairs = zip(x.handle.data.tolist(), y.handle.data.tolist(), strict=True)
+        data = np.array([a**b for a, b in pairs], dtype=np.float64)
+        return tl.tensor(TensorHandle(data, tl.float64), x.type)
+
+    _triton_kernel.compiled()
+    monkeypatch.setattr(InterpreterBuilder, "create_fma", fused)
+    monkeypatch.setattr(_triton_kernel, "libdevice", SimpleNamespace(pow=power))
+    monkeypatch.setattr(_triton, "_DEVICE", "cpu")
+    _triton.available.cache_clear()
+    with np.errstate(all="ignore"):
+        yield
+    _triton.available.cache_clear()
+
+
+def leaf(
+    shape: Any,
+    dtypes: tuple[torch.dtype, ...] = DTYPES["float32"],
+    lr: Any = 0.01,
+    weight_decay: float = 0.0,
+    t_type: torch.dtype = torch.float64,
+    *,
+    b1: float = 0.9,
+    eps: float = 1e-8,
+    device: str = "cpu",
+) -> Leaf:
+    p, g, m, u = torch.randn(4, *shape, dtype=torch.float64)
+    if g.numel() >= len(SPECIAL) ** 2:
+        pairs = torch.tensor(list(itertools.product(SPECIAL, SPECIAL)), dtype=torch.float64)
+        for x, column in ((g, 0), (m, 1), (u, 0), (p, 1)):
+            start = len(pairs) if x is u or x is p else 0
+            part = x.view(-1)[start : start + len(pairs)]
+            part.copy_(pairs[: len(part), column])
+    types = (*dtypes, dtypes[2])
+    tensors = [x.to(y).to(device) for x, y in zip((p, g, m, u.abs()), types, strict=True)]
+    if len(shape) == 4:
+        tensors = [x.contiguous(memory_format=torch.channels_last) for x in tensors]
+    t = torch.tensor(float(torch.randint(0, 3000, ())), dtype=t_type, device=device)
+    lr = lr.to(device) if isinstance(lr, torch.Tensor) else lr
+    return Leaf(*tensors, t, lr, b1, 0.999, eps, weight_decay)
+
+
+def results(x: Leaf) -> tuple[torch.Tensor, ...]:
+    return x.p, x.m, x.u, x.t
+
+
+def interpreted_rule(x: Leaf, maximize: bool, decoupled: bool = False) -> list[torch.Tensor]:
+    """The rule, but the interpreter cuts float32 off to bfloat16 where a device rounds."""
+    want = by_the_rule(x, maximize, decoupled)
+    if x.p.dtype == torch.bfloat16:
+        p = by_the_rule(x._replace(p=x.p.float()), maximize, decoupled)[0]
+        want[0] = (p.contiguous().view(torch.int32) >> 16 << 16).view(torch.float32).bfloat16()
+        want[0] = want[0].view(p.shape)
+    return want
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("on_device", [False, True], ids=["t at hand", "t on the device"])
+def test_the_bits_of_the_rule(dtype: str, on_device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "_is_at_hand", lambda t: not on_device)
+    cases = itertools.product((0.0, 0.1), (False, True), (False, True))
+    for (lr, t_type), (weight_decay, maximize, decoupled) in itertools.product(
+        zip(RATES, [torch.float32, torch.float64] * 2, strict=True), cases
+    ):
+        b1, eps = (0.3, 0.0) if maximize else (0.9, 1e-8)
+        leaves = [leaf(s, DTYPES[dtype], lr, weight_decay, t_type, b1=b1, eps=eps) for s in SHAPES]
+        if dtype == "bfloat16":  # its denormal numbers are zeros to the interpreter
+            for x in (y for z in leaves for y in (z.p, z.g)):
+                x.copy_(x.where(~(x.abs() < 1e-37), 0.0))
+        assert all(_triton.takes(x, decoupled) for x in leaves)
+        wanted = [interpreted_rule(x, maximize, decoupled) for x in leaves]
+        assert _triton.write(leaves, maximize, decoupled)
+        for x, want in zip(leaves, wanted, strict=True):
+            for name, got, expected in zip("pmut", results(x), want, strict=True):
+                assert torch.equal(bits(got), bits(expected)), (name, lr, weight_decay, x.p.shape)
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_many_tensors_of_several_kinds() -> None:
+    kinds = itertools.cycle([(lr, d, k) for lr in (0.1, 3) for d in (0.0, 0.1) for k in DTYPES])
+    leaves = [
+        leaf((n % 7,), DTYPES[kind], lr, decay)
+        for n, (lr, decay, kind) in zip(range(200), kinds, strict=False)
+    ]
+    wanted = [interpreted_rule(x, True) for x in leaves]
+    assert _triton.write(leaves, True, False)
+    for x, want in zip(leaves, wanted, strict=True):
+        assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_memory_that_is_not_aligned() -> None:
+    """And of which only some blocks are whole."""
+    wide = leaf((3 * SIZE + 1,))
+    x = Leaf(*(y[1:] for y in wide[:4]), *wide[4:])
+    want = by_the_rule(x, False)
+    before = wide.p[0].clone()
+    assert _triton.write([x], False, False)
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
+    assert torch.equal(wide.p[0], before)
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_what_it_takes() -> None:
+    x = leaf((4, 3))
+    odd = strange(x)
+    for name in ("all in another order", "counter on its side", "gradient in half precision"):
+        assert _triton.takes(odd.pop(name), False), name
+    odd |= {
+        "tensor beta": x._replace(b1=torch.tensor(0.9)),
+        "tensor decay": x._replace(weight_decay=torch.tensor(0.1)),
+        "rate per element": x._replace(lr=torch.rand(4, 3)),
+        "half rate": x._replace(lr=torch.tensor(0.1, dtype=torch.bfloat16)),
+        "state in half precision": x._replace(m=x.m.half(), u=x.u.half()),
+        "gradient of a wider dtype": x._replace(g=x.g.double()),
+        "floor": x._replace(floor=0.1),
+    }
+    for name, y in odd.items():
+        assert not _triton.takes(y, False), name
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_a_write_is_seen_by_autograd() -> None:
+    x = leaf((4, 3))
+    versions = [y._version for y in (x.p, x.m, x.u)]
+    assert _triton.write([x], False, False)
+    assert [y._version for y in (x.p, x.m, x.u)] == [v + 1 for v in versions]
+    assert x.t._version > 0
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_shared_memory_is_left_alone() -> None:
+    x, y = leaf((4, 3)), leaf((4, 3), weight_decay=0.1)
+    for odd in (
+        [x._replace(g=x.p)],
+        [x._replace(u=x.m)],
+        [x, y._replace(p=x.p)],
+        [x, y._replace(t=x.t)],
+        [x._replace(g=y.p), y],
+    ):
+        before = [copy(z) for z in odd]
+        assert not _triton.write(odd, False, False)
+        for z, old in zip(odd, before, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(z[:5], old[:5], strict=True))
+    assert _triton.write([x, y._replace(g=x.g)], False, False)
+
+
+def on_cuda(**kinds: Any) -> list[Leaf]:
+    return [leaf(shape, device="cuda", **kinds) for shape in SHAPES]
+
+
+def assert_near(leaves: list[Leaf], wanted: list[Any]) -> None:
+    """m and u to 1 ulp of the larger of their terms, p to 2; half parameters to 1 of their own."""
+    for x, want in zip(leaves, wanted, strict=True):
+        assert torch.equal(x.t, want[3])
+        old = [y.abs().double().nan_to_num(0, 0, 0) for y in (x.g, x.p, *want[:3])]
+        size = torch.stack([*old, torch.ones_like(old[0])]).amax(0)
+        for got, expected, ulp in zip(results(x), want[:3], (2, 1, 1), strict=False):
+            error = (got.double() - expected.double()).abs()
+            fine = error <= ulp * torch.finfo(got.dtype).eps * size
+            fine |= (got == expected) | (got.isnan() & expected.isnan())
+            assert fine.all(), error[~fine]
+
+
+@cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_near_the_rule_on_a_device(dtype: str, maximize: bool, decoupled: bool) -> None:
+    for lr, weight_decay in itertools.product(RATES, (0.0, 0.1)):
+        leaves = on_cuda(dtypes=DTYPES[dtype], lr=lr, weight_decay=weight_decay)
+        if not isinstance(lr, torch.Tensor):
+            leaves[::2] = [x._replace(t=x.t.cpu()) for x in leaves[::2]]
+        assert all(_triton.takes(x, decoupled) for x in leaves)
+        wanted = [by_the_rule(x, maximize, decoupled) for x in leaves]
+        assert _triton.write(leaves, maximize, decoupled)
+        assert_near(leaves, wanted)
+
+
+@cuda
+def test_nothing_waits_for_the_device() -> None:
+    rates = (0.1, torch.tensor(0.1))
+    groups = [on_cuda(lr=lr, weight_decay=decay) for lr in rates for decay in (0.0, 0.1)]
+    groups += [[x._replace(t=x.t.cpu()) for x in on_cuda()]]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for leaves in groups * 2:
+            assert all(_triton.takes(x, True) for x in leaves)
+            assert _triton.write(leaves, True, True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@cuda
+def test_a_graph_replays_the_step() -> None:
+    """With other gradients than it was warmed up with, as in a graph of the whole training step."""
+    lr = torch.tensor(0.1, device="cuda")
+    leaves = [x._replace(lr=lr) for x in on_cuda(weight_decay=0.1)]
+    eager = [copy(x)._replace(lr=0.0) for x in leaves]
+    assert _triton.write([copy(x)._replace(lr=lr) for x in leaves], False, False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        grads = [x.g * 0.5 for x in leaves]
+        assert _triton.write(
+            [x._replace(g=g) for x, g in zip(leaves, grads, strict=True)], False, False
+        )
+    for x, y in zip(leaves, eager, strict=True):  # a capture runs nothing
+        assert torch.equal(bits(x.p), bits(y.p))
+    _triton_table._tables.clear()
+    for i in range(10):
+        lr.fill_(0.1 / (i + 1))
+        graph.replay()
+        rate = lr.clone()
+        assert _triton.write([x._replace(lr=rate, g=x.g * 0.5) for x in eager], False, False)
+    for x, y in zip(leaves, eager, strict=True):
+        for got, expected in zip(results(x), results(y), strict=True):
+            assert torch.equal(bits(got), bits(expected))
+
+
+@cuda
+def test_a_graph_without_a_step_before_is_refused() -> None:
+    x = leaf((4, 3), device="cuda")
+    assert _triton.write([x], False, False)
+    at_hand = x._replace(t=x.t.cpu())
+    _triton_table._spares.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x.p.add_(0)
+        assert not _triton.write([x], False, False)
+        assert not _triton.write([at_hand], False, False)
+
+
+@cuda
+def test_the_tables_kept_are_few() -> None:
+    for _ in range(2 * _triton_table._LIMIT):
+        assert _triton.write([leaf((3,), device="cuda")], False, False)
+    assert len(_triton_table._tables) <= _triton_table._LIMIT
