@@ -2,7 +2,7 @@
 
 import torch
 
-from . import __version__, _kernel
+from . import __version__, _kernel, _triton
 
 
 def main() -> None:
@@ -10,6 +10,8 @@ def main() -> None:
     print(f"functional_adamax {__version__}, torch {torch.__version__}")
     for kind, answer in _kernel.report().items():
         print(f"native kernel, CPU, {kind}: {answer}")
+    for kind, answer in _triton.report().items():
+        print(f"Triton kernels, CUDA, {kind}: {answer}")
     print(f"threads: {torch.get_num_threads()}")
     print(f"foreach operations of torch, CUDA: {'yes' if torch.cuda.is_available() else 'no GPU'}")
 

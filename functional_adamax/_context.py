@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import (
+    CVmapInterpreterPtr,
     TransformType,
     get_interpreter_stack,
     get_unwrapped,
@@ -50,6 +51,18 @@ def traced() -> bool:
 def recorded(tensors: Iterable[Tensor]) -> bool:
     """Whether ``traced``, or autograd records what is computed of ``tensors``."""
     return traced() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+
+
+def only_vmap() -> tuple[int, int] | None:
+    """The level and the batch size of a ``vmap``, if nothing else follows what is computed."""
+    if torch.compiler.is_compiling() or not transforming():
+        return None
+    layers = get_interpreter_stack() or []
+    if len(layers) != 1 or layers[0].key() != TransformType.Vmap:
+        return None
+    if torch._C._get_tracing_state() or _len_torch_dispatch_stack() or forward_mode():
+        return None
+    return layers[0].level(), CVmapInterpreterPtr(layers[0]).batchSize()
 
 
 def level() -> int:

@@ -7,12 +7,24 @@ CPU (``tests/test_executors.py``); the rule itself takes the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _apply, _context, _foreach, _inplace, _kernel, _recorded, _rule
+from . import (
+    _apply,
+    _batched,
+    _context,
+    _foreach,
+    _inplace,
+    _kernel,
+    _operator,
+    _recorded,
+    _rule,
+    _triton,
+)
 from ._rule import Leaf
 
 Row = Sequence[Any]
@@ -27,13 +39,29 @@ def compute(
     A leaf without gradient has the update None, or its parameter as it is. ``ready`` is what
     ``_kernel.ready`` made of the leaves.
     """
+    if torch.compiler.is_compiling():
+        return _compiled(leaves, maximize, decoupled, add)
+    batch = None if ready else _batched.step(leaves, maximize, decoupled, add)
+    if batch is not None:
+        return batch
     if ready:
         differentiated = [_is_differentiated(leaf) for leaf in leaves]
         if not any(differentiated):
             return _native(ready, maximize, decoupled, add)
-        if all(differentiated) and all(leaf.m.dtype in _recorded.DTYPES for leaf in ready):
+        if all(differentiated) and all(map(_recorded.takes, ready)):
             return _recorded.step(ready, maximize, decoupled, add, native=True)
     return [_one(leaf, maximize, decoupled, add) for leaf in leaves]
+
+
+def _compiled(leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool) -> list[Row]:
+    active = [leaf for leaf in leaves if leaf.g is not None]
+    found = _operator.step(active, maximize, decoupled, add)
+    if found is None:
+        return [_one(leaf, maximize, decoupled, add) for leaf in leaves]
+    rows = iter(found)
+    return [
+        _one(leaf, maximize, decoupled, add) if leaf.g is None else next(rows) for leaf in leaves
+    ]
 
 
 def _one(leaf: Leaf, maximize: bool, decoupled: bool, add: bool) -> Row:
@@ -80,16 +108,19 @@ def write(
 ) -> None:
     """Step ``leaves``, each of which has a gradient; p, m, u and t receive the results.
 
-    ``foreach`` asks for torch's foreach kernels; None means where ``torch.optim`` would use
-    them, for plain tensors on CUDA devices. ``ready`` says that ``_kernel.ready`` returned the
-    leaves.
+    ``foreach`` asks for torch's foreach kernels, or with False for none of them. None means ours
+    on CUDA devices, and for what they do not take, torch's where ``torch.optim`` would use them,
+    for plain tensors on CUDA devices. ``ready`` says that ``_kernel.ready`` returned the leaves.
     """
+    if foreach is None and not ready:
+        foreach = all(_plain_cuda(leaf.p) for leaf in leaves)
+        ours = [_triton.takes(leaf, decoupled) for leaf in leaves]
+        if any(ours) and _triton.write(list(compress(leaves, ours)), maximize, decoupled):
+            leaves = [leaf for leaf, taken in zip(leaves, ours, strict=True) if not taken]
     if not foreach:
         taken = leaves if ready else _kernel.ready(leaves, maximize, decoupled)
         if taken and _kernel.write(taken, maximize, decoupled):
             return
-    if foreach is None:
-        foreach = all(_plain_cuda(leaf.p) for leaf in leaves)
     together = []
     for leaf in leaves:
         if not _inplace.takes(leaf, decoupled):

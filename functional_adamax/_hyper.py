@@ -88,6 +88,8 @@ def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]
     """
     if isinstance(value, (int, float)):
         return [value] * len(leaves)
+    if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 1:
+        return [value.reshape(())] * len(leaves)
     values = _tree.spread(value, tree, name)
     for i, (item, leaf) in enumerate(zip(values, leaves, strict=True)):
         if not isinstance(item, Tensor):

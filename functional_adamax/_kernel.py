@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from . import _apply, _rule
 from ._rule import Leaf
@@ -74,29 +75,36 @@ class Pull(NamedTuple):
     wants_state: bool  # whether the cotangents of m and u are asked for
 
 
-def ready(leaves: list[Leaf], maximize: bool, decoupled: bool) -> list[Leaf] | None:
+def ready(
+    leaves: list[Leaf], maximize: bool, decoupled: bool, members: int = 0
+) -> list[Leaf] | None:
     """Return ``leaves`` as the kernel reads them, or None if it cannot take them all.
 
     All have gradients; each is plain, of one shape and layout, in one of the kinds, and its
-    hyperparameters are numbers, of which lr may be a tensor.
+    hyperparameters are numbers, of which lr may be a tensor. With ``members`` the tensors are those
+    of so many members, stacked, t too, and hyperparameters may be vectors.
     """
     if _native is None:
         return None
-    if _native.are_ready(leaves, maximize, decoupled):
+    if _native.are_ready(leaves, members, maximize, decoupled):
         return leaves
     if not all(_is_kind_active(leaf, decoupled) for leaf in leaves):
         return None
     leaves = [leaf._replace(g=laid_out(leaf.g, leaf.m)) for leaf in leaves]
-    return leaves if _native.are_ready(leaves, maximize, decoupled) else None
+    return leaves if _native.are_ready(leaves, members, maximize, decoupled) else None
 
 
 def _is_kind_active(leaf: Leaf, decoupled: bool) -> bool:
     """Whether the kernel is proven for leaves like this one, whose gradient is plain."""
-    g, m, decay = leaf.g, leaf.m, leaf.weight_decay
-    if not (type(g) in _PLAIN and g.is_cpu and isinstance(decay, (int, float))):
+    g, m = leaf.g, leaf.m
+    if not (type(g) in _PLAIN and g.is_cpu and isinstance(m, Tensor)):
         return False
-    mode = _NO_DECAY if decay == 0 else _DECOUPLED if decoupled else _COUPLED
-    return is_active(g.dtype, m.dtype, mode)
+    return is_active(g.dtype, m.dtype, mode_of(leaf, decoupled))
+
+
+def mode_of(leaf: Leaf, decoupled: bool) -> int:
+    """The decay of a leaf, as ``is_active`` takes it."""
+    return _NO_DECAY if not _rule.decays(leaf) else _DECOUPLED if decoupled else _COUPLED
 
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:
@@ -112,6 +120,7 @@ def step(
     decoupled: bool = False,
     add: bool = False,
     scales: Sequence[Any] = (),
+    members: int = 0,
 ) -> list[list[Any]]:
     """Step leaves that are ``ready``; return [update, t, m, u, scale] of each, all new.
 
@@ -120,7 +129,7 @@ def step(
     """
     given = list(scales) or [None] * len(leaves)
     results: list[list[Any]] = _native.step(
-        leaves, given, maximize, decoupled, add, torch.get_num_threads()
+        leaves, given, members, maximize, decoupled, add, torch.get_num_threads()
     )
     return results
 
@@ -199,7 +208,7 @@ def is_active(value: torch.dtype, moment: torch.dtype, mode: int) -> bool:
     kind = (value, moment)
     if _native is None or mode not in _KINDS.get(kind, ()):
         return False
-    with torch.no_grad():
+    with temporarily_clear_interpreter_stack(), torch.no_grad():  # a vmap may be running
         if not all(map(_agrees, _trials(value, moment, mode))):
             return False
     _native.activate(list(_KINDS).index(kind), mode)

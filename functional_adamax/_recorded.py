@@ -18,14 +18,14 @@ from . import _apply, _context, _kernel, _rule
 from ._kernel import Pull
 from ._rule import Leaf
 
-DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64)
 
 
 def takes(leaf: Leaf) -> bool:
     """Whether ``leaf`` is real, and no hyperparameter but a single ``lr`` is a tensor."""
     p, g, m, u, _, lr, b1, b2, eps, weight_decay, floor = leaf
     return (
-        m.dtype in DTYPES
+        m.dtype in _DTYPES
         and all(x is None or x.dtype == m.dtype for x in (p, g, u))
         and floor is None
         and not any(isinstance(x, Tensor) for x in (b1, b2, eps, weight_decay))

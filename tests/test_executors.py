@@ -159,6 +159,30 @@ def test_the_kernel_has_the_bits_of_the_rule(kind: Any, special: bool, add: bool
             assert all(torch.equal(bits(a), bits(b)) for a, b in zip(x[:5], old[:5], strict=True))
 
 
+@needs_kernel
+@pytest.mark.parametrize("kind", _kernel._KINDS, ids=str)
+@pytest.mark.parametrize("rate_dtype", [torch.float32, torch.float64], ids=str)
+def test_hyperparameters_that_are_tensors(kind: Any, rate_dtype: torch.dtype) -> None:
+    value, moment = kind
+    names = ("lr", "b1", "b2", "eps", "weight_decay")
+    for chosen in itertools.product((False, True), repeat=5):
+        for decoupled, b1 in itertools.product((False, True), (0.9, 0.3, 0.0)):
+            x = leaf((257, 3), value, 0.01, 0.1, True)
+            x = x._replace(m=x.m.to(moment), u=x.u.to(moment), b1=b1)
+            for name, yes in zip(names, chosen, strict=True):
+                if yes:
+                    number = torch.tensor(getattr(x, name), dtype=rate_dtype)
+                    x = x._replace(**{name: number})
+            ready = _kernel.ready([x], False, decoupled)
+            if ready is None:
+                assert value.is_complex or (value in HALF and moment == value and not decoupled)
+                continue
+            update, *state = _rule.step(x, False, decoupled)
+            (row,) = _kernel.step(ready, False, decoupled, add=True)
+            for got, want in zip(row, [_apply.add(x.p, update), *state], strict=False):
+                assert torch.equal(bits(got), bits(want)), (chosen, decoupled, b1)
+
+
 def strange(x: Leaf) -> dict[str, Leaf]:
     """Leaves whose tensors are not plain memory in one order."""
     wide = {name: torch.stack([getattr(x, name)] * 2, -1) for name in ("p", "g", "m", "u")}
@@ -270,7 +294,9 @@ def test_the_kernel_takes_ordinary_leaves() -> None:
         assert all(_kernel.is_active(dtype, dtype, mode) for mode in range(3))
         x = leaf((4, 3), dtype, 0.1, 0.1, False)
         assert _kernel.ready([x, x._replace(lr=torch.tensor(0.1))], False, False)
-        assert not _kernel.ready([x, x._replace(b1=torch.tensor(0.9))], False, False)
+        assert _kernel.ready([x, x._replace(b1=torch.tensor(0.9))], False, False)
+        assert not _kernel.ready([x, x._replace(lr=torch.rand(4, 3))], False, False)
+        assert not _kernel.ready([x, x._replace(lr=torch.tensor(1))], False, False)
         assert not _kernel.ready([x, x._replace(floor=1e-3)], False, False)
         taken = {name for name, odd in strange(x).items() if _kernel.ready([odd], False, False)}
         expected = {"gradient in another order", "all in another order", "one gradient for all"}

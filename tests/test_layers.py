@@ -12,10 +12,10 @@ import functional_adamax
 PACKAGE = Path(functional_adamax.__file__).parent
 
 LAYERS = [
-    {"_bounded", "_context", "_native", "_tree"},
+    {"_bounded", "_context", "_native", "_tree", "_triton_kernel"},
     {"_capture", "_check", "_hyper"},
     {"_transform", "_rule", "_checkpoint", "_remat"},
-    {"_chain"},
+    {"_chain", "_triton_table"},
     {
         "_apply",
         "_curve",
@@ -31,6 +31,7 @@ LAYERS = [
     {
         "_foreach",
         "_kernel",
+        "_triton_proof",
         "_scale",
         "_averaging",
         "_piecewise",
@@ -40,7 +41,7 @@ LAYERS = [
         "_adaptive_clip",
         "_clip",
     },
-    {"_recorded", "_warmup"},
+    {"_batched", "_operator", "_recorded", "_triton", "_warmup"},
     {"_execute", "_step"},
     {"_adamax", "_unroll", "_join"},
     {
@@ -109,7 +110,16 @@ def test_importing_the_functional_side_does_not_import_compat() -> None:
 
 def test_the_pure_path_has_no_in_place_operation() -> None:
     """Methods that end in an underscore write; only executors, and what commits, may call them."""
-    writers = {"_inplace", "_foreach", "_kernel", "_execute", "_step", "_schedule"}
+    writers = {
+        "_operator",
+        "_inplace",
+        "_foreach",
+        "_kernel",
+        "_triton_table",
+        "_execute",
+        "_step",
+        "_schedule",
+    }
     for name, path in modules().items():
         if name in writers or name.startswith("compat"):
             continue

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from functional_adamax import _kernel
+from functional_adamax import _kernel, _triton
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,5 +50,16 @@ def test_the_report_says_which_executors_run() -> None:
     for switch, word in (("1", "yes" if _kernel._native else "no: built"), ("0", "no: switched")):
         env = os.environ | {"FUNCTIONAL_ADAMAX_NATIVE": switch}
         printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        assert f"float32: {word}" in printed.stdout
-        assert f"float64: {word}" in printed.stdout
+        assert f"native kernel, CPU, float32: {word}" in printed.stdout
+        assert f"native kernel, CPU, float64: {word}" in printed.stdout
+
+
+def test_the_report_says_whether_triton_runs() -> None:
+    found = _triton.report()["float32"]
+    assert found == "yes" or found.startswith("no: ")
+    off = "no: switched off by FUNCTIONAL_ADAMAX_TRITON=0"
+    for switch, answer in (("1", found), ("0", off)):
+        env = os.environ | {"FUNCTIONAL_ADAMAX_TRITON": switch}
+        command = [sys.executable, "-m", "functional_adamax"]
+        printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert f"Triton kernels, CUDA, float32: {answer}\n" in printed.stdout

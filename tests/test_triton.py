@@ -20,8 +20,9 @@ import pytest
 import torch
 from test_executors import bits, by_the_rule, copy, strange
 
-from functional_adamax import _triton, _triton_kernel, _triton_table
+from functional_adamax import _execute, _triton, _triton_kernel, _triton_table
 from functional_adamax._rule import Leaf
+from functional_adamax.compat import Adamax
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -220,7 +221,131 @@ def test_shared_memory_is_left_alone() -> None:
         assert not _triton.write(odd, False, False)
         for z, old in zip(odd, before, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(z[:5], old[:5], strict=True))
+    z = y._replace(g=x.p)
+    assert _triton.write([x], False, False)  # each table is known, not both together
+    assert _triton.write([z], False, False)
+    assert not _triton.write([x, z], False, False)
     assert _triton.write([x, y._replace(g=x.g)], False, False)
+
+
+WRONG = ("b1", "b2", "eps", "lr", "scale", "decay")
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("on_device", [False, True], ids=["t at hand", "t on the device"])
+def test_a_kernel_that_does_not_match_stays_off(
+    wrong: str, on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = _triton._launch
+
+    def off(common: Any, *rest: Any) -> None:
+        launch(common._replace(**{wrong: getattr(common, wrong) * (1 + 1e-5)}), *rest)
+
+    monkeypatch.setattr(_triton, "_is_at_hand", lambda t: not on_device)
+    monkeypatch.setattr(_triton, "_proven", {})
+    monkeypatch.setattr(_triton, "_launch", off)
+    x = leaf((4, 3), weight_decay=0.1)
+    before = copy(x)
+    matters = wrong != ("scale" if on_device else "lr")
+    assert _triton.write([x], False, False) != matters
+    if matters:
+        assert all(torch.equal(a, b) for a, b in zip(x[:5], before[:5], strict=True))
+        monkeypatch.setattr(_triton, "_launch", launch)
+        assert not _triton.write([x], False, False), "once is enough"
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_a_kernel_that_raises_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(_triton, "_proven", {})
+    monkeypatch.setattr(_triton, "_launch", broken)
+    x = leaf((4, 3))
+    want = by_the_rule(x, False)
+    assert not _triton.write([x], False, False)
+    _execute.write([x], False, False)
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_nothing_is_proven_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "_proven", {})
+    common = _triton._common(leaf((4, 3)), False, {})
+    assert not _triton._is_proven(common, False, capturing=True)
+    assert _triton._is_proven(common, False, capturing=False)
+    assert _triton._is_proven(common, False, capturing=True)
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_it_takes_what_no_form_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    write = _triton.write
+
+    def counted(leaves: Any, *rest: Any) -> bool:
+        taken.append(len(leaves))
+        return write(leaves, *rest)
+
+    monkeypatch.setattr(_triton, "write", counted)
+    for foreach in (None, True, False):
+        leaves = [leaf((4, 3)), leaf((5,), (torch.complex64,) * 3), leaf((7,))]
+        wanted = [by_the_rule(x, False) for x in leaves]
+        _execute.write(leaves, False, False, foreach)
+        for x, want in zip(leaves, wanted, strict=True):
+            assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
+    assert taken == [2]
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_a_variable_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _triton.takes(leaf((4, 3)), False)
+    monkeypatch.setenv("FUNCTIONAL_ADAMAX_TRITON", "0")
+    _triton.available.cache_clear()
+    assert not _triton.takes(leaf((4, 3)), False)
+
+
+def test_it_knows_whether_it_is_interpreted() -> None:
+    assert _triton_kernel.is_interpreted() == INTERPRETED
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs Triton's compiler")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_compiles(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed for that. Division is by IEEE, and denormal numbers stay."""
+    from triton import compiler
+    from triton.backends.compiler import GPUTarget
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    count, step = _triton_kernel.compiled()
+    p, g, m = map(_triton_kernel.named, DTYPES[dtype])
+    table = {"table": "*i64", "scales": "*fp64", "n": "i32"}
+    of_step = dict.fromkeys(("scale", "decay", "w", "b2", "eps"), "fp64") | {"blocks": "*i64"}
+    of_count = dict.fromkeys(("lr", "b1", "weight_decay"), "fp64")
+    kinds = {"p_type": p, "g_type": g, "m_type": m, "size": SIZE}
+    forms = [
+        (step, of_step, kinds | {"decays": decays, "counted": decays != 0, "maximize": decays == 1})
+        for decays in range(3)
+    ]
+    for lr_type, decoupled in ((None, False), (m, True)):
+        kinds = {"t_type": m, "lr_type": lr_type, "decoupled": decoupled, "leaves": 128}
+        forms.append((count, of_count, kinds))
+    for kernel, numbers, constants in forms:
+        types = table | numbers | dict.fromkeys(constants, "constexpr")
+        signature = {name: types[name] for name in kernel.arg_names}
+        places = {(kernel.arg_names.index(name),): x for name, x in constants.items()}
+        source = compiler.ASTSource(kernel, signature, places)
+        target = GPUTarget("cuda", 80, 32)
+        made = compiler.compile(source, target=target, options=_triton_kernel.OPTIONS)
+        assert made.asm["cubin"]
+        if kernel is step:
+            assert "approx" not in made.asm["ptx"]
+            assert "ftz" not in made.asm["ptx"]
 
 
 def on_cuda(**kinds: Any) -> list[Leaf]:
@@ -253,6 +378,27 @@ def test_near_the_rule_on_a_device(dtype: str, maximize: bool, decoupled: bool) 
         wanted = [by_the_rule(x, maximize, decoupled) for x in leaves]
         assert _triton.write(leaves, maximize, decoupled)
         assert_near(leaves, wanted)
+
+
+@cuda
+@pytest.mark.parametrize("capturable", [False, True])
+def test_the_class_uses_it_where_no_form_is_asked_for(
+    capturable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[bool] = []
+    write = _triton.write
+    monkeypatch.setattr(_triton, "write", lambda *x: done.append(write(*x)) or done[-1])
+    for foreach in (None, True, False):
+        p = torch.nn.Parameter(torch.ones(3, device="cuda"))
+        q = torch.nn.Parameter(torch.ones(3, device="cuda"))
+        p.grad = q.grad = torch.tensor([1.0, -2.0, 0.0], device="cuda")
+        options = {"lr": 0.1, "foreach": foreach, "capturable": capturable}
+        ours, theirs = Adamax([p], **options), torch.optim.Adamax([q], **options)
+        for _ in range(3):
+            ours.step()
+            theirs.step()
+        torch.testing.assert_close(p, q)
+    assert done == [True] * 3
 
 
 @cuda

@@ -68,8 +68,8 @@ class Adamax(Optimizer):
             Default: (0.9, 0.999).
         eps: added to |g| inside the maximum, at least 0. Default: 1e-8.
         weight_decay: L2 penalty, at least 0. Default: 0.
-        foreach: use torch's foreach kernels; None decides as torch does, for plain tensors on
-            CUDA. Default: None.
+        foreach: use torch's foreach kernels, or with False none; None is the fastest way, on
+            CUDA Triton's kernel where it runs and torch's foreach kernels elsewhere. Default: None.
         maximize: ascend instead of descend. Default: False.
         differentiable: let autograd record the step. Parameters must not be leaves that require
             grad; for those, differentiate through ``functional_adamax.adamax``. Default: False.
@@ -219,17 +219,19 @@ class Adamax(Optimizer):
         if _context.recorded(x for row in rows for x in row):
             new = _step.step(tx, grads, state, params)
             return lambda: new
-        foreach = uses_foreach(group, [row[0] for row in rows])
+        foreach: bool | None = uses_foreach(group, [row[0] for row in rows])
         lr = _to_scalar(group["lr"])
-        if foreach and isinstance(lr, Tensor):
-            lr = lr.item()  # as torch's foreach form does
+        if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):
+            lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device
+        if group["foreach"] is None and any(row[0].is_cuda for row in rows):
+            foreach = None
         rates = (lr, *group["betas"], group["eps"], group["weight_decay"])
         leaves = [Leaf(*row, *rates) for row in rows]
         return partial(_write, leaves, group["maximize"], foreach, (params, state))
 
 
 def _write(
-    leaves: list[Leaf], maximize: bool, foreach: bool, written: tuple[Tree, Any]
+    leaves: list[Leaf], maximize: bool, foreach: bool | None, written: tuple[Tree, Any]
 ) -> tuple[Tree, Any]:
     _execute.write(leaves, maximize, False, foreach)
     return written

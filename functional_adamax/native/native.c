@@ -78,15 +78,17 @@ static PyObject *native_are_ready(PyObject *self, PyObject *arguments)
 {
     (void)self;
     PyObject *leaves, *x[5];
+    Py_ssize_t members;
     int maximize, decoupled;
     Rates rates;
     View v[5];
     Work work;
-    if (!PyArg_ParseTuple(arguments, "Opp", &leaves, &maximize, &decoupled))
+    if (!PyArg_ParseTuple(arguments, "Onpp", &leaves, &members, &maximize, &decoupled))
         return NULL;
     Py_ssize_t count = PyList_Size(leaves);
     for (Py_ssize_t i = 0; i < count; i++)
-        if (!take_leaf(PyList_GetItem(leaves, i), maximize, decoupled, x, &rates, v, &work) ||
+        if (!take_leaf(PyList_GetItem(leaves, i), members, maximize, decoupled, x, &rates, v,
+                       &work) ||
             !active[work.kind][rates.decay])
             return PyErr_Occurred() ? NULL : PyBool_FromLong(0);
     return count < 0 ? NULL : PyBool_FromLong(1);
@@ -105,7 +107,7 @@ static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
         return PyErr_NoMemory();
     int fine = 1;
     for (Py_ssize_t i = 0; i < count && fine; i++) {
-        fine = take_leaf(PyList_GetItem(leaves, i), 0, 0, x, &rates, v, &work) && x[P] != Py_None;
+        fine = take_leaf(PyList_GetItem(leaves, i), 0, 0, 0, x, &rates, v, &work) && x[P] != Py_None;
         for (int k = P; k <= T && fine; k++)
             add_range(&ranges[5 * i + k], &v[k], k != G);
     }
@@ -114,36 +116,49 @@ static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 
-/* Put t + 1 into a list, as a new tensor like t. */
-static void advance(PyObject *t, const Work *work, PyObject *list, Py_ssize_t index)
-{
-    void *new = new_like(t, 0, list, index);
-    if (new != NULL && work->wide_t)
-        *(double *)new = read_t(work) + 1;
-    else if (new != NULL)
-        *(float *)new = read_t(work) + 1;
-}
-
-/* One leaf of step: fill in the row and the list of results. */
-static int prepare(PyObject *leaf, PyObject *scale, int maximize, int decoupled, int add,
-                   PyObject *result, Work *work)
+/* One leaf of step: fill in its rows, one for each member, and the list of results. */
+static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maximize, int decoupled,
+                   int add, PyObject *result, Work *work)
 {
     PyObject *x[5];
     Rates rates;
     View v[5];
-    if (!take_leaf(leaf, maximize, decoupled, x, &rates, v, work) || (add && x[P] == Py_None)) {
+    if (!take_leaf(leaf, members, maximize, decoupled, x, &rates, v, work) ||
+        (add && x[P] == Py_None)) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, "a leaf is not ready");
         return 0;
     }
-    Step *row = &work->row.step;
-    row->add = add;
-    row->out = new_like(add ? x[P] : x[M], !add && type_sizes[v[M].type] == 2, result, 0);
-    advance(x[T], work, result, 1);
-    row->m_new = new_like(x[M], 0, result, 2);
-    row->u_new = new_like(x[U], 0, result, 3);
-    row->scale = scale == Py_None ? scale_at(&rates, read_t(work) + 1) : PyFloat_AsDouble(scale);
-    PyList_SetItem(result, 4, PyFloat_FromDouble(row->scale));
+    char *out = new_like(add ? x[P] : x[M], !add && type_sizes[v[M].type] == 2, result, 0);
+    char *t_new = new_like(x[T], 0, result, 1);
+    char *m_new = new_like(x[M], 0, result, 2), *u_new = new_like(x[U], 0, result, 3);
+    if (PyErr_Occurred())
+        return 0;
+    const Work whole = *work;
+    const Step *all = &whole.row.step;
+    ptrdiff_t rows = members ? members : 1, size = v[M].bytes / rows;
+    ptrdiff_t stride_t = v[T].bytes / rows;
+    ptrdiff_t size_g = v[G].bytes / rows;
+    ptrdiff_t size_out = add || type_sizes[v[M].type] != 2 ? (add ? size_g : size) : 2 * size;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        Step *row = &work[i].row.step;
+        work[i] = whole;
+        work[i].n = whole.n / rows;
+        double t = read_t((char *)whole.t + i * stride_t, whole.wide_t) + 1;
+        write_t(t_new + i * stride_t, whole.wide_t, t);
+        rate_row(&rates, i, t, row);
+        row->add = add;
+        row->p = all->p ? (const char *)all->p + i * size_g : NULL;
+        row->g = (const char *)all->g + i * size_g;
+        row->m = (const char *)all->m + i * size;
+        row->u = (const char *)all->u + i * size;
+        row->out = out + i * size_out;
+        row->m_new = m_new + i * size;
+        row->u_new = u_new + i * size;
+    }
+    if (scale != Py_None)
+        work->row.step.scale = PyFloat_AsDouble(scale);
+    PyList_SetItem(result, 4, PyFloat_FromDouble(work->row.step.scale));
     return !PyErr_Occurred();
 }
 
@@ -152,27 +167,28 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
     (void)self;
     PyObject *leaves, *scales;
     int maximize, decoupled, add;
+    Py_ssize_t members;
     long threads;
-    if (!PyArg_ParseTuple(arguments, "OOpppl", &leaves, &scales, &maximize, &decoupled, &add,
-                          &threads))
+    if (!PyArg_ParseTuple(arguments, "OOnpppl", &leaves, &scales, &members, &maximize, &decoupled,
+                          &add, &threads))
         return NULL;
-    Py_ssize_t count = PyList_Size(leaves);
+    Py_ssize_t count = PyList_Size(leaves), rows = members ? members : 1;
     if (count < 0)
         return NULL;
     PyObject *results = PyList_New(count);
-    Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
+    Work *work = PyMem_Malloc((count * rows + 1) * sizeof(Work));
     int fine = results != NULL && work != NULL;
     for (Py_ssize_t i = 0; i < count && fine; i++) {
         PyObject *result = PyList_New(5);
         fine = result != NULL;
         if (fine) {
             PyList_SetItem(results, i, result);
-            fine = prepare(PyList_GetItem(leaves, i), PyList_GetItem(scales, i), maximize,
-                           decoupled, add, result, &work[i]);
+            fine = prepare(PyList_GetItem(leaves, i), PyList_GetItem(scales, i), members, maximize,
+                           decoupled, add, result, &work[i * rows]);
         }
     }
     if (fine)
-        run(work, count, threads);
+        run(work, count * rows, threads);
     else
         Py_CLEAR(results);
     PyMem_Free(work);
@@ -196,7 +212,7 @@ static PyObject *native_write(PyObject *self, PyObject *arguments)
         for (int k = P; k <= T; k++)
             x[k] = PyTuple_GetItem(leaf, k);
         fine = PyTuple_GetItem(leaf, FLOOR) == Py_None &&
-               read_rates(leaf, LR, maximize, decoupled, &rates) && add(&plan, x, 0, &rates);
+               read_rates(leaf, LR, 0, maximize, decoupled, &rates) && add(&plan, x, 0, &rates);
     }
     return finish(&plan, fine, threads);
 }
@@ -225,7 +241,7 @@ static int add_group(Plan *plan, PyObject *group, PyObject *state, Py_ssize_t *p
     PyObject *params = PyTuple_GetItem(group, 0), *x[5];
     int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
     int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
-    if (PyErr_Occurred() || !read_rates(group, 1, maximize, decoupled, &rates))
+    if (PyErr_Occurred() || !read_rates(group, 1, 0, maximize, decoupled, &rates))
         return 0;
     Py_ssize_t count = PyList_Size(params);
     int fine = count >= 0;

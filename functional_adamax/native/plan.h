@@ -50,10 +50,10 @@ static int add(Plan *plan, PyObject *const *x, int known, Rates *rates)
     if (plan->count == plan->room && !grow(plan))
         return 0;
     Work *work = &plan->work[plan->count];
-    if (x[P] == Py_None || !take(x, known, rates, v, work) || !active[work->kind][rates->decay])
+    if (x[P] == Py_None || !take(x, known, 0, rates, v, work) || !active[work->kind][rates->decay])
         return 0;
     Step *row = &work->row.step;
-    row->scale = scale_at(rates, read_t(work) + 1);
+    rate_row(rates, 0, read_t(work->t, work->wide_t) + 1, row);
     row->add = 1;
     row->out = (void *)row->p;
     row->m_new = (void *)row->m;
@@ -69,11 +69,10 @@ static int add(Plan *plan, PyObject *const *x, int known, Rates *rates)
 
 static void count_steps(const Plan *plan)
 {
-    for (Py_ssize_t i = 0; i < plan->count; i++)
-        if (plan->work[i].wide_t)
-            *(double *)plan->work[i].t += 1;
-        else
-            *(float *)plan->work[i].t += 1;
+    for (Py_ssize_t i = 0; i < plan->count; i++) {
+        const Work *work = &plan->work[i];
+        write_t(work->t, work->wide_t, read_t(work->t, work->wide_t) + 1);
+    }
 }
 
 /* Run the plan if it is complete, and answer with the tensors written; else None. */

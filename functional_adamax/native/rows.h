@@ -13,57 +13,95 @@ static const struct { Type value, moment; } kinds[KINDS] = {
 
 static int active[KINDS][3]; /* for each decay: whether it has been held against the rule */
 
+/* A hyperparameter: a number, a tensor of one, or a vector with one for each member. */
 typedef struct {
-    double lr, b1, b2, eps, weight_decay;
-    Type lr_type; /* OTHER for a number */
+    double number;
+    const char *start; /* NULL for a number */
+    Type type;
+    ptrdiff_t stride;
+} Rate;
+
+typedef struct {
+    Rate lr, b1, b2, eps, weight_decay;
     int maximize, decay;
-    double t, bias; /* the last 1 - b1^t */
+    double b1_before, t_before, bias; /* the last 1 - b1^t */
 } Rates;
 
-static int read_number(PyObject *x, double *value)
+static int read_rate(PyObject *x, ptrdiff_t members, Rate *rate)
 {
-    if (x == NULL || !(PyFloat_Check(x) || PyLong_Check(x)))
-        return 0;
-    *value = PyFloat_AsDouble(x);
-    if (*value == -1 && PyErr_Occurred()) {
+    View v;
+    *rate = (Rate){0, NULL, OTHER, 0};
+    if (x != NULL && (PyFloat_Check(x) || PyLong_Check(x))) {
+        rate->number = PyFloat_AsDouble(x);
+        if (rate->number != -1 || !PyErr_Occurred())
+            return 1;
         PyErr_Clear(); /* an integer beyond all floats */
         return 0;
     }
+    if (!view(x, &v) || v.type > F64 || !(v.n == 1 || (v.dl.ndim == 1 && v.n == members)))
+        return 0;
+    rate->start = v.start;
+    rate->type = v.type;
+    rate->stride = v.n == 1 ? 0 : v.dl.strides[0] * type_sizes[v.type];
     return 1;
 }
 
-/* Read lr and the four numbers after it; 0 where one is anything else. */
-static int read_rates(PyObject *tuple, Py_ssize_t first, int maximize, int decoupled, Rates *rates)
+static double rate_of(const Rate *rate, ptrdiff_t member)
 {
-    View v;
-    PyObject *lr = PyTuple_GetItem(tuple, first);
-    rates->lr_type = OTHER;
-    if (!read_number(lr, &rates->lr)) {
-        if (!view(lr, &v) || v.n != 1 || v.type > F64)
+    const char *place = rate->start + member * rate->stride;
+    if (rate->start == NULL)
+        return rate->number;
+    return rate->type == F32 ? *(const float *)place : *(const double *)place;
+}
+
+/* Read lr and the four hyperparameters after it; 0 where one is anything else. */
+static int read_rates(PyObject *tuple, Py_ssize_t first, ptrdiff_t members, int maximize,
+                      int decoupled, Rates *rates)
+{
+    Rate *fields[] = {&rates->lr, &rates->b1, &rates->b2, &rates->eps, &rates->weight_decay};
+    for (int i = 0; i < 5; i++)
+        if (!read_rate(PyTuple_GetItem(tuple, first + i), members, fields[i]))
             return 0;
-        rates->lr_type = v.type;
-        rates->lr = v.type == F32 ? *(float *)v.start : *(double *)v.start;
-    }
-    if (!read_number(PyTuple_GetItem(tuple, first + 1), &rates->b1) ||
-        !read_number(PyTuple_GetItem(tuple, first + 2), &rates->b2) ||
-        !read_number(PyTuple_GetItem(tuple, first + 3), &rates->eps) ||
-        !read_number(PyTuple_GetItem(tuple, first + 4), &rates->weight_decay))
-        return 0;
+    int decays = rates->weight_decay.start != NULL || rates->weight_decay.number != 0;
     rates->maximize = maximize;
-    rates->decay = rates->weight_decay == 0 ? NO_DECAY : decoupled ? DECOUPLED : COUPLED;
-    rates->t = -1;
+    rates->decay = !decays ? NO_DECAY : decoupled ? DECOUPLED : COUPLED;
+    rates->t_before = -1;
     return 1;
 }
 
 /* -lr / (1 - b1^t), t counting from 1; a tensor lr divides in its own type. */
-static double scale_at(Rates *rates, double t)
+static double scale_at(Rates *rates, ptrdiff_t member, double t)
 {
-    if (t != rates->t) {
-        rates->t = t;
-        rates->bias = 1 - pow(rates->b1, t);
+    double lr = rate_of(&rates->lr, member), b1 = rate_of(&rates->b1, member);
+    if (t != rates->t_before || b1 != rates->b1_before) {
+        rates->t_before = t;
+        rates->b1_before = b1;
+        rates->bias = 1 - pow(b1, t);
     }
-    return rates->lr_type == F32 ? -((float)rates->lr / (float)rates->bias)
-                                 : -(rates->lr / rates->bias);
+    return rates->lr.type == F32 ? -((float)lr / (float)rates->bias) : -(lr / rates->bias);
+}
+
+/* What the decay is multiplied by; a product with tensors is taken in their type. */
+static double factor_of(const Rates *rates, ptrdiff_t member)
+{
+    const Rate *lr = &rates->lr, *weight_decay = &rates->weight_decay;
+    double a = rate_of(lr, member), b = rate_of(weight_decay, member);
+    if (rates->decay != DECOUPLED)
+        return b;
+    int narrow = (lr->start || weight_decay->start) && lr->type != F64 && weight_decay->type != F64;
+    return narrow ? -((float)a * (float)b) : -(a * b);
+}
+
+/* The numbers of a row; t counts from 1. */
+static void rate_row(Rates *rates, ptrdiff_t member, double t, Step *row)
+{
+    row->weight = 1 - rate_of(&rates->b1, member);
+    row->b2 = rate_of(&rates->b2, member);
+    row->eps = rate_of(&rates->eps, member);
+    row->scale = scale_at(rates, member, t);
+    row->factor = factor_of(rates, member);
+    row->sign = rates->maximize ? -1 : 1;
+    row->decay = rates->decay;
 }
 
 static int kind_of(Type value, Type moment)
@@ -74,22 +112,41 @@ static int kind_of(Type value, Type moment)
     return kind;
 }
 
-static double read_t(const Work *work)
+static double read_t(const void *t, int wide)
 {
-    return work->wide_t ? *(double *)work->t : *(float *)work->t;
+    return wide ? *(const double *)t : *(const float *)t;
 }
 
-/* Look at p, which may be None, g, m, u and t; 0 where the kernels cannot take them. The row lacks
-   scale, and goes nowhere yet. Tensors but g that are known were taken before. */
-static int take(PyObject *const *x, int known, const Rates *rates, View *v, Work *work)
+static void write_t(void *t, int wide, double value)
+{
+    if (wide)
+        *(double *)t = value;
+    else
+        *(float *)t = value;
+}
+
+/* Whether the members lie one after the other, as the first dimension. */
+static int is_stacked(const View *v, ptrdiff_t members)
+{
+    return v->dl.ndim > 0 && v->dl.shape[0] == members &&
+           (members == 1 || v->n == 0 || v->dl.strides[0] == v->n / members);
+}
+
+/* Look at p, which may be None, g, m, u and t; 0 where the kernels cannot take them. The row has
+   no numbers yet, and goes nowhere. Tensors but g that are known were taken before. With members,
+   the tensors are those of all members, stacked. */
+static int take(PyObject *const *x, int known, ptrdiff_t members, const Rates *rates, View *v,
+                Work *work)
 {
     int has_p = x[P] != Py_None;
     int (*look)(PyObject *, View *) = known ? describe : view;
     if (!view(x[G], &v[G]) || !look(x[M], &v[M]) || !look(x[U], &v[U]) || !look(x[T], &v[T]) ||
         (has_p ? !look(x[P], &v[P]) : rates->decay != NO_DECAY))
         return 0;
-    if (v[T].dl.ndim != 0 || v[T].type > F64 || v[U].type != v[M].type || !is_dense(&v[M]) ||
-        !same_layout(&v[U], &v[M]) || !same_layout(&v[G], &v[M]))
+    if (v[T].type > F64 || v[T].dl.ndim != (members > 0) || v[U].type != v[M].type ||
+        !is_dense(&v[M]) || !same_layout(&v[U], &v[M]) || !same_layout(&v[G], &v[M]))
+        return 0;
+    if (members && !(is_stacked(&v[M], members) && is_stacked(&v[T], members)))
         return 0;
     if (has_p && (v[P].type != v[G].type || !same_layout(&v[P], &v[M])))
         return 0;
@@ -99,33 +156,25 @@ static int take(PyObject *const *x, int known, const Rates *rates, View *v, Work
     int complex = work->kind >= COMPLEX_KINDS;
     if (complex && rates->maximize) /* which zeros torch turns negative depends on their place */
         return 0;
-    Step *row = &work->row.step;
     work->kernel = step_kernels[complex ? work->kind - COMPLEX_KINDS : work->kind];
     work->n = complex ? 2 * v[M].n : v[M].n;
     work->t = v[T].start;
     work->wide_t = v[T].type == F64;
+    Step *row = &work->row.step;
     row->p = has_p ? v[P].start : NULL;
     row->g = v[G].start;
     row->m = v[M].start;
     row->u = v[U].start;
-    row->weight = 1 - rates->b1;
-    row->b2 = rates->b2;
-    row->eps = rates->eps;
-    row->sign = rates->maximize ? -1 : 1;
-    row->decay = rates->decay;
-    row->factor = rates->weight_decay;
-    if (row->decay == DECOUPLED)
-        row->factor = rates->lr_type == F32 ? -((float)rates->lr * (float)rates->weight_decay)
-                                            : -(rates->lr * rates->weight_decay);
     return 1;
 }
 
-static int take_leaf(PyObject *leaf, int maximize, int decoupled, PyObject **x, Rates *rates,
-                     View *v, Work *work)
+static int take_leaf(PyObject *leaf, ptrdiff_t members, int maximize, int decoupled, PyObject **x,
+                     Rates *rates, View *v, Work *work)
 {
     for (int i = P; i <= T; i++)
         if ((x[i] = PyTuple_GetItem(leaf, i)) == NULL)
             return 0;
     return PyTuple_GetItem(leaf, FLOOR) == Py_None &&
-           read_rates(leaf, LR, maximize, decoupled, rates) && take(x, 0, rates, v, work);
+           read_rates(leaf, LR, members, maximize, decoupled, rates) &&
+           take(x, 0, members, rates, v, work);
 }

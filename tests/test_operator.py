@@ -1,0 +1,133 @@
+"""The kernel under ``torch.compile``: one operator for all leaves, the bits of the eager step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import functional_adamax as fa
+from functional_adamax import _kernel, _operator
+from functional_adamax._rule import Leaf
+
+needs_kernel = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+
+
+class Graphs:
+    """A backend that keeps the graphs it is given and runs them as they are."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        self.graphs.append(graph)
+        return graph.forward
+
+    def operators(self) -> list[int]:
+        wanted = torch.ops.functional_adamax.step.default
+        return [sum(node.target == wanted for node in g.graph.nodes) for g in self.graphs]
+
+
+def trees(count: int, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        {str(i): torch.randn(3, 2, generator=generator).to(dtype) for i in range(count)}
+        for _ in range(2)
+    )
+
+
+def compiled(function: Callable[..., Any]) -> tuple[Callable[..., Any], Graphs]:
+    torch._dynamo.reset()
+    backend = Graphs()
+    return torch.compile(function, fullgraph=True, backend=backend), backend
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factory", [fa.adamax, fa.adamaxw], ids=["coupled", "decoupled"])
+def test_one_operator_and_the_bits_of_the_eager_step(factory: Any, dtype: torch.dtype) -> None:
+    params, grads = trees(20, dtype)
+    grads["3"] = None  # type: ignore[assignment]
+    state_dtype = torch.float32 if dtype == torch.bfloat16 else None
+
+    def step(params: Any, grads: Any, state: Any, lr: Tensor) -> Any:
+        return fa.step(factory(lr=lr, state_dtype=state_dtype), grads, state, params)
+
+    function, backend = compiled(step)
+    found = wanted = (params, factory(state_dtype=state_dtype).init(params))
+    for i in range(4):
+        lr = torch.tensor(0.1 / (i + 1))
+        found = function(found[0], grads, found[1], lr)
+        wanted = step(wanted[0], grads, wanted[1], lr)
+    assert backend.operators() == [1]
+    leaves = [torch.utils._pytree.tree_leaves(x) for x in (found, wanted)]
+    assert all(torch.equal(a, b) for a, b in zip(*leaves, strict=True))
+
+
+@needs_kernel
+def test_a_rate_for_each_leaf_is_an_operator_for_each_rate() -> None:
+    params, grads = (list(tree.values()) for tree in trees(4))
+    tx = fa.adamax(lr=[0.1, 0.2, 0.1, 0.1])
+    function, backend = compiled(lambda p, g, s: fa.step(tx, g, s, p))
+    found = function(params, grads, tx.init(params))
+    wanted = fa.step(tx, grads, tx.init(params), params)
+    assert all(torch.equal(a, b) for a, b in zip(found[0], wanted[0], strict=True))
+    assert backend.operators() == [2]
+
+
+@needs_kernel
+def test_numbers_that_change_are_compiled_twice_at_most() -> None:
+    params, grads = trees(3)
+    state = fa.adamax().init(params)
+
+    def step(lr: float, b1: float) -> Any:
+        return fa.step(fa.adamax(lr=lr, betas=(b1, 0.9)), grads, state, params)
+
+    function, backend = compiled(step)
+    for i in range(6):
+        found, wanted = (f(0.1 / (i + 1), 0.5 + 0.01 * i) for f in (function, step))
+        assert all(torch.equal(found[0][k], wanted[0][k]) for k in params)
+    assert len(backend.graphs) <= 3
+    assert set(backend.operators()) == {1}
+
+
+@needs_kernel
+@pytest.mark.parametrize("case", ["requires grad", "vmap", "floor", "rate per element"])
+def test_what_the_compiler_is_shown_the_rule_for(case: str) -> None:
+    p, g = torch.randn(4, 3), torch.randn(4, 3)
+    tx = fa.adamax(
+        lr=torch.rand(3) if case == "rate per element" else 0.1,
+        derivative_floor=1e-3 if case == "floor" else None,
+    )
+    if case == "requires grad":
+        g.requires_grad_()
+
+    def step(p: Tensor, g: Tensor) -> Tensor:
+        return fa.step(tx, g, tx.init(p.detach()), p)[0]
+
+    whole = torch.vmap(step) if case == "vmap" else step
+    function, backend = compiled(whole)
+    torch.testing.assert_close(function(p, g), whole(p, g))
+    assert backend.operators() == [0]
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_kernel)])
+def test_the_operator_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fake agrees with it, and on a machine without the kernel it is the rule."""
+    if not native:
+        monkeypatch.setattr(_kernel, "_native", None)
+    p, g, m = (torch.randn(2, 3, 4, 5) for _ in range(3))
+    g = g.to(memory_format=torch.channels_last)
+    t, lr = torch.tensor(3.0, dtype=torch.float64), torch.tensor(0.1)
+    for decay, add in ((0.0, False), (0.1, True)):
+        numbers = [0.0, 0.9, 0.99, 1e-8, decay]
+        inputs = ([p], [g], [m], [m.abs()], [t], [lr], [0], numbers, False, False, add)
+        found = _operator._operator(*inputs)
+        leaf = Leaf(p, g, m, m.abs(), t, lr, *numbers[1:])
+        update, *state = _operator._rule.step(leaf, False, False)
+        wanted = [p + update if add else update, *state]
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        torch.library.opcheck(_operator._operator, inputs)
