@@ -20,7 +20,6 @@ from . import (
     _foreach,
     _inplace,
     _kernel,
-    _operator,
     _recorded,
     _rule,
     _triton,
@@ -54,6 +53,8 @@ def compute(
 
 
 def _compiled(leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool) -> list[Row]:
+    from . import _operator  # which needs the compiler, and takes long to import
+
     active = [leaf for leaf in leaves if leaf.g is not None]
     found = _operator.step(active, maximize, decoupled, add)
     if found is None:
