@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+FORCED := tests/test_laws.py tests/compat/test_twin.py tests/test_executors.py::test_forced
+# torch's foreach form differs from its own loop in these
+OWN_BITS := and not float16 and not complex and not mixed and not duplicate
 
-.PHONY: demo test check bench clean
+.PHONY: demo test executors check bench clean
 
 demo: $(VENV)/.dev  ## the main job: a network trained on handwritten digits, three ways
 	$(BIN)/python examples/train_digits.py
@@ -11,14 +14,19 @@ demo: $(VENV)/.dev  ## the main job: a network trained on handwritten digits, th
 test: $(VENV)/.dev  ## all tests, on all cores
 	$(BIN)/python -m pytest -n auto
 
+executors: $(VENV)/.dev  ## laws and twins, with each executor forced on in turn
+	$(BIN)/python -m pytest -q -n auto $(FORCED) --executor torch -k "not compile"
+	$(BIN)/python -m pytest -q -n auto $(FORCED) --executor triton -k "not compile"
+	$(BIN)/python -m pytest -q -n auto $(FORCED) --executor foreach -k "not compile $(OWN_BITS)"
+
 check: $(VENV)/.dev  ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench: $(VENV)/.bench  ## steps against torch.optim, inner loops against torchopt and higher
-	$(BIN)/python benchmarks/step.py
+bench: $(VENV)/.bench  ## steps, training and inner loops against the peers
+	$(BIN)/python benchmarks/step.py --write docs/speed.md
 	$(BIN)/python benchmarks/meta.py --threads 1 --write docs/inner-loops.md
 
 clean:

@@ -1,11 +1,94 @@
-"""Every test starts from the same seed."""
+"""Every test starts from the same seed; ``--executor`` has an executor take all that it can."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from itertools import compress
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+
+EXECUTORS = ("native", "torch", "foreach", "triton")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--executor",
+        choices=EXECUTORS,
+        default="native",
+        help="native: as installed; torch: the rule and torch's operations, without the native "
+        "kernel; foreach: torch's foreach kernels for steps in place; triton: Triton's "
+        "interpreter for steps in place",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    executor = config.getoption("executor")
+    if executor != "native":
+        os.environ["FUNCTIONAL_ADAMAX_NATIVE"] = "0"  # before the package is imported
+    if executor == "triton":
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let Triton's interpreter take tensors on the CPU."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    from functional_adamax import _triton, _triton_kernel
+
+    def fused(self: Any, *factors_and_term: Any) -> Any:
+        x, y, z = (torch.from_numpy(np.array(h.data)) for h in factors_and_term)
+        data = torch.addcmul(z.expand(x.shape), x, y).numpy()
+        return TensorHandle(data, factors_and_term[2].dtype.scalar)
+
+    def power(x: Any, y: Any) -> Any:
+        pairs = zip(x.handle.data.tolist(), y.handle.data.tolist(), strict=True)
+        data = np.array([a**b for a, b in pairs], dtype=np.float64)
+        return tl.tensor(TensorHandle(data, tl.float64), x.type)
+
+    _triton_kernel.compiled()
+    monkeypatch.setattr(InterpreterBuilder, "create_fma", fused)
+    monkeypatch.setattr(_triton_kernel, "libdevice", SimpleNamespace(pow=power))
+    monkeypatch.setattr(_triton, "_DEVICE", "cpu")
+    _triton.available.cache_clear()
+    with np.errstate(all="ignore"):
+        yield
+    _triton.available.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the choice of an executor for steps in place, unless a test makes it."""
+    from functional_adamax import _execute
+
+    executor = request.config.getoption("executor")
+    if executor == "triton":
+        request.getfixturevalue("interpreter")
+    if executor in ("foreach", "triton"):
+        monkeypatch.setattr(_execute, "write", _forced_write(_execute.write, executor))
+
+
+def _forced_write(real: Callable[..., None], executor: str) -> Callable[..., None]:
+    from functional_adamax import _triton
+
+    def write(
+        leaves: list[Any], maximize: bool, decoupled: bool, foreach: Any = None, **options: Any
+    ) -> None:
+        if executor == "triton" and not foreach:
+            taken = [_triton.takes(leaf, decoupled) for leaf in leaves]
+            if any(taken) and _triton.write(list(compress(leaves, taken)), maximize, decoupled):
+                leaves = [x for x, yes in zip(leaves, taken, strict=True) if not yes]
+        real(leaves, maximize, decoupled, executor == "foreach" or bool(foreach), **options)
+
+    return write

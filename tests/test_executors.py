@@ -9,7 +9,7 @@ import pytest
 import torch
 from trees import DTYPES
 
-from functional_adamax import _apply, _execute, _foreach, _inplace, _kernel, _rule
+from functional_adamax import _apply, _execute, _foreach, _inplace, _kernel, _rule, _triton
 from functional_adamax._rule import Leaf
 
 HALF = (torch.bfloat16, torch.float16)
@@ -38,6 +38,20 @@ def bits(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.isnan(), torch.full_like(x, float("nan")), x).view(
         {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     )
+
+
+def test_forced(request: pytest.FixtureRequest) -> None:
+    """Whether the executor asked for by ``--executor`` does take an ordinary leaf."""
+    executor = request.config.getoption("executor")
+    x = leaf((4, 3), torch.float32, 0.1, 0.1, False)
+    want = by_the_rule(x, True)
+    assert bool(_kernel.ready([x], True, False)) == (executor == "native" and bool(_kernel._native))
+    if executor == "triton":
+        assert _triton.takes(x, False)
+        assert _triton.write([x], True, False)
+    else:
+        _execute.write([x], True, False)
+    assert all(map(torch.equal, (x.p, x.m, x.u, x.t), want))
 
 
 def takes(

@@ -11,9 +11,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,33 +54,6 @@ def test_in_the_interpreter() -> None:
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
-
-
-@pytest.fixture
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the executor take tensors on the CPU."""
-    import numpy as np
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def fused(self: Any, *factors_and_term: Any) -> Any:
-        x, y, z = (torch.from_numpy(np.array(h.data)) for h in factors_and_term)
-        data = torch.addcmul(z.expand(x.shape), x, y).numpy()
-        return TensorHandle(data, factors_and_term[2].dtype.scalar)
-
-    def power(x: Any, y: Any) -> Any:
-        pairs = zip(x.handle.data.tolist(), y.handle.data.tolist(), strict=True)
-        data = np.array([a**b for a, b in pairs], dtype=np.float64)
-        return tl.tensor(TensorHandle(data, tl.float64), x.type)
-
-    _triton_kernel.compiled()
-    monkeypatch.setattr(InterpreterBuilder, "create_fma", fused)
-    monkeypatch.setattr(_triton_kernel, "libdevice", SimpleNamespace(pow=power))
-    monkeypatch.setattr(_triton, "_DEVICE", "cpu")
-    _triton.available.cache_clear()
-    with np.errstate(all="ignore"):
-        yield
-    _triton.available.cache_clear()
 
 
 def leaf(
