@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -9,6 +10,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
+import functional_adamax as fa
 from functional_adamax import _kernel, _triton
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +37,30 @@ def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> N
         for path in (ROOT / package).rglob(pattern)
     }
     assert files - {kernel} == wanted
+
+
+def test_the_public_names_are_those_of_the_stub() -> None:
+    stub = ast.parse((ROOT / "functional_adamax/__init__.pyi").read_text())
+    found = {
+        alias.name: node.module
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert found == fa._HOME
+    assert sorted(found) == fa.__all__
+    assert set(fa.__all__) <= set(dir(fa))
+    assert all(getattr(fa, name) is not None for name in fa.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'adamx'"):
+        fa.adamx  # noqa: B018
+
+
+def test_importing_is_quick_because_modules_are_imported_when_they_are_used() -> None:
+    code = "import sys, functional_adamax; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout
+    assert [x for x in printed.split() if x.startswith("functional_adamax.")] == []
+    assert "torch" not in printed.split(), "what is needed of it comes with the first name"
 
 
 def test_both_names_import_in_a_fresh_process() -> None:
