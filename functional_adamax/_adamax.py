@@ -78,6 +78,21 @@ class Adamax(Transform):
             _step.reject_shared_memory(grads, state, params)
         return partial(_write, work, bool(ready), self.maximize, self.decoupled, params, state)
 
+    def overwrite(self, grads: Tree, state: AdamaxState, params: Tree) -> bool:
+        if not isinstance(state, AdamaxState) or _context.traced():
+            return False
+        leaves, spec = _tree.flatten(params)
+        group = self.native(leaves)
+        if group is None or any(isinstance(x, Tensor) for x in group[1:6]):
+            return False  # which may be recorded, or lie where the step would write
+        columns = []
+        for tree in (grads, state.exp_avg, state.exp_inf, state.step):
+            column, other = _tree.flatten(tree)
+            if other != spec:
+                return False
+            columns.append(column)
+        return _kernel.overwrite(group, tuple(columns))
+
     def native(self, params: list[Tensor]) -> Group | None:
         b1, b2 = self.betas
         rates = (self.lr, b1, b2, self.eps, self.weight_decay)

@@ -167,6 +167,19 @@ def advance(
     return written
 
 
+def overwrite(group: Group, columns: tuple[list[Any], ...]) -> bool:
+    """Step, in place, the parameters of ``group`` whose g, m, u and t are in ``columns``.
+
+    False, with nothing written, where ``advance`` returns None, or autograd records.
+    """
+    if _native is None:
+        return False
+    written = _native.overwrite(columns, group, torch.is_grad_enabled(), torch.get_num_threads())
+    if written:
+        torch.autograd.graph.increment_version(written)
+    return written is not None
+
+
 def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:
     """Return the cotangents of g, m and u of steps the kernel took, or None if it cannot."""
     if not _native.are_pullable(steps):

@@ -58,6 +58,8 @@ def step(
         tensor([0.5000, 2.5000])
     """
     if donate:
+        if isinstance(tx.update, Update) and tx.update.transform.overwrite(grads, state, params):
+            return params, state
         return prepare(tx, grads, state, params, **extra)()
     if isinstance(tx.update, Update):
         done = tx.update.transform.advance(grads, state, params)

@@ -98,6 +98,11 @@ class Transform(Data, ABC):
         del grads, state, params
         return None
 
+    def overwrite(self, grads: Tree, state: Any, params: Tree) -> bool:
+        """Step over ``params`` and ``state`` at once, or write nothing and return False."""
+        del grads, state, params
+        return False
+
     def native(self, params: list[Tensor]) -> Any | None:
         """Return a ``_kernel.Group`` that steps ``params`` where their state lies, or None."""
         del params

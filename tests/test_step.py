@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functionalize, grad, jvp, vmap
+from torch.profiler import ProfilerActivity, profile
 from trees import assert_equal, clone
 
 import functional_adamax as fa
+import functional_adamax.compat
+from functional_adamax import _kernel
 
 TRANSFORMS = {
     "fused": fa.adamax(0.1, weight_decay=0.1),
@@ -242,3 +245,55 @@ def test_any_pair_of_functions_is_a_transform() -> None:
     init, again = tx  # a pair unpacks
     assert (init, again) == (tx.init, tx.update)
     assert repr(tx).startswith("GradientTransformation(init=<function")
+
+
+def allocated(function: Any) -> int:
+    """The bytes that a call takes from torch's allocator, all in all."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    events = record.profiler.kineto_results.events()
+    return sum(max(x.nbytes(), 0) for x in events if x.name() == "[memory]")
+
+
+@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.parametrize("factory", [fa.adamax, fa.adamaxw])
+def test_a_donated_step_allocates_nothing_of_the_size_of_the_model(factory: Any) -> None:
+    tx, p = factory(weight_decay=0.1), {"w": torch.randn(1 << 21), "b": torch.randn(3)}
+    g, state = {k: torch.randn_like(x) for k, x in p.items()}, tx.init(p)
+    fa.step(tx, g, state, p, donate=True)
+    assert allocated(lambda: fa.step(tx, g, state, p)) > 3 * p["w"].nbytes
+    assert allocated(lambda: fa.step(tx, g, state, p, donate=True)) == 0
+    params = [torch.nn.Parameter(x) for x in p.values()]
+    optimizer = fa.compat.Adamax(params)
+    for _ in range(2):
+        for x in params:
+            x.grad = torch.randn_like(x)
+        optimizer.step()
+    assert allocated(optimizer.step) < 1 << 20
+
+
+@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.parametrize("case", ["plain", "no gradient", "tensor rate", "schedule", "shared"])
+def test_which_donated_steps_the_kernel_takes_at_once(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    real = _kernel.overwrite
+    monkeypatch.setattr(_kernel, "overwrite", lambda *a: answers.append(real(*a)) or answers[-1])
+    lr = torch.tensor(0.1) if case == "tensor rate" else 0.1
+    tx = fa.adamax(lr=fa.constant_schedule(0.1) if case == "schedule" else lr)
+    p = [torch.ones(3), torch.ones(2)]
+    g = [torch.ones(3), None if case == "no gradient" else torch.ones(2)]
+    if case == "shared":
+        g[0] = p[0]
+    state = tx.init(p)
+    if case == "shared":
+        with pytest.raises(ValueError, match=r"params\[0\] and grads\[0\] do"):
+            fa.step(tx, g, state, p, donate=True)
+    else:
+        new, after = fa.step(tx, g, state, p, donate=True)
+        assert new is p
+        assert p[0].tolist() == pytest.approx([0.9] * 3)
+        assert p[1].tolist() == pytest.approx([1.0 if case == "no gradient" else 0.9] * 2)
+    wanted = {"plain": [True], "no gradient": [True], "shared": [False]}
+    assert answers == wanted.get(case, [])

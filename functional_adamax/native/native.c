@@ -265,6 +265,46 @@ static int add_group(Plan *plan, PyObject *group, PyObject *state, Py_ssize_t *p
     return fine;
 }
 
+/* Whether a tensor may be written, as far as autograd goes. */
+static int is_free(PyObject *x, int grad_mode)
+{
+    if (!is_tensor(x))
+        return 0;
+    PyObject *answer = grad_mode ? PyObject_GetAttr(x, requires_grad) : NULL;
+    Py_XDECREF(answer);
+    return !grad_mode || answer == Py_False;
+}
+
+static PyObject *native_overwrite(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *columns, *group, *x[5];
+    int grad_mode;
+    long threads;
+    Plan plan;
+    Rates rates;
+    if (!PyArg_ParseTuple(arguments, "OOpl", &columns, &group, &grad_mode, &threads))
+        return NULL;
+    PyObject *params = PyTuple_GetItem(group, 0);
+    int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
+    int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
+    Py_ssize_t count = PyList_Size(params);
+    int fine = begin(&plan, NULL) && count >= 0 &&
+               read_rates(group, 1, 0, maximize, decoupled, &rates);
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        x[P] = PyList_GetItem(params, i);
+        for (int k = G; k <= T; k++)
+            x[k] = PyList_GetItem(PyTuple_GetItem(columns, k - G), i);
+        if (PyErr_Occurred() || x[G] == Py_None)
+            continue;
+        for (int k = P; k <= T && fine; k++)
+            fine = is_free(x[k], grad_mode);
+        fine = fine && denies(x[P], is_inference) && denies(x[M], is_inference) &&
+               add(&plan, x, 0, &rates);
+    }
+    return finish(&plan, fine && !PyErr_Occurred(), threads);
+}
+
 static PyObject *native_advance(PyObject *self, PyObject *arguments)
 {
     (void)self;
@@ -386,6 +426,8 @@ static PyMethodDef methods[] = {
      "Step in place; the tensors written, or None with nothing written."},
     {"advance", native_advance, METH_VARARGS,
      "Step the groups of an optimizer; the tensors written, or None with nothing written."},
+    {"overwrite", native_overwrite, METH_VARARGS,
+     "Step columns of leaves in place; the tensors written, or None with nothing written."},
     {"pull", native_pull, METH_VARARGS, "Differentiate steps, in reverse."},
     {NULL, NULL, 0, NULL},
 };
@@ -399,7 +441,7 @@ static int find_torch(void)
 {
     struct { PyObject **place; const char *word; } words[] = {
         {&is_neg, "is_neg"}, {&is_conj, "is_conj"}, {&is_inference, "is_inference"},
-        {&grad, "grad"}, {&names[0], "exp_avg"}, {&names[1], "exp_inf"}, {&names[2], "step"},
+        {&grad, "grad"}, {&requires_grad, "requires_grad"}, {&names[0], "exp_avg"}, {&names[1], "exp_inf"}, {&names[2], "step"},
     };
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if ((*words[i].place = PyUnicode_InternFromString(words[i].word)) == NULL)

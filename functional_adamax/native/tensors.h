@@ -33,7 +33,7 @@ typedef struct {
 
 static const DLPackExchange *exchange;
 static PyObject *types[3], *empty_like, *as_float32;
-static PyObject *is_neg, *is_conj, *is_inference, *grad;
+static PyObject *is_neg, *is_conj, *is_inference, *grad, *requires_grad;
 
 static Type type_of(const DLTensor *dl)
 {
