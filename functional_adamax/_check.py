@@ -65,18 +65,14 @@ def gradients(spec: Any, grads: list[Any], like: list[Any], what: str, name: str
         TypeError: a gradient for a leaf that can have none, or real for complex.
         ValueError: another shape or device.
     """
-    for g, x in zip(grads, like, strict=True):
+    for i in range(len(grads)):  # of which a compiler makes less than of enumerate
+        g, x = grads[i], like[i]
         if g is None or _fits(g, x):
             continue
         problem = _problem(g, x, what)
         if problem is not None:
             kind, text = problem
-            raise kind(f"{_path(spec, grads, g, name)}{text}")
-
-
-def _path(spec: Any, leaves: list[Any], leaf: Any, name: str) -> str:
-    """The path of a leaf; found only now, since a compiler would follow every count of a loop."""
-    return _tree.paths(spec, name)[[x is leaf for x in leaves].index(True)]
+            raise kind(f"{_tree.paths(spec, name)[i]}{text}")
 
 
 def _fits(g: Any, x: Any) -> bool:
@@ -133,7 +129,8 @@ def reject_missing_params(updates: Tree) -> None:
 
 def same_places(spec: Any, leaves: list[Any], like: list[Any], name: str) -> None:
     """Check that leaves with state have the shape, device and kind the state was made for."""
-    for y, x in zip(leaves, like, strict=True):
+    for i in range(len(leaves)):
+        y, x = leaves[i], like[i]
         if isinstance(x, Tensor) and not (
             isinstance(y, Tensor)
             and y.shape == x.shape
@@ -141,17 +138,18 @@ def same_places(spec: Any, leaves: list[Any], like: list[Any], name: str) -> Non
             and y.is_complex() == x.is_complex()
         ):
             raise ValueError(
-                f"{_path(spec, leaves, y, name)} must fit its state, {describe(x)} on {x.device}, "
+                f"{_tree.paths(spec, name)[i]} must fit its state, {describe(x)} on {x.device}, "
                 f"got {describe(y)}" + (f" on {y.device}" if isinstance(y, Tensor) else "")
             )
 
 
 def scalars(spec: Any, leaves: list[Any], like: list[Any], name: str) -> None:
     """Check that leaves with state have a 0-d tensor."""
-    for t, x in zip(leaves, like, strict=True):
+    for i in range(len(leaves)):
+        t, x = leaves[i], like[i]
         if isinstance(x, Tensor) and not (isinstance(t, Tensor) and t.dim() == 0):
             raise ValueError(
-                f"{_path(spec, leaves, t, name)} must be a tensor of shape (), got {describe(t)}"
+                f"{_tree.paths(spec, name)[i]} must be a tensor of shape (), got {describe(t)}"
             )
 
 

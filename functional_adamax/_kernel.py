@@ -26,6 +26,7 @@ if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
         from . import _native
 
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
+_RATE_DTYPES = (torch.float32, torch.float64)
 _NO_DECAY, _COUPLED, _DECOUPLED = range(3)
 _KINDS = {
     (torch.float32, torch.float32): (_NO_DECAY, _COUPLED, _DECOUPLED),
@@ -81,7 +82,7 @@ def ready(
     """Return ``leaves`` as the kernel reads them, or None if it cannot take them all.
 
     All have gradients; each is plain, of one shape and layout, in one of the kinds, and its
-    hyperparameters are numbers, of which lr may be a tensor. With ``members`` the tensors are those
+    hyperparameters are numbers or tensors of one element. With ``members`` the tensors are those
     of so many members, stacked, t too, and hyperparameters may be vectors.
     """
     if _native is None:
@@ -155,9 +156,10 @@ def advance(
 ) -> list[Tensor] | None:
     """Step, in place, all parameters of ``groups`` that have a gradient.
 
-    Return what was written; ``known`` is that of the step before, whose tensors are not asked
-    again for what cannot have changed. None, with nothing written, if the kernel cannot take them
-    all as they are, or is not proven for them yet, or one of them has no state in ``state``.
+    Return what was written; ``known`` is that of the step before, whose moments and counters are
+    not asked again whether they are lazy views or inference tensors. None, with nothing written, if
+    the kernel cannot take them all as they are, or is not proven for them yet, or one of them has
+    no state in ``state``.
     """
     if _native is None:
         return None
@@ -246,13 +248,14 @@ def _trials(
     p, g, m = numbers(1, value), numbers(0, value), numbers(1, moment)
     u = numbers(1, moment)
     u = torch.complex(u.real.abs(), u.imag.abs()) if moment.is_complex else u.abs()
-    cases = product((0.9, 0.3), (False, True), (False, True), (0.002, torch.tensor(0.002)))
-    for i, (b1, maximize, add, lr) in enumerate(cases):
+    rates = [0.002, *(torch.tensor(0.002, dtype=x, device="cpu") for x in _RATE_DTYPES)]
+    cases = product(((0.9, 0.999, 1e-8), (0.3, 0.7, 0.1)), (False, True), (False, True), rates)
+    for i, ((b1, b2, eps), maximize, add, lr) in enumerate(cases):
         t = torch.tensor(float(i**2), dtype=torch.float64, device="cpu")
         if maximize and value.is_complex:
             continue
         decay = 0.0 if mode == _NO_DECAY else 0.1
-        leaf = Leaf(p, g, m, u, t, lr, b1, 0.999, 1e-8, decay)
+        leaf = Leaf(p, g, m, u, t, lr, b1, b2, eps, decay)
         yield leaf, maximize, mode == _DECOUPLED, add
 
 

@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 from . import _apply, _context, _kernel, _rule
 from ._rule import Leaf
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _REAL = (torch.float32, torch.float64)
 
 
@@ -32,8 +33,16 @@ def step(
     groups: list[tuple[Leaf, list[Leaf]]] = []  # of leaves with the same hyperparameters
     order = []
     for leaf in leaves:
-        _, g, m, u, t, *_ = leaf
-        if grad_mode and (g.requires_grad or m.requires_grad or u.requires_grad or t.requires_grad):
+        p, g, m, u, t, *_ = leaf
+        if type(m) not in _PLAIN or type(g) not in _PLAIN:
+            return None
+        if grad_mode and (
+            (p is not None and p.requires_grad)
+            or g.requires_grad
+            or m.requires_grad
+            or u.requires_grad
+            or t.requires_grad
+        ):
             return None
         for k in range(len(groups)):
             if _alike(leaf, groups[k][0]):
@@ -43,8 +52,10 @@ def step(
             groups.append((leaf, []))
         order.append((k, len(groups[k][1])))
         groups[k][1].append(leaf)
-    if _transforming() or not all(
-        _takes(first, grad_mode, maximize, decoupled) for first, _ in groups
+    if (
+        torch.compiler.is_exporting()
+        or _transforming()
+        or not all(_takes(first, grad_mode, maximize, decoupled) for first, _ in groups)
     ):
         return None
     found = [_run(first, alike, maximize, decoupled, add) for first, alike in groups]
@@ -55,6 +66,7 @@ def _alike(a: Leaf, b: Leaf) -> bool:
     """Whether leaves are of one kind, and have the same hyperparameters."""
     return (
         a.m.dtype is b.m.dtype
+        and a.m.device == b.m.device
         and a.g.dtype is b.g.dtype
         and (a.p is None) is (b.p is None)
         and a.lr is b.lr
@@ -68,7 +80,7 @@ def _alike(a: Leaf, b: Leaf) -> bool:
 def _takes(leaf: Leaf, grad_mode: bool, maximize: bool, decoupled: bool) -> bool:
     """Whether the kernel is to take leaves like this one, whose moments are on one device."""
     p, g, m, u, _, *rates, floor = leaf
-    for x in (p, *rates):
+    for x in rates:
         if isinstance(x, Tensor) and grad_mode and x.requires_grad:
             return False
     for x in rates:

@@ -84,11 +84,11 @@ def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
     except ValueError:
         problem = _mismatch(unflatten(spec, [None] * spec.num_leaves), tree, name)
         raise ValueError(f"{name} must have the structure of {wanted}: {problem}") from None
-    for leaf in leaves:
+    for i in range(len(leaves)):  # of which a compiler makes less than of enumerate
+        leaf = leaves[i]
         if leaf is not None and not isinstance(leaf, (Tensor, EmptyState)):
-            place = [x is leaf for x in leaves].index(True)
             raise TypeError(
-                f"{paths(spec, name)[place]} must be a tensor or None, got "
+                f"{paths(spec, name)[i]} must be a tensor or None, got "
                 f"{type(leaf).__name__}; {name} must have the structure of {wanted}"
             )
     return leaves

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -256,6 +259,26 @@ def test_a_large_leaf_is_shared_among_threads(threads: int, decoupled: bool) -> 
             assert torch.equal(got, expected)
         for got, expected in zip((row[0], row[2], row[3], row[1]), want, strict=True):
             assert torch.equal(got, expected)
+
+
+@needs_kernel
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_fork_after_threads_does_not_wait_for_them() -> None:
+    code = """
+import os, signal, torch
+import functional_adamax as fa
+torch.set_num_threads(4)
+tx, p, g = fa.adamax(), *torch.ones(2, 1 << 20)
+state = tx.init(p)
+for _ in range(2):
+    fa.step(tx, g, state, p, donate=True)
+if (child := os.fork()) == 0:
+    signal.alarm(20)
+    _, (t, *_) = fa.step(tx, g, state, p, donate=True)
+    os._exit(int(t != 3))
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @needs_kernel

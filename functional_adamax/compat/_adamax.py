@@ -25,6 +25,7 @@ from .._tree import Tree
 from ._groups import check_group, uses_foreach, warn_about_group
 from ._loading import restore, scalar_dtype
 from ._optimizer import Optimizer
+from ._shell import Run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,12 +38,12 @@ class TorchAdamax(_adamax.Adamax):
 
     def init(self, params: Tree) -> AdamaxState:
         leaves, spec = _tree.flatten(params)
-        return _adamax.make_state(spec, [self._init_leaf(p) for p in leaves])
+        return _adamax.make_state(spec, [self.init_leaf(p) for p in leaves])
 
-    def _init_leaf(self, p: Tensor | None) -> tuple[Any, Any, Any]:
+    def init_leaf(self, p: Tensor | None) -> tuple[Any, Any, Any]:
         step, exp_avg, exp_inf = _adamax.init_leaf(p, self.state_dtype)
         if p is not None:
-            device = p.device if self.capturable else None
+            device = p.device if self.capturable else "cpu"
             step = torch.zeros((), dtype=scalar_dtype(), device=device)
         return step, exp_avg, exp_inf
 
@@ -190,11 +191,32 @@ class Adamax(Optimizer):
             values["state_dtype"] = group["state_dtype"]
         return values
 
+    def _prepare_unit(
+        self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
+    ) -> Run:
+        for i in groups:
+            self._init_group(self.param_groups[i], [])
+        return super()._prepare_unit(groups, closure, extra)
+
+    def _init_group(self, group: dict[str, Any], tensors: list[Tensor]) -> None:
+        """Make the state of parameters with a first gradient, and put all state into ``tensors``.
+
+        ``torch.compile`` runs this method eagerly, by this name, and takes what is in the list for
+        tensors that stay where they are.
+        """
+        transform = TorchAdamax(**self._values(group))
+        for p in group["params"]:
+            if p.grad is not None and not self.state.get(p):
+                entry = zip(AdamaxState._fields, transform.init_leaf(p), strict=True)
+                self.state[p] = dict(entry)
+            if p.grad is not None:
+                tensors.extend(x for x in self.state[p].values() if isinstance(x, Tensor))
+
     def _native(self, group: dict[str, Any]) -> Group | None:
         if group["foreach"] or group["differentiable"] or group["capturable"]:
             return None
         b1, b2 = group["betas"]
-        rates = (group["lr"], b1, b2, group["eps"], group["weight_decay"])
+        rates = (group["lr"], b1, b2, group["eps"], _decay(group))
         return Group(group["params"], *rates, group["maximize"], False)
 
     def _plan(
@@ -216,18 +238,27 @@ class Adamax(Optimizer):
             for row in zip(*tensors, _tree.flatten(state.step)[0], strict=True)
             if isinstance(row[1], Tensor)
         ]
-        if _context.recorded(x for row in rows for x in row):
+        rates = (_to_scalar(group["lr"]), *group["betas"], group["eps"], _decay(group))
+        if _context.recorded(x for row in (*rows, rates) for x in row if isinstance(x, Tensor)):
             new = _step.step(tx, grads, state, params)
             return lambda: new
         foreach: bool | None = uses_foreach(group, [row[0] for row in rows])
-        lr = _to_scalar(group["lr"])
+        lr = rates[0]
         if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):
             lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device
         if group["foreach"] is None and any(row[0].is_cuda for row in rows):
             foreach = None
-        rates = (lr, *group["betas"], group["eps"], group["weight_decay"])
+        rates = (lr, *rates[1:])
         leaves = [Leaf(*row, *rates) for row in rows]
         return partial(_write, leaves, group["maximize"], foreach, (params, state))
+
+
+def _decay(group: dict[str, Any]) -> Any:
+    """The weight decay, which torch leaves out where it is zero, as a tensor too."""
+    decay = group["weight_decay"]
+    if isinstance(decay, Tensor) and not torch.compiler.is_compiling() and decay == 0:
+        return 0.0
+    return decay
 
 
 def _write(

@@ -45,6 +45,9 @@ def _check_parameter(
 ) -> None:
     if grad.is_sparse:
         raise RuntimeError("Adamax does not support sparse gradients")
+    for name in ("step", "exp_avg", "exp_inf"):
+        if state and name not in state:
+            raise KeyError(name)
     exp_avg, exp_inf = state.get("exp_avg", p), state.get("exp_inf", p)
     step = state.get("step", p)
     if grad.dtype != exp_avg.dtype and group.get("state_dtype") is None:

@@ -28,6 +28,7 @@ class Layout(NamedTuple):
     """The state of a transform without its values."""
 
     spec: Any
+    params: Any  # their structure
     slots: list[Slot]
     clock: Slot | None  # the count of the schedules
     outline: Any  # of the hyperparameters that made the transform
@@ -57,7 +58,7 @@ class Layout(NamedTuple):
             for path, i in found
         ]
         count = slots[counts[0]] if counts else None
-        return cls(_tree.flatten(state)[1], slots, count, outline)
+        return cls(_tree.flatten(state)[1], params, slots, count, outline)
 
     def build(self, leaves: Iterable[Any]) -> Tree:
         """Make the state of its leaves."""

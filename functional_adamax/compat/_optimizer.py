@@ -136,8 +136,10 @@ class Optimizer(Shell):
         return self._run(closure, extra)
 
     def _advance(self) -> bool:
-        if _context.traced() or any(self._schedules):
+        if torch.is_grad_enabled() or _context.traced() or any(self._schedules):
             return False
+        if self._couple == "all":
+            self._hyperparameters(list(range(len(self.param_groups))))  # which checks that they fit
         groups = []
         for group in self.param_groups:
             native = self._native(group)
@@ -160,6 +162,8 @@ class Optimizer(Shell):
             extra = {"value": loss, **extra}
         everything = list(range(len(self.param_groups)))
         units = [[i] for i in everything] if self._couple == "group" else [everything]
+        if torch.compiler.is_compiling():  # it must not see the state before ``_init_group``
+            return [self._prepare_unit(unit, closure, extra) for unit in units]
         known = set(self.state)
         try:
             return [self._prepare_unit(unit, closure, extra) for unit in units]
@@ -213,7 +217,7 @@ class Optimizer(Shell):
         """Values for the parameters of ``groups``: by name where each has its own, or a list."""
         values = [x for column in columns for x in column]
         names = [n for i in groups for n in self.param_groups[i].get("param_names", ())]
-        if len(set(names)) < len(values):
+        if not len(set(names)) == len(names) == len(values):
             return values
         return dict(zip(names, values, strict=True))
 
@@ -266,7 +270,7 @@ class Optimizer(Shell):
         hyperparameters switched a stage of the transform on.
         """
         layout: Layout | None = self._layouts.get(groups[0])
-        if layout is not None and layout.outline != outline:
+        if layout is not None and (layout.outline != outline or layout.params != spec):
             layout = None
         new = [
             p
@@ -278,7 +282,9 @@ class Optimizer(Shell):
         if layout is not None and new.count(None) == len(new):
             return layout
         fresh = tx.init(_tree.unflatten(spec, [None if p is None else p.detach() for p in new]))
-        layout = self._layouts[groups[0]] = Layout.of(fresh, spec, outline)
+        layout = Layout.of(fresh, spec, outline)
+        if not torch.compiler.is_compiling():  # which would compile anew for what is kept
+            self._layouts[groups[0]] = layout
         old: dict[str, Any] = next((self.state[p] for p in params if self.state.get(p)), {})
         for slot, leaf in zip(layout.slots, _tree.flatten(fresh)[0], strict=True):
             if isinstance(leaf, EmptyState):
@@ -286,7 +292,8 @@ class Optimizer(Shell):
             if slot.parameter is None:
                 leaf = old.get(slot.name, leaf)
             for owner in layout.owners(slot, new):
-                self.state[owner].setdefault(slot.name, leaf)
+                if slot.name not in self.state[owner]:
+                    self.state[owner][slot.name] = leaf
         for q in new:
             if q is not None and not self.state.get(q):
                 self.state[q] = {"stateless": torch.zeros(())}  # that it has been stepped

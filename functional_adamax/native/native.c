@@ -4,6 +4,7 @@
    of torch. Python hands over tuples of tensors and numbers, or the groups and the state of an
    optimizer; the loop over the elements runs without the GIL. */
 
+#define _GNU_SOURCE
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 #include <math.h>
@@ -11,7 +12,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <dlfcn.h>
+#include <link.h>
+#endif
 
 enum { NO_DECAY, COUPLED, DECOUPLED };
 
@@ -234,6 +241,34 @@ static PyObject *entry_of(PyObject *state, PyObject *p, Py_ssize_t *place)
 
 static PyObject *names[3]; /* exp_avg, exp_inf and step */
 
+/* Whether tensors were made outside of inference mode. */
+static int are_ordinary(PyObject *const *x)
+{
+    for (int k = P; k <= T; k++)
+        if (k != G && !(is_tensor(x[k]) && denies(x[k], is_inference)))
+            return 0;
+    return 1;
+}
+
+/* Add one parameter with a gradient; 0 where it cannot be taken. All tensors are owned meanwhile,
+   since to ask them lets other threads run. */
+static int add_parameter(Plan *plan, PyObject **x, PyObject *state, Py_ssize_t *place, Rates *rates)
+{
+    PyObject *entry = entry_of(state, x[P], place);
+    if (entry == NULL || !PyDict_Check(entry))
+        return 0;
+    for (int k = 0; k < 3; k++)
+        if ((x[M + k] = PyDict_GetItemWithError(entry, names[k])) == NULL)
+            return 0;
+    for (int k = M; k <= T; k++)
+        Py_INCREF(x[k]);
+    int known = is_known(plan, x);
+    int fine = (known || are_ordinary(x)) && add(plan, x, known, rates);
+    for (int k = M; k <= T; k++)
+        Py_DECREF(x[k]);
+    return fine;
+}
+
 /* Add the parameters of a group that have a gradient; 0 where one cannot be taken. */
 static int add_group(Plan *plan, PyObject *group, PyObject *state, Py_ssize_t *place)
 {
@@ -241,26 +276,17 @@ static int add_group(Plan *plan, PyObject *group, PyObject *state, Py_ssize_t *p
     PyObject *params = PyTuple_GetItem(group, 0), *x[5];
     int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
     int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
-    if (PyErr_Occurred() || !read_rates(group, 1, 0, maximize, decoupled, &rates))
+    if (PyErr_Occurred() || !PyList_Check(params) || !PyDict_Check(state) ||
+        !read_rates(group, 1, 0, maximize, decoupled, &rates))
         return 0;
-    Py_ssize_t count = PyList_Size(params);
-    int fine = count >= 0;
-    for (Py_ssize_t i = 0; i < count && fine; i++) {
+    int fine = 1;
+    for (Py_ssize_t i = 0; i < PyList_Size(params) && fine; i++) {
         x[P] = PyList_GetItem(params, i);
+        Py_INCREF(x[P]);
         x[G] = PyObject_GetAttr(x[P], grad);
-        if (x[G] == Py_None) {
-            Py_DECREF(x[G]);
-            continue;
-        }
-        PyObject *entry = x[G] ? entry_of(state, x[P], place) : NULL;
-        fine = entry != NULL && PyDict_Check(entry);
-        for (int k = 0; k < 3 && fine; k++)
-            fine = (x[M + k] = PyDict_GetItemWithError(entry, names[k])) != NULL;
-        int known = fine && is_known(plan, x);
-        fine = fine && (known || (is_tensor(x[P]) && is_tensor(x[M]) &&
-                                  denies(x[P], is_inference) && denies(x[M], is_inference)));
-        fine = fine && add(plan, x, known, &rates);
+        fine = x[G] == Py_None || (x[G] && add_parameter(plan, x, state, place, &rates));
         Py_XDECREF(x[G]);
+        Py_DECREF(x[P]);
     }
     return fine;
 }
@@ -299,8 +325,7 @@ static PyObject *native_overwrite(PyObject *self, PyObject *arguments)
             continue;
         for (int k = P; k <= T && fine; k++)
             fine = is_free(x[k], grad_mode);
-        fine = fine && denies(x[P], is_inference) && denies(x[M], is_inference) &&
-               add(&plan, x, 0, &rates);
+        fine = fine && are_ordinary(x) && add(&plan, x, 0, &rates);
     }
     return finish(&plan, fine && !PyErr_Occurred(), threads);
 }
@@ -475,5 +500,8 @@ PyMODINIT_FUNC PyInit__native(void)
         PyErr_SetString(PyExc_ImportError, "torch offers no DLPack exchange that is known here");
         return NULL;
     }
+#ifdef __linux__
+    dl_iterate_phdr(find_parallel, NULL);
+#endif
     return PyModule_Create(&module);
 }

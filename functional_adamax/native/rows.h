@@ -38,7 +38,8 @@ static int read_rate(PyObject *x, ptrdiff_t members, Rate *rate)
         PyErr_Clear(); /* an integer beyond all floats */
         return 0;
     }
-    if (!view(x, &v) || v.type > F64 || !(v.n == 1 || (v.dl.ndim == 1 && v.n == members)))
+    if (!view(x, &v) || v.type > F64 || v.dl.ndim > 1 ||
+        !(v.n == 1 || v.n == members))
         return 0;
     rate->start = v.start;
     rate->type = v.type;
@@ -133,7 +134,7 @@ static int is_stacked(const View *v, ptrdiff_t members)
 }
 
 /* Look at p, which may be None, g, m, u and t; 0 where the kernels cannot take them. The row has
-   no numbers yet, and goes nowhere. Tensors but g that are known were taken before. With members,
+   no numbers yet, and goes nowhere. Of tensors that are known, m, u and t were taken before. With members,
    the tensors are those of all members, stacked. */
 static int take(PyObject *const *x, int known, ptrdiff_t members, const Rates *rates, View *v,
                 Work *work)
@@ -141,7 +142,7 @@ static int take(PyObject *const *x, int known, ptrdiff_t members, const Rates *r
     int has_p = x[P] != Py_None;
     int (*look)(PyObject *, View *) = known ? describe : view;
     if (!view(x[G], &v[G]) || !look(x[M], &v[M]) || !look(x[U], &v[U]) || !look(x[T], &v[T]) ||
-        (has_p ? !look(x[P], &v[P]) : rates->decay != NO_DECAY))
+        (has_p ? !view(x[P], &v[P]) : rates->decay != NO_DECAY))
         return 0;
     if (v[T].type > F64 || v[T].dl.ndim != (members > 0) || v[U].type != v[M].type ||
         !is_dense(&v[M]) || !same_layout(&v[U], &v[M]) || !same_layout(&v[G], &v[M]))

@@ -1,5 +1,7 @@
 /* Running the rows, without the GIL: in blocks, by several threads where there is enough to do.
-   They live for one call; to start one takes some ten microseconds. */
+   They are torch's own where torch's OpenMP runtime is found in the process: after a backward pass
+   its threads spin for a while, and others would have to share the cores with them. Else they live
+   for one call; to start one takes some ten microseconds. */
 
 enum { BLOCK = 1 << 14, WORTH_A_THREAD = 1 << 17 };
 
@@ -30,20 +32,51 @@ static void *work_off(void *argument)
     }
 }
 
+typedef void (*Parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
+
+static Parallel parallel; /* GOMP_parallel of the runtime that torch loaded, or NULL */
+static pid_t its_process; /* in a fork of which the runtime waits for threads that are not there */
+
+#ifdef __linux__
+static int find_parallel(struct dl_phdr_info *info, size_t size, void *data)
+{
+    (void)size;
+    (void)data;
+    if (strstr(info->dlpi_name, "/torch/") == NULL || strstr(info->dlpi_name, "libgomp") == NULL)
+        return 0;
+    void *library = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
+    void *symbol = library ? dlsym(library, "GOMP_parallel") : NULL;
+    memcpy(&parallel, &symbol, sizeof symbol);
+    its_process = getpid();
+    return parallel != NULL;
+}
+#endif
+
+static void work_along(void *queue)
+{
+    work_off(queue);
+}
+
 static void run(const Work *work, Py_ssize_t count, long threads)
 {
+    enum { MOST = 64 };
     Queue queue = {work, count, 0};
     ptrdiff_t total = 0;
-    pthread_t helpers[64];
-    long helping = 0;
+    pthread_t helpers[MOST];
     for (Py_ssize_t i = 0; i < count; i++)
         total += work[i].n;
+    ptrdiff_t wanted = total / WORTH_A_THREAD < threads ? total / WORTH_A_THREAD : threads;
     Py_BEGIN_ALLOW_THREADS
-    while (helping < 64 && helping + 1 < threads && total / WORTH_A_THREAD > helping + 1 &&
-           pthread_create(&helpers[helping], NULL, work_off, &queue) == 0)
-        helping++;
-    work_off(&queue);
-    while (helping > 0)
-        pthread_join(helpers[--helping], NULL);
+    if (parallel != NULL && wanted > 1 && getpid() == its_process) {
+        parallel(work_along, &queue, wanted, 0);
+    } else {
+        long helping = 0;
+        while (helping < MOST && helping + 1 < wanted &&
+               pthread_create(&helpers[helping], NULL, work_off, &queue) == 0)
+            helping++;
+        work_off(&queue);
+        while (helping > 0)
+            pthread_join(helpers[--helping], NULL);
+    }
     Py_END_ALLOW_THREADS
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from trees import assert_close
 
@@ -40,6 +41,19 @@ def test_a_compiled_step_is_the_eager_one(options: dict[str, Any]) -> None:
     )
     for name, value in eager[1].items():
         assert_close(compiled[1][name], value, torch.full((1,), 4.0))
+
+
+def test_state_is_made_outside_of_the_one_graph() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer, counter = Adamax([p], lr=torch.tensor(0.1)), CompileCounter()
+    torch._dynamo.reset()
+    step = torch.compile(optimizer.step, backend=counter)
+    for _ in range(4):
+        p.grad = torch.ones(3)
+        step()
+    assert counter.frame_count == 1
+    kinds = [getattr(x, "_dynamo_static_input_type", None) for x in optimizer.state[p].values()]
+    assert kinds == ["guarded"] * 3
 
 
 def test_a_rate_that_a_scheduler_changes_settles_after_two_graphs() -> None:
