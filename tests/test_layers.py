@@ -57,7 +57,7 @@ LAYERS = [
     {"_adam", "_lion", "_nadamax", "_rmsprop", "_sgd", "_state", "_variants"},
     {"__init__"},
     {"__main__"},
-    {"compat._closure", "compat._groups", "compat._layout", "compat._loading"},
+    {"compat._closure", "compat._groups", "compat._layout", "compat._loading", "compat._values"},
     {"compat._shell"},
     {"compat._convert", "compat._lift", "compat._optimizer"},
     {"compat._adamax", "compat._inner", "compat._wrap"},

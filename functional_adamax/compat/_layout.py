@@ -6,7 +6,7 @@ What belongs to all parameters, such as a count, stands in each of the dicts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import _tree
 from .._inject import InjectState
 from .._schedule import ScheduledState, is_schedule
-from .._tree import Tree
+from .._tree import EmptyState, Tree
 
 
 class Slot(NamedTuple):
@@ -64,11 +64,25 @@ class Layout(NamedTuple):
         """Make the state of its leaves."""
         return _tree.unflatten(self.spec, list(leaves))
 
+    def read(self, slot: Slot, state: Mapping[Any, dict[str, Any]], params: Sequence[Any]) -> Any:
+        """The leaf, as it stands in the entries of ``state``."""
+        entries = (state.get(p, {}) for p in self.owners(slot, params))
+        return next((x[slot.name] for x in entries if slot.name in x), EmptyState())
+
     @staticmethod
     def owners(slot: Slot, params: Sequence[Any]) -> list[Tensor]:
         """The parameters in whose entries the leaf stands."""
         owners = params if slot.parameter is None else [params[slot.parameter]]
         return [p for p in owners if p is not None]
+
+
+def keep(entry: dict[str, Any], name: str, value: Any, replace: bool) -> None:
+    """Put a leaf into an entry; without ``replace`` into the tensor that is there, if it fits."""
+    old = entry.get(name)
+    if replace or not isinstance(old, Tensor) or old.shape != value.shape:
+        entry[name] = value
+    elif old is not value:
+        old.copy_(value)
 
 
 def outline_of(values: dict[str, Any]) -> Any:

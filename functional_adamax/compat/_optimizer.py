@@ -6,7 +6,7 @@ it as on any other. Its state lies in ``optimizer.state`` as torch keeps state, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,10 @@ from .._kernel import Group
 from .._transform import Donated, GradientTransformation, Update, same
 from .._tree import EmptyState, Tree
 from ._closure import Gradients
-from ._layout import Layout, Slot, outline_of
+from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
 from ._shell import Run, Shell
+from ._values import joined, tree_of
 
 Factory = Callable[..., GradientTransformation]
 
@@ -176,7 +177,8 @@ class Optimizer(Shell):
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
     ) -> Run:
         """Plan the step of some groups, whose parameters are one tree."""
-        params = self._tree_of(groups, [self.param_groups[i]["params"] for i in groups])
+        members = [self.param_groups[i] for i in groups]
+        params = tree_of(members, [group["params"] for group in members])
         leaves, spec = _tree.flatten(params)
         values = self._hyperparameters(groups)
         tx = self._factory(**values)
@@ -188,7 +190,7 @@ class Optimizer(Shell):
             everyone = [p for group in self.param_groups for p in group["params"]]
             extra = {"grad_fn": Gradients(closure, used, everyone), **extra}
         grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
-        state = layout.build(self._read(layout, slot, leaves) for slot in layout.slots)
+        state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
         tree = _tree.unflatten(spec, used)
         run = self._plan(groups, tx, grads, state, tree, extra)
         return partial(self._store, run, layout, used, groups)
@@ -213,14 +215,6 @@ class Optimizer(Shell):
         number = value.item() if isinstance(value, Tensor) else value
         self.param_groups[i][name] = self._shown[i][name] = number
 
-    def _tree_of(self, groups: list[int], columns: Sequence[Sequence[Any]]) -> Tree:
-        """Values for the parameters of ``groups``: by name where each has its own, or a list."""
-        values = [x for column in columns for x in column]
-        names = [n for i in groups for n in self.param_groups[i].get("param_names", ())]
-        if not len(set(names)) == len(names) == len(values):
-            return values
-        return dict(zip(names, values, strict=True))
-
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
         return {name: group[name] for name in self._names if name in group}
 
@@ -229,7 +223,7 @@ class Optimizer(Shell):
         values = {}
         for name in self._values(self.param_groups[groups[0]]):
             rows = [self._value(i, name) for i in groups]
-            values[name] = self._joined(groups, name, rows)
+            values[name] = joined([self.param_groups[i] for i in groups], name, rows)
         return values
 
     def _value(self, i: int, name: str) -> Any:
@@ -242,19 +236,6 @@ class Optimizer(Shell):
     def _rules(self, i: int, name: str) -> bool:
         """Whether the group shows what the schedule left there."""
         return same(self.param_groups[i][name], self._shown[i].get(name))
-
-    def _joined(self, groups: list[int], name: str, rows: list[Any]) -> Any:
-        if all(same(row, rows[0]) for row in rows):
-            return rows[0]
-        if all(isinstance(row, (tuple, list)) and len(row) == len(rows[0]) for row in rows):
-            columns = zip(*rows, strict=True)
-            return tuple(self._joined(groups, name, list(column)) for column in columns)
-        if not all(isinstance(x, (int, float, Tensor)) and not isinstance(x, bool) for x in rows):
-            raise ValueError(
-                f"with couple='all' groups may differ in numbers only, got for {name}: {rows}"
-            )
-        sizes = [len(self.param_groups[i]["params"]) for i in groups]
-        return self._tree_of(groups, [[x] * n for x, n in zip(rows, sizes, strict=True)])
 
     def _layout(
         self,
@@ -299,10 +280,6 @@ class Optimizer(Shell):
                 self.state[q] = {"stateless": torch.zeros(())}  # that it has been stepped
         return layout
 
-    def _read(self, layout: Layout, slot: Slot, params: list[Any]) -> Any:
-        entries = (self.state.get(p, {}) for p in layout.owners(slot, params))
-        return next((x[slot.name] for x in entries if slot.name in x), EmptyState())
-
     def _store(
         self,
         run: Callable[[], tuple[Tree, Any]],
@@ -311,7 +288,7 @@ class Optimizer(Shell):
         groups: list[int],
     ) -> None:
         """Run the step, and put its results where they belong."""
-        count = None if layout.clock is None else self._read(layout, layout.clock, used)
+        count = None if layout.clock is None else layout.read(layout.clock, self.state, used)
         before = count.clone() if isinstance(count, Tensor) else None
         new_params, new_state = run()
         for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
@@ -328,20 +305,12 @@ class Optimizer(Shell):
         for slot, leaf in zip(layout.slots, leaves, strict=True):
             if not isinstance(leaf, EmptyState):
                 for p in layout.owners(slot, used):
-                    self._keep(self.state[p], slot.name, leaf, replace)
+                    keep(self.state[p], slot.name, leaf, replace)
         if before is not None:
             for i in groups:
                 for name, schedule in self._schedules[i].items():
                     if self._rules(i, name):
                         self._show(i, name, schedule(before))
-
-    @staticmethod
-    def _keep(entry: dict[str, Any], name: str, value: Any, replace: bool) -> None:
-        old = entry.get(name)
-        if replace or not isinstance(old, Tensor) or old.shape != value.shape:
-            entry[name] = value
-        elif old is not value:
-            old.copy_(value)
 
 
 def _nothing() -> None:

@@ -1,0 +1,38 @@
+"""Values for the parameters of several groups, as one tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .._transform import same
+from .._tree import Tree
+
+
+def tree_of(groups: Sequence[dict[str, Any]], columns: Sequence[Sequence[Any]]) -> Tree:
+    """Values for the parameters of ``groups``: by name where each has its own, or a list."""
+    values = [x for column in columns for x in column]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    if not len(set(names)) == len(names) == len(values):
+        return values
+    return dict(zip(names, values, strict=True))
+
+
+def joined(groups: Sequence[dict[str, Any]], name: str, rows: list[Any]) -> Any:
+    """One hyperparameter for ``groups``, from its value in each: a tree where they differ.
+
+    Raises:
+        ValueError: they differ in something else than numbers.
+    """
+    if all(same(row, rows[0]) for row in rows):
+        return rows[0]
+    if all(isinstance(row, (tuple, list)) and len(row) == len(rows[0]) for row in rows):
+        return tuple(joined(groups, name, list(column)) for column in zip(*rows, strict=True))
+    if not all(isinstance(x, (int, float, Tensor)) and not isinstance(x, bool) for x in rows):
+        raise ValueError(
+            f"with couple='all' groups may differ in numbers only, got for {name}: {rows}"
+        )
+    sizes = [len(group["params"]) for group in groups]
+    return tree_of(groups, [[x] * n for x, n in zip(rows, sizes, strict=True)])
