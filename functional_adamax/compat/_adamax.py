@@ -25,7 +25,6 @@ from .._tree import Tree
 from ._groups import check_group, uses_foreach, warn_about_group
 from ._loading import restore, scalar_dtype
 from ._optimizer import Optimizer
-from ._shell import Run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,26 +190,18 @@ class Adamax(Optimizer):
             values["state_dtype"] = group["state_dtype"]
         return values
 
-    def _prepare_unit(
-        self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
-    ) -> Run:
-        for i in groups:
-            self._init_group(self.param_groups[i], [])
-        return super()._prepare_unit(groups, closure, extra)
+    def _init_group(self) -> None:
+        """Make the state of all parameters with a first gradient, as torch lays it out.
 
-    def _init_group(self, group: dict[str, Any], tensors: list[Tensor]) -> None:
-        """Make the state of parameters with a first gradient, and put all state into ``tensors``.
-
-        ``torch.compile`` runs this method eagerly, by this name, and takes what is in the list for
-        tensors that stay where they are.
+        Under the name by which ``torch.compile`` runs this method eagerly, once for all groups:
+        what is traced after it finds the state there, and tensors that stay where they are.
         """
-        transform = TorchAdamax(**self._values(group))
-        for p in group["params"]:
-            if p.grad is not None and not self.state.get(p):
-                entry = zip(AdamaxState._fields, transform.init_leaf(p), strict=True)
-                self.state[p] = dict(entry)
-            if p.grad is not None:
-                tensors.extend(x for x in self.state[p].values() if isinstance(x, Tensor))
+        for group in self.param_groups:
+            transform = TorchAdamax(**self._values(group))
+            for p in group["params"]:
+                if p.grad is not None and not self.state.get(p):
+                    entry = zip(AdamaxState._fields, transform.init_leaf(p), strict=True)
+                    self.state[p] = dict(entry)
 
     def _native(self, group: dict[str, Any]) -> Group | None:
         if group["foreach"] or group["differentiable"] or group["capturable"]:

@@ -163,15 +163,20 @@ class Optimizer(Shell):
             extra = {"value": loss, **extra}
         everything = list(range(len(self.param_groups)))
         units = [[i] for i in everything] if self._couple == "group" else [everything]
-        if torch.compiler.is_compiling():  # it must not see the state before ``_init_group``
-            return [self._prepare_unit(unit, closure, extra) for unit in units]
-        known = set(self.state)
+        compiling = torch.compiler.is_compiling()
+        known = (
+            set() if compiling else set(self.state)
+        )  # not to be traced before there is all state
         try:
+            self._init_group()
             return [self._prepare_unit(unit, closure, extra) for unit in units]
         except Exception:
-            for p in set(self.state) - known:
+            for p in () if compiling else set(self.state) - known:
                 del self.state[p]
             raise
+
+    def _init_group(self) -> None:
+        """Make state that is not the transform's to make, before any group is looked at."""
 
     def _prepare_unit(
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]

@@ -19,14 +19,6 @@ MASK = {"a": True, "b": {"c": False, "d": True}}
 LABELS = {"a": "fast", "b": {"c": "slow", "d": "slow"}}
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def adamax(lr: Any = LR) -> Any:
     return optax.adamax(lr, *BETAS, EPS)
 

@@ -18,14 +18,6 @@ SGD = {"learning_rate": LR, "momentum": 0.9}
 BETAS, B1_B2 = (0.8, 0.95), {"b1": 0.8, "b2": 0.95}
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def rms(**options: Any) -> Any:
     return optax.rmsprop(LR, decay=0.9, eps=1e-3, eps_in_sqrt=False, **options)
 

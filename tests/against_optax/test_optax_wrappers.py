@@ -19,14 +19,6 @@ STEPS = 14
 LR = 0.05
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def numbers(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {k: np.asarray(rng.standard_normal(s)) for k, s in SHAPES.items()}

@@ -19,14 +19,6 @@ SHAPES = {"b": (4,), "conv": (4, 3, 2, 2), "s": (), "w": (4, 3)}
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def turned(x: np.ndarray) -> np.ndarray:
     """A weight as jax lays it out: the outputs last."""
     return np.moveaxis(x, 0, -1) if x.ndim > 1 else x

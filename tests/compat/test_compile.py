@@ -43,17 +43,26 @@ def test_a_compiled_step_is_the_eager_one(options: dict[str, Any]) -> None:
         assert_close(compiled[1][name], value, torch.full((1,), 4.0))
 
 
-def test_state_is_made_outside_of_the_one_graph() -> None:
-    p = torch.nn.Parameter(torch.ones(3))
-    optimizer, counter = Adamax([p], lr=torch.tensor(0.1)), CompileCounter()
-    torch._dynamo.reset()
-    step = torch.compile(optimizer.step, backend=counter)
-    for _ in range(4):
-        p.grad = torch.ones(3)
-        step()
+@pytest.mark.parametrize("grouped", [False, True], ids=["one group", "groups"])
+def test_state_is_made_outside_of_the_one_graph(grouped: bool) -> None:
+    def run(compiled: bool) -> tuple[CompileCounter, list[Any]]:
+        params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 2, 4)]
+        groups = [{"params": params[:1]}, {"params": params[1:], "betas": (0.5, 0.9)}]
+        optimizer = Adamax(groups if grouped else params, lr=torch.tensor(0.1))
+        counter = CompileCounter()
+        torch._dynamo.reset()
+        step = torch.compile(optimizer.step, backend=counter) if compiled else optimizer.step
+        for i in range(4):
+            for p in params:
+                p.grad = torch.full_like(p, i + 1.0)
+            step()
+        state = [x for p in params for x in optimizer.state[p].values()]
+        return counter, [*(p.detach() for p in params), *state]
+
+    (counter, found), (_, wanted) = run(True), run(False)
     assert counter.frame_count == 1
-    kinds = [getattr(x, "_dynamo_static_input_type", None) for x in optimizer.state[p].values()]
-    assert kinds == ["guarded"] * 3
+    assert {getattr(x, "_dynamo_static_input_type", None) for x in found[3:]} == {"guarded"}
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_a_rate_that_a_scheduler_changes_settles_after_two_graphs() -> None:

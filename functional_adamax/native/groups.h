@@ -1,0 +1,123 @@
+/* Steps in place of whole trees: the groups of an optimizer, and columns of leaves. */
+
+/* The entry of a parameter in the state of an optimizer, where entries mostly lie in the order of
+   the parameters; NULL if there is none. */
+static PyObject *entry_of(PyObject *state, PyObject *p, Py_ssize_t *place)
+{
+    enum { AHEAD = 8 };
+    PyObject *key, *entry;
+    Py_ssize_t next = *place;
+    for (int i = 0; i < AHEAD && PyDict_Next(state, &next, &key, &entry); i++)
+        if (key == p) {
+            *place = next;
+            return entry;
+        }
+    return PyDict_GetItemWithError(state, p);
+}
+
+static PyObject *names[3]; /* exp_avg, exp_inf and step */
+
+/* Whether tensors were made outside of inference mode. */
+static int are_ordinary(PyObject *const *x)
+{
+    for (int k = P; k <= T; k++)
+        if (k != G && !(is_tensor(x[k]) && denies(x[k], is_inference)))
+            return 0;
+    return 1;
+}
+
+/* Add one parameter with a gradient; 0 where it cannot be taken. All tensors are owned meanwhile,
+   since to ask them lets other threads run. */
+static int add_parameter(Plan *plan, PyObject **x, PyObject *state, Py_ssize_t *place, Rates *rates)
+{
+    PyObject *entry = entry_of(state, x[P], place);
+    if (entry == NULL || !PyDict_Check(entry))
+        return 0;
+    for (int k = 0; k < 3; k++)
+        if ((x[M + k] = PyDict_GetItemWithError(entry, names[k])) == NULL)
+            return 0;
+    for (int k = M; k <= T; k++)
+        Py_INCREF(x[k]);
+    int known = is_known(plan, x);
+    int fine = (known || are_ordinary(x)) && add(plan, x, known, rates);
+    for (int k = M; k <= T; k++)
+        Py_DECREF(x[k]);
+    return fine;
+}
+
+/* Add the parameters of a group that have a gradient; 0 where one cannot be taken. */
+static int add_group(Plan *plan, PyObject *group, PyObject *state, Py_ssize_t *place)
+{
+    Rates rates;
+    PyObject *params = PyTuple_GetItem(group, 0), *x[5];
+    int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
+    int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
+    if (PyErr_Occurred() || !PyList_Check(params) || !PyDict_Check(state) ||
+        !read_rates(group, 1, 0, maximize, decoupled, &rates))
+        return 0;
+    int fine = 1;
+    for (Py_ssize_t i = 0; i < PyList_Size(params) && fine; i++) {
+        x[P] = PyList_GetItem(params, i);
+        Py_INCREF(x[P]);
+        x[G] = PyObject_GetAttr(x[P], grad);
+        fine = x[G] == Py_None || (x[G] && add_parameter(plan, x, state, place, &rates));
+        Py_XDECREF(x[G]);
+        Py_DECREF(x[P]);
+    }
+    return fine;
+}
+
+/* Whether a tensor may be written, as far as autograd goes. */
+static int is_free(PyObject *x, int grad_mode)
+{
+    if (!is_tensor(x))
+        return 0;
+    PyObject *answer = grad_mode ? PyObject_GetAttr(x, requires_grad) : NULL;
+    Py_XDECREF(answer);
+    return !grad_mode || answer == Py_False;
+}
+
+static PyObject *native_overwrite(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *columns, *group, *x[5];
+    int grad_mode;
+    long threads;
+    Plan plan;
+    Rates rates;
+    if (!PyArg_ParseTuple(arguments, "OOpl", &columns, &group, &grad_mode, &threads))
+        return NULL;
+    PyObject *params = PyTuple_GetItem(group, 0);
+    int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
+    int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
+    Py_ssize_t count = PyList_Size(params);
+    int fine = begin(&plan, NULL) && count >= 0 &&
+               read_rates(group, 1, 0, maximize, decoupled, &rates);
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        x[P] = PyList_GetItem(params, i);
+        for (int k = G; k <= T; k++)
+            x[k] = PyList_GetItem(PyTuple_GetItem(columns, k - G), i);
+        if (PyErr_Occurred() || x[G] == Py_None)
+            continue;
+        for (int k = P; k <= T && fine; k++)
+            fine = is_free(x[k], grad_mode);
+        fine = fine && are_ordinary(x) && add(&plan, x, 0, &rates);
+    }
+    return finish(&plan, fine && !PyErr_Occurred(), threads);
+}
+
+static PyObject *native_advance(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *groups, *state, *known;
+    long threads;
+    Plan plan;
+    Py_ssize_t place = 0;
+    if (!PyArg_ParseTuple(arguments, "OOOl", &groups, &state, &known, &threads))
+        return NULL;
+    Py_ssize_t count = PyList_Size(groups);
+    int fine = begin(&plan, known) && count >= 0;
+    for (Py_ssize_t i = 0; i < count && fine; i++)
+        fine = add_group(&plan, PyList_GetItem(groups, i), state, &place);
+    return finish(&plan, fine, threads);
+}

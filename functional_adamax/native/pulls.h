@@ -1,0 +1,96 @@
+/* The derivative of steps: from cotangents to rows of work. */
+
+/* The fields of Pull in _kernel.py. */
+enum {
+    PULL_G, PULL_U, M_NEW, U_NEW, D_OUT, D_M_NEW, D_U_NEW, SCALE, PULL_B1, PULL_B2, PULL_EPS, WANTS
+};
+
+/* Look at the tensors of a pull; 0 where they are not plain memory in one layout. */
+static int take_pull(PyObject *pull, View *v)
+{
+    for (int i = PULL_G; i <= D_U_NEW; i++) {
+        PyObject *x = PyTuple_GetItem(pull, i);
+        v[i].start = NULL;
+        if (x != Py_None && !(view(x, &v[i]) && v[i].type == v[PULL_G].type &&
+                              same_layout(&v[i], &v[PULL_G])))
+            return 0;
+    }
+    return v[PULL_G].type <= F64 && is_dense(&v[PULL_G]);
+}
+
+static int prepare_pull(PyObject *pull, PyObject *result, Work *work)
+{
+    View v[D_U_NEW + 1];
+    if (!take_pull(pull, v)) {
+        PyErr_SetString(PyExc_ValueError, "a pull is not ready");
+        return 0;
+    }
+    PyObject *g = PyTuple_GetItem(pull, PULL_G);
+    int wanted = PyObject_IsTrue(PyTuple_GetItem(pull, WANTS));
+    Pull *row = &work->row.pull;
+    work->kernel = pull_kernels[v[PULL_G].type];
+    work->n = v[PULL_G].n;
+    row->g = v[PULL_G].start;
+    row->u = v[PULL_U].start;
+    row->m_new = v[M_NEW].start;
+    row->u_new = v[U_NEW].start;
+    row->d_out = v[D_OUT].start;
+    row->d_m_new = v[D_M_NEW].start;
+    row->d_u_new = v[D_U_NEW].start;
+    row->scale = PyFloat_AsDouble(PyTuple_GetItem(pull, SCALE));
+    row->weight = 1 - PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B1));
+    row->b2 = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B2));
+    row->eps = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_EPS));
+    row->d_g = new_like(g, 0, result, 0);
+    row->d_m = row->d_u = NULL;
+    if (wanted) {
+        row->d_m = new_like(g, 0, result, 1);
+        row->d_u = new_like(g, 0, result, 2);
+    } else {
+        for (int i = 1; i < 3; i++) {
+            Py_INCREF(Py_None);
+            PyList_SetItem(result, i, Py_None);
+        }
+    }
+    return !PyErr_Occurred();
+}
+
+static PyObject *native_pull(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *pulls;
+    long threads;
+    if (!PyArg_ParseTuple(arguments, "Ol", &pulls, &threads))
+        return NULL;
+    Py_ssize_t count = PyList_Size(pulls);
+    if (count < 0)
+        return NULL;
+    PyObject *results = PyList_New(count);
+    Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
+    int fine = results != NULL && work != NULL;
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        PyObject *result = PyList_New(3);
+        fine = result != NULL;
+        if (fine) {
+            PyList_SetItem(results, i, result);
+            fine = prepare_pull(PyList_GetItem(pulls, i), result, &work[i]);
+        }
+    }
+    if (fine)
+        run(work, count, threads);
+    else
+        Py_CLEAR(results);
+    PyMem_Free(work);
+    return results != NULL || PyErr_Occurred() ? results : PyErr_NoMemory();
+}
+
+static PyObject *native_are_pullable(PyObject *self, PyObject *pulls)
+{
+    (void)self;
+    View v[D_U_NEW + 1];
+    Py_ssize_t count = PyList_Size(pulls);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!take_pull(PyList_GetItem(pulls, i), v))
+            return PyErr_Occurred() ? NULL : PyBool_FromLong(0);
+    return count < 0 ? NULL : PyBool_FromLong(1);
+}
