@@ -39,8 +39,9 @@ where the gradients are computed, too.
 STEP = f"""\
 The optimizer alone, with gradients given. {FLOOR.capitalize()} is the time to read the gradient,
 the parameter and two moments and to write the last three, {timing.STEP_BYTES} bytes an element, at
-the bandwidth that `a.add_(b)` reaches on tensors of {timing.STREAM >> 20} Mi elements. Trees that
-fit in a cache can be faster. `Adam(fused=True)` is another method, which moves as many bytes.
+the bandwidth that `a.add_(b)` reaches on tensors of {timing.STREAM >> 20} Mi elements. Faster than
+that are trees that fit in a cache, and our kernel, which asks for memory ahead of its use.
+`Adam(fused=True)` is another method, which moves as many bytes.
 The pure `fa.step`, torchopt with `inplace=False`, and optax without donation write to nothing and
 return new arrays. optax is compiled together with the addition of its updates; XLA has threads of
 its own, as many as torch.

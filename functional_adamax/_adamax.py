@@ -159,8 +159,8 @@ def init_leaf(p: Any, state_dtype: torch.dtype | None) -> tuple[Any, Any, Any]:
     dtype = moment_dtype(p, state_dtype)
     return (
         torch.zeros((), dtype=_rule.step_dtype(p.device), device=p.device),
-        torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format),
-        torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format),
+        _kernel.zeros_like(p, dtype),
+        _kernel.zeros_like(p, dtype),
     )
 
 

@@ -176,6 +176,39 @@ def test_the_kernel_has_the_bits_of_the_rule(kind: Any, special: bool, add: bool
             assert all(torch.equal(bits(a), bits(b)) for a, b in zip(x[:5], old[:5], strict=True))
 
 
+def any_bits(n: int, dtype: torch.dtype) -> torch.Tensor:
+    """Elements of random bits: of all magnitudes, and in halves all that there are."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    most = torch.iinfo(integer)
+    return torch.randint(most.min, most.max, (n,), dtype=integer).view(dtype)
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", [k for k in _kernel._KINDS if not k[0].is_complex], ids=str)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_any_bits_in_tensors_larger_than_a_block(kind: Any, decoupled: bool) -> None:
+    value, moment = kind
+    n = 3 * 2**16 + 1000
+    p, g = (any_bits(n, value) for _ in range(2))
+    m, u = (any_bits(n, moment) for _ in range(2))
+    rates = (0.01, 0.9, 0.999, 1e-8, 0.1 if decoupled else 0.0)
+    x = Leaf(p, g, m, u.abs(), torch.tensor(3.0, dtype=torch.float64), *rates)
+    want = by_the_rule(x, False, decoupled)
+    assert _kernel.write(_kernel.ready([x], False, decoupled) or [], False, decoupled)
+    for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+        assert torch.equal(bits(got), bits(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_zeros_for_large_moments(dtype: torch.dtype) -> None:
+    p = torch.randn(1024, 1025, dtype=dtype).t()
+    full = torch.full_like(p, 7.0)  # memory that may be used again, and is not zero
+    del full
+    zeros = _kernel.zeros_like(p, torch.float32)
+    assert (zeros.dtype, zeros.shape, zeros.stride()) == (torch.float32, p.shape, p.stride())
+    assert not zeros.any()
+
+
 @needs_kernel
 @pytest.mark.parametrize("kind", _kernel._KINDS, ids=str)
 @pytest.mark.parametrize("rate_dtype", [torch.float32, torch.float64], ids=str)

@@ -1,12 +1,12 @@
 /* The rule of _rule.py for a run of elements; included once for each kind of tensors.
 
    Needs REAL, the type of the arithmetic, FMA and FABS of it; VALUE, the type of parameters and
-   gradients, and MOMENT, that of m and u, with LOAD and STORE between each and REAL; HALVES,
-   whether moments are rounded to halves; NAME(name); TARGET, the instruction set. The order of the
-   operations, which of them are fused, and where they round, are those of torch's kernels: they
-   decide the last bit. Outputs may be the inputs themselves, never a part of them. */
+   gradients, and MOMENT, that of m and u, with LOAD and STORE between each and REAL; NAME(name);
+   TARGET, the instruction set. The order of the operations, which of them are fused, and where they
+   round, are those of torch's kernels: they decide the last bit. Outputs may be the inputs
+   themselves, never a part of them. */
 
-#define ROUND(x) (HALVES ? LOAD_MOMENT(STORE_MOMENT(x)) : (x))
+#define STORED __typeof__(STORE_MOMENT((REAL)0)) /* a moment as it is stored, rounded to halves */
 
 static inline __attribute__((always_inline)) void
 NAME(step_body)(const Step *row, ptrdiff_t start, ptrdiff_t end, int decay, int add)
@@ -14,28 +14,42 @@ NAME(step_body)(const Step *row, ptrdiff_t start, ptrdiff_t end, int decay, int 
     const VALUE *p_ = row->p, *g_ = row->g;
     const MOMENT *m_ = row->m, *u_ = row->u;
     MOMENT *m_new = row->m_new, *u_new = row->u_new;
-    const REAL weight = (REAL)row->weight, b2 = (REAL)row->b2, eps = ROUND((REAL)row->eps);
+    const REAL weight = (REAL)row->weight, b2 = (REAL)row->b2, eps = LOAD_MOMENT(STORE_MOMENT((REAL)row->eps));
     const REAL scale = (REAL)row->scale, factor = (REAL)row->factor, sign = (REAL)row->sign;
     const int near = weight < (REAL)0.5;
     const REAL coefficient = near ? weight : weight - 1;
 
+    const int far = end - start == BLOCK;
+    const ptrdiff_t strip = far ? STRIP : end - start;
+
+    for (ptrdiff_t first = start; first < end; first += strip) {
+        if (far) {
+            if (decay != NO_DECAY || add)
+                fetch_ahead(p_ + first, sizeof(VALUE));
+            fetch_ahead(g_ + first, sizeof(VALUE));
+            fetch_ahead(m_ + first, sizeof(MOMENT));
+            fetch_ahead(u_ + first, sizeof(MOMENT));
+        }
 #pragma GCC ivdep
-    for (ptrdiff_t i = start; i < end; i++) {
-        REAL g = LOAD_VALUE(g_[i]) * sign, m = LOAD_MOMENT(m_[i]);
-        if (decay == COUPLED)
-            g = FMA(LOAD_VALUE(p_[i]), factor, g);
-        m = ROUND(FMA(coefficient, g - m, near ? m : g));
-        REAL old = ROUND(LOAD_MOMENT(u_[i]) * b2), now = ROUND(FABS(g) + eps);
-        REAL u = old > now || old != old ? old : now;
-        REAL update = m * scale / u;
-        if (decay == DECOUPLED)
-            update = FMA(LOAD_VALUE(p_[i]), factor, update);
-        if (add)
-            ((VALUE *)row->out)[i] = STORE_VALUE(LOAD_VALUE(p_[i]) + update);
-        else
-            ((REAL *)row->out)[i] = update;
-        m_new[i] = STORE_MOMENT(m);
-        u_new[i] = STORE_MOMENT(u);
+        for (ptrdiff_t i = first; i < first + strip; i++) {
+            REAL g = LOAD_VALUE(g_[i]) * sign, m = LOAD_MOMENT(m_[i]);
+            if (decay == COUPLED)
+                g = FMA(LOAD_VALUE(p_[i]), factor, g);
+            STORED m_stored = STORE_MOMENT(FMA(coefficient, g - m, near ? m : g));
+            STORED old_stored = STORE_MOMENT(LOAD_MOMENT(u_[i]) * b2);
+            STORED now_stored = STORE_MOMENT(FABS(g) + eps);
+            REAL old = LOAD_MOMENT(old_stored), now = LOAD_MOMENT(now_stored);
+            int keep = old > now || old != old;
+            REAL update = LOAD_MOMENT(m_stored) * scale / (keep ? old : now);
+            if (decay == DECOUPLED)
+                update = FMA(LOAD_VALUE(p_[i]), factor, update);
+            if (add)
+                ((VALUE *)row->out)[i] = STORE_VALUE(LOAD_VALUE(p_[i]) + update);
+            else
+                ((REAL *)row->out)[i] = update;
+            m_new[i] = m_stored;
+            u_new[i] = keep ? old_stored : now_stored;
+        }
     }
 }
 
@@ -52,12 +66,11 @@ TARGET static void NAME(step)(const void *row_, ptrdiff_t start, ptrdiff_t end)
     }
 }
 
-#undef ROUND
+#undef STORED
 #undef VALUE
 #undef LOAD_VALUE
 #undef STORE_VALUE
 #undef MOMENT
 #undef LOAD_MOMENT
 #undef STORE_MOMENT
-#undef HALVES
 #undef NAME

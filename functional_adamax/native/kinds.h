@@ -13,7 +13,6 @@
 #define MOMENT float
 #define LOAD_MOMENT SAME
 #define STORE_MOMENT SAME
-#define HALVES 0
 #include "kernel.h"
 
 #define NAME(name) VARIANT(name##_bf16_f32)
@@ -23,7 +22,6 @@
 #define MOMENT float
 #define LOAD_MOMENT SAME
 #define STORE_MOMENT SAME
-#define HALVES 0
 #include "kernel.h"
 
 #define NAME(name) VARIANT(name##_f16_f32)
@@ -33,7 +31,6 @@
 #define MOMENT float
 #define LOAD_MOMENT SAME
 #define STORE_MOMENT SAME
-#define HALVES 0
 #include "kernel.h"
 
 #define NAME(name) VARIANT(name##_bf16)
@@ -43,7 +40,6 @@
 #define MOMENT uint16_t
 #define LOAD_MOMENT from_bf16
 #define STORE_MOMENT to_bf16
-#define HALVES 1
 #include "kernel.h"
 
 #define NAME(name) VARIANT(name##_f16)
@@ -53,7 +49,6 @@
 #define MOMENT uint16_t
 #define LOAD_MOMENT from_f16
 #define STORE_MOMENT to_f16
-#define HALVES 1
 #include "kernel.h"
 
 #define NAME(name) VARIANT(name##_f32)
@@ -73,7 +68,6 @@
 #define MOMENT double
 #define LOAD_MOMENT SAME
 #define STORE_MOMENT SAME
-#define HALVES 0
 #include "kernel.h"
 
 #define NAME(name) VARIANT(name##_f64)

@@ -20,37 +20,7 @@
 #include <link.h>
 #endif
 
-enum { NO_DECAY, COUPLED, DECOUPLED };
-
-typedef struct {
-    const void *p, *g, *m, *u;
-    void *out, *m_new, *u_new;
-    double weight, b2, eps, scale, factor, sign;
-    int decay, add;
-} Step;
-
-typedef struct {
-    const void *g, *u, *m_new, *u_new, *d_out, *d_m_new, *d_u_new;
-    void *d_g, *d_m, *d_u;
-    double weight, b2, eps, scale;
-} Pull;
-
-typedef void (*Kernel)(const void *row, ptrdiff_t start, ptrdiff_t end);
-
-#include "halves.h"
-
-#define TARGET
-#define VARIANT(name) name##_baseline
-#include "kinds.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define HAS_AVX2 1
-#define TARGET __attribute__((target("avx2,fma")))
-#define VARIANT(name) name##_avx2
-#include "kinds.h"
-#else
-#define HAS_AVX2 0
-#endif
+#include "variants.h"
 
 typedef struct {
     Kernel kernel;
@@ -62,9 +32,6 @@ typedef struct {
         Pull pull;
     } row;
 } Work;
-
-static const Kernel *step_kernels = step_kernels_baseline;
-static const Kernel *pull_kernels = pull_kernels_baseline;
 
 #include "run.h"
 #include "tensors.h"
@@ -227,6 +194,15 @@ static PyObject *native_write(PyObject *self, PyObject *arguments)
 #include "groups.h"
 #include "pulls.h"
 
+static PyObject *native_expect_writes(PyObject *self, PyObject *tensor)
+{
+    (void)self;
+    View v;
+    if (view(tensor, &v))
+        expect_writes(&v);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
 static PyMethodDef methods[] = {
     {"activate", native_activate, METH_VARARGS, "Let a kind of leaves be taken, with a decay."},
     {"are_ready", native_are_ready, METH_VARARGS, "Whether leaves can be taken as they are."},
@@ -240,6 +216,7 @@ static PyMethodDef methods[] = {
     {"overwrite", native_overwrite, METH_VARARGS,
      "Step columns of leaves in place; the tensors written, or None with nothing written."},
     {"pull", native_pull, METH_VARARGS, "Differentiate steps, in reverse."},
+    {"expect_writes", native_expect_writes, METH_O, "Ask for large pages for a new tensor."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -252,7 +229,8 @@ static int find_torch(void)
 {
     struct { PyObject **place; const char *word; } words[] = {
         {&is_neg, "is_neg"}, {&is_conj, "is_conj"}, {&is_inference, "is_inference"},
-        {&grad, "grad"}, {&requires_grad, "requires_grad"}, {&names[0], "exp_avg"}, {&names[1], "exp_inf"}, {&names[2], "step"},
+        {&grad, "grad"}, {&requires_grad, "requires_grad"},
+        {&names[0], "exp_avg"}, {&names[1], "exp_inf"}, {&names[2], "step"},
     };
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if ((*words[i].place = PyUnicode_InternFromString(words[i].word)) == NULL)
@@ -276,12 +254,7 @@ static int find_torch(void)
 
 PyMODINIT_FUNC PyInit__native(void)
 {
-#if HAS_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        step_kernels = step_kernels_avx2;
-        pull_kernels = pull_kernels_avx2;
-    }
-#endif
+    choose_kernels();
     if (!find_torch() || exchange->version.major != 1 || exchange->describe == NULL) {
         PyErr_SetString(PyExc_ImportError, "torch offers no DLPack exchange that is known here");
         return NULL;

@@ -3,7 +3,7 @@
    its threads spin for a while, and others would have to share the cores with them. Else they live
    for one call; to start one takes some ten microseconds. */
 
-enum { BLOCK = 1 << 14, WORTH_A_THREAD = 1 << 17 };
+enum { WORTH_A_THREAD = 1 << 17 /* elements */ };
 
 typedef struct {
     const Work *work;
