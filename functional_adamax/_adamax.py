@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _check, _context, _execute, _hyper, _kernel, _rule, _step, _tree
 from ._hyper import Hyperparameter
 from ._kernel import Group
-from ._rule import Leaf
+from ._rule import Columns, Leaf
 from ._schedule import Schedule, check_lr, with_schedule
 from ._transform import Donated, GradientTransformation, Transform
 from ._tree import EmptyState, Tree
@@ -60,17 +60,29 @@ class Adamax(Transform):
         self, updates: Tree, state: AdamaxState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, AdamaxState]:
         del extra
-        spec, leaves, ready = self._leaves(updates, state, params)
-        rows = _execute.compute(leaves, ready, self.maximize, self.decoupled, add=False)
-        return _results(spec, rows)
+        return self._step(updates, state, params, add=False)
 
     def advance(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Tree, AdamaxState]:
-        spec, leaves, ready = self._leaves(grads, state, params)
-        rows = _execute.compute(leaves, ready, self.maximize, self.decoupled, add=True)
+        return self._step(grads, state, params, add=True)
+
+    def _step(
+        self, grads: Tree, state: AdamaxState, params: Tree, add: bool
+    ) -> tuple[Tree, AdamaxState]:
+        spec, columns = self._columns(grads, state, params)
+        if torch.compiler.is_compiling() and self.derivative_floor is None:
+            rates = [tuple(map(_hyper.single, self._rates().values()))]
+            if any(x is None for x in rates[0]):
+                rates = list(zip(*self._rates_per_leaf(columns, state), strict=True))
+            found = _execute.compiled(columns, rates, self.maximize, self.decoupled, add)
+            if found is not None:
+                first, *rest = (_tree.unflatten(spec, column) for column in found)
+                return first, AdamaxState(*rest)
+        leaves, ready = self._leaves(spec, columns, state, params)
+        rows = _execute.compute(leaves, ready, self.maximize, self.decoupled, add)
         return _results(spec, rows)
 
     def prepare(self, grads: Tree, state: AdamaxState, params: Tree) -> Donated | None:
-        _, leaves, ready = self._leaves(grads, state, params)
+        leaves, ready = self._leaves(*self._columns(grads, state, params), state, params)
         work = ready or [leaf for leaf in leaves if leaf.g is not None]
         if _is_entangled(work):
             return None
@@ -98,13 +110,8 @@ class Adamax(Transform):
         rates = (self.lr, b1, b2, self.eps, self.weight_decay)
         return Group(params, *rates, self.maximize, self.decoupled)
 
-    def _leaves(
-        self, grads: Tree, state: AdamaxState, params: Tree
-    ) -> tuple[Any, list[Leaf], list[Leaf] | None]:
-        """Check the trees against one another and return the leaves of all of them, zipped.
-
-        The third is the leaves as the kernel reads them, or None if it cannot take them all.
-        """
+    def _columns(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Any, Columns]:
+        """Check the structures of the trees, and return it with the leaves of each."""
         if not isinstance(state, AdamaxState):
             raise TypeError(
                 f"state must be the AdamaxState that init returned, got {type(state).__name__}"
@@ -118,16 +125,33 @@ class Adamax(Transform):
             p = _tree.match(spec, params, "params", "the params that init was given")
         elif not _hyper.is_zero(self.weight_decay):
             _check.reject_missing_params(grads)
-        hyper = {
+        return spec, Columns(p, g, m, u, t)
+
+    def _rates(self) -> dict[str, Hyperparameter]:
+        b1, b2 = self.betas
+        return {
             "lr": self.lr,
-            "b1": self.betas[0],
-            "b2": self.betas[1],
+            "b1": b1,
+            "b2": b2,
             "eps": self.eps,
             "weight_decay": self.weight_decay,
         }
-        columns = [_hyper.per_leaf(k, v, state.step, m) for k, v in hyper.items()]
+
+    def _rates_per_leaf(self, columns: Columns, state: AdamaxState) -> list[list[Any]]:
+        rates = self._rates().items()
+        return [_hyper.per_leaf(name, x, state.step, columns.m) for name, x in rates]
+
+    def _leaves(
+        self, spec: Any, columns: Columns, state: AdamaxState, params: Tree
+    ) -> tuple[list[Leaf], list[Leaf] | None]:
+        """Check the columns against one another and return their leaves.
+
+        The second is the leaves as the kernel reads them, or None if it cannot take them all.
+        """
+        p, g, m, u, t = columns
         floors = [self.derivative_floor] * len(t)
-        leaves = [Leaf(*row) for row in zip(p, g, m, u, t, *columns, floors, strict=True)]
+        rates = self._rates_per_leaf(columns, state)
+        leaves = [Leaf(*row) for row in zip(p, g, m, u, t, *rates, floors, strict=True)]
         whole = params is None or not any(x is None for x in p)
         ready = None
         if whole and not _context.traced():
@@ -138,7 +162,7 @@ class Adamax(Transform):
             _check.scalars(spec, t, m, "state.step")
             if params is not None:
                 _check.same_places(spec, p, m, "params")
-        return spec, leaves, ready
+        return leaves, ready
 
 
 def _is_entangled(work: list[Leaf]) -> bool:

@@ -24,7 +24,7 @@ from . import (
     _rule,
     _triton,
 )
-from ._rule import Leaf
+from ._rule import Columns, Leaf
 
 Row = Sequence[Any]
 """The results for one leaf: the update or the new parameter, t, m and u."""
@@ -38,8 +38,6 @@ def compute(
     A leaf without gradient has the update None, or its parameter as it is. ``ready`` is what
     ``_kernel.ready`` made of the leaves.
     """
-    if torch.compiler.is_compiling():
-        return _compiled(leaves, maximize, decoupled, add)
     batch = None if ready else _batched.step(leaves, maximize, decoupled, add)
     if batch is not None:
         return batch
@@ -52,17 +50,16 @@ def compute(
     return [_one(leaf, maximize, decoupled, add) for leaf in leaves]
 
 
-def _compiled(leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool) -> list[Row]:
+def compiled(
+    columns: Columns, rates: list[tuple[Any, ...]], maximize: bool, decoupled: bool, add: bool
+) -> list[list[Any]] | None:
+    """What ``compute`` returns, column by column, as one operator that a compiler traces, or None.
+
+    ``rates`` has the hyperparameters, lr to weight_decay, of each leaf, or once those of all.
+    """
     from . import _operator  # which needs the compiler, and takes long to import
 
-    active = [leaf for leaf in leaves if leaf.g is not None]
-    found = _operator.step(active, maximize, decoupled, add)
-    if found is None:
-        return [_one(leaf, maximize, decoupled, add) for leaf in leaves]
-    rows = iter(found)
-    return [
-        _one(leaf, maximize, decoupled, add) if leaf.g is None else next(rows) for leaf in leaves
-    ]
+    return _operator.step(columns, rates, maximize, decoupled, add)
 
 
 def _one(leaf: Leaf, maximize: bool, decoupled: bool, add: bool) -> Row:

@@ -78,6 +78,15 @@ def is_zero(value: Hyperparameter) -> bool:
     return all(not isinstance(leaf, Tensor) and not leaf for leaf in _tree.flatten(value)[0])
 
 
+def single(value: Hyperparameter) -> Any:
+    """Return the number or the tensor of shape () that is meant for every element, or None."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 1:
+        return value.reshape(())
+    return None
+
+
 def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]) -> list[Any]:
     """Return, for each leaf of ``tree``, its own number or tensor of a shape that broadcasts.
 
@@ -86,10 +95,9 @@ def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]
     Raises:
         ValueError: the structure does not fit, or a tensor does not broadcast to its leaf.
     """
-    if isinstance(value, (int, float)):
-        return [value] * len(leaves)
-    if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 1:
-        return [value.reshape(())] * len(leaves)
+    one = single(value)
+    if one is not None:
+        return [one] * len(leaves)
     values = _tree.spread(value, tree, name)
     for i, (item, leaf) in enumerate(zip(values, leaves, strict=True)):
         if not isinstance(item, Tensor):

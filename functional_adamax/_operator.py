@@ -1,7 +1,8 @@
-"""Executor: the native kernel under ``torch.compile``, as one operator for many leaves.
+"""Executor: the native kernel under ``torch.compile``, as one operator for all leaves.
 
 The compiler sees an opaque operation, so the graph is small whatever the number of leaves, and the
-bits are those of the kernel. Under ``vmap`` and where a derivative is wanted it sees the rule.
+bits are those of the kernel. Under ``vmap`` and where a derivative is wanted it sees the rule. A
+compiler spends its time by the bytecode it follows, so there is little of it for each leaf.
 """
 
 from __future__ import annotations
@@ -13,86 +14,90 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from . import _apply, _context, _kernel, _rule
-from ._rule import Leaf
+from . import _apply, _context, _kernel, _rule, _symbols, _tree
+from ._rule import Columns, Leaf
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = {Tensor, torch.nn.Parameter}
 _REAL = (torch.float32, torch.float64)
+_RATES = 5  # lr to weight_decay
+_RESULTS = 4  # for each leaf: the update or the new p, t, m, u
 
 
 def step(
-    leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool
-) -> list[Sequence[Tensor]] | None:
-    """Step leaves that a compiler traces; return [update or new p, t, m, u] of each, or None.
+    columns: Columns, rates: list[tuple[Any, ...]], maximize: bool, decoupled: bool, add: bool
+) -> list[list[Any]] | None:
+    """Step the leaves of ``columns``; return those of [update or new p, t, m, u], or None.
 
-    All have gradients. None where a transform of ``torch.func`` is running, autograd records, or
-    the kernel is not to take such leaves. A compiler spends its time by the bytecode it follows, so
-    there is little of it for each leaf.
+    ``rates`` has the hyperparameters, lr to weight_decay, of each leaf, or once those of all. None
+    where a transform of ``torch.func`` is running, autograd records, or the kernel is not to take
+    all leaves that have a gradient.
     """
-    grad_mode = torch.is_grad_enabled()
-    groups: list[tuple[Leaf, list[Leaf]]] = []  # of leaves with the same hyperparameters
-    order = []
-    for leaf in leaves:
-        p, g, m, u, t, *_ = leaf
-        if type(m) not in _PLAIN or type(g) not in _PLAIN:
-            return None
-        if grad_mode and (
-            (p is not None and p.requires_grad)
-            or g.requires_grad
-            or m.requires_grad
-            or u.requires_grad
-            or t.requires_grad
-        ):
-            return None
-        for k in range(len(groups)):
-            if _alike(leaf, groups[k][0]):
-                break
-        else:
-            k = len(groups)
-            groups.append((leaf, []))
-        order.append((k, len(groups[k][1])))
-        groups[k][1].append(leaf)
-    if (
-        torch.compiler.is_exporting()
-        or _transforming()
-        or not all(_takes(first, grad_mode, maximize, decoupled) for first, _ in groups)
-    ):
+    if torch.compiler.is_exporting() or _transforming():
         return None
-    found = [_run(first, alike, maximize, decoupled, add) for first, alike in groups]
-    return [found[k][4 * i : 4 * i + 4] for k, i in order]
+    p, g, m, u, t = columns
+    where = None
+    if type(None) in frozenset(map(type, g)):
+        where = [i for i in range(len(g)) if g[i] is not None]
+        p, g, m, u, t = ([column[i] for i in where] for column in columns)
+        rates = rates if len(rates) == 1 else [rates[i] for i in where]
+    if not g or not _fit(p, g, m, u, t, rates, maximize, decoupled):
+        return None
+    numbers, tensors, places = _split(rates)
+    found: list[Tensor] = _operator(
+        [] if p[0] is None else p, g, m, u, t, tensors, places, numbers, maximize, decoupled, add
+    )
+    results = [found[k::_RESULTS] for k in range(_RESULTS)]
+    if where is None:
+        return results
+    old = (columns.p if add else [None] * len(columns.p), columns.t, columns.m, columns.u)
+    return [_tree.placed(x, where, new) for x, new in zip(old, results, strict=True)]
 
 
-def _alike(a: Leaf, b: Leaf) -> bool:
-    """Whether leaves are of one kind, and have the same hyperparameters."""
-    return (
-        a.m.dtype is b.m.dtype
-        and a.m.device == b.m.device
-        and a.g.dtype is b.g.dtype
-        and (a.p is None) is (b.p is None)
-        and a.lr is b.lr
-        and a.b1 is b.b1
-        and a.b2 is b.b2
-        and a.eps is b.eps
-        and a.weight_decay is b.weight_decay
+def _fit(
+    p: list[Any],
+    g: list[Any],
+    m: list[Any],
+    u: list[Any],
+    t: list[Any],
+    rates: list[tuple[Any, ...]],
+    maximize: bool,
+    decoupled: bool,
+) -> bool:
+    """Whether the kernel is to take these leaves, and they are what they have to be."""
+    p = g if p[0] is None else p
+    if not frozenset(map(type, p + g + m + u + t)) <= _PLAIN:
+        return False
+    recording, kinds = torch.is_grad_enabled(), set()
+    for p_, g_, m_, u_, t_ in zip(p, g, m, u, t, strict=True):
+        shape = m_.shape
+        if not (p_.shape == shape and g_.shape == shape and u_.shape == shape and t_.dim() == 0):
+            return False
+        if not (p_.is_cpu and g_.is_cpu and m_.is_cpu and u_.is_cpu and t_.is_cpu):
+            return False
+        if recording and (
+            p_.requires_grad
+            or g_.requires_grad
+            or m_.requires_grad
+            or u_.requires_grad
+            or t_.requires_grad
+        ):
+            return False
+        kind = (p_.dtype, m_.dtype)
+        if (g_.dtype, u_.dtype) != kind or g_.layout != torch.strided:
+            return False
+        kinds.add(kind)
+    if maximize and any(moment.is_complex for _, moment in kinds):
+        return False
+    modes = {_kernel.mode_of(Leaf(None, None, None, None, None, *row), decoupled) for row in rates}
+    return all(_is_rate(x, recording) for row in rates for x in row) and all(
+        _is_active(*kind, mode) for kind in kinds for mode in modes
     )
 
 
-def _takes(leaf: Leaf, grad_mode: bool, maximize: bool, decoupled: bool) -> bool:
-    """Whether the kernel is to take leaves like this one, whose moments are on one device."""
-    p, g, m, u, _, *rates, floor = leaf
-    for x in rates:
-        if isinstance(x, Tensor) and grad_mode and x.requires_grad:
-            return False
-    for x in rates:
-        if isinstance(x, Tensor) and not (x.is_cpu and x.dim() == 0 and x.dtype in _REAL):
-            return False
-    value = m.dtype if p is None else p.dtype
-    return (
-        floor is None
-        and m.is_cpu
-        and not (maximize and m.is_complex())
-        and (g.dtype, u.dtype) == (value, m.dtype)
-        and _is_active(value, m.dtype, _kernel.mode_of(leaf, decoupled))
+def _is_rate(x: Any, recording: bool) -> bool:
+    """Whether the operator takes a hyperparameter."""
+    return not isinstance(x, Tensor) or (
+        x.is_cpu and x.dim() == 0 and x.dtype in _REAL and not (recording and x.requires_grad)
     )
 
 
@@ -106,33 +111,23 @@ def _is_active(value: torch.dtype, moment: torch.dtype, mode: int) -> bool:
     return _kernel.is_active(value, moment, mode)
 
 
-def _run(
-    first: Leaf, leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool
-) -> list[Tensor]:
-    p, g, m, u, t = ([leaf[k] for leaf in leaves] for k in range(5))
-    numbers, tensors, where = _split(first)
-    found: list[Tensor] = _operator(
-        [] if first.p is None else p, g, m, u, t, tensors, where, numbers, maximize, decoupled, add
-    )
-    return found
-
-
-def _split(leaf: Leaf) -> tuple[list[float], list[Tensor], list[int]]:
-    """The hyperparameters as numbers, tensors, and the places of the tensors among the numbers.
+def _split(rates: list[tuple[Any, ...]]) -> tuple[list[float], list[Tensor], list[int]]:
+    """The hyperparameters in one list of numbers, tensors, and the places of those in the list.
 
     A number that the compiler knows to change becomes a tensor, or each would be compiled anew; in
     double precision it has the same bits.
     """
-    numbers, tensors, where = [], [], []
-    rates: tuple[Any, ...] = leaf[5:10]
-    for i, x in enumerate(rates):
+    numbers: list[float] = []
+    tensors: list[Tensor] = []
+    places: list[int] = []
+    for x in (x for row in rates for x in row):
         if not isinstance(x, Tensor) and not has_static_value(x):
             x = torch.ones((), dtype=torch.float64, device="cpu") * x
         if isinstance(x, Tensor):
+            places.append(len(numbers))
             tensors.append(x)
-            where.append(i)
         numbers.append(0.0 if isinstance(x, Tensor) else float(x))
-    return numbers, tensors, where
+    return numbers, tensors, places
 
 
 @torch.library.custom_op("functional_adamax::step", mutates_args=(), device_types="cpu")
@@ -143,30 +138,34 @@ def _operator(
     u: list[Tensor],
     t: list[Tensor],
     tensors: list[Tensor],
-    where: list[int],
+    places: list[int],
     numbers: list[float],
     maximize: bool,
     decoupled: bool,
     add: bool,
 ) -> list[Tensor]:
-    """Step leaves of one set of hyperparameters, lr to weight_decay; four tensors for each.
+    """Step leaves; four tensors for each.
 
-    ``p`` may be empty. ``tensors`` take the places ``where`` among the hyperparameters.
+    ``p`` may be empty. ``numbers`` are the hyperparameters, lr to weight_decay, of each leaf, or
+    once those of all; ``tensors`` take the ``places`` among them.
     """
     rates: list[Any] = list(numbers)
-    for i, x in zip(where, tensors, strict=True):
+    for i, x in zip(places, tensors, strict=True):
         rates[i] = x
+    rows = [rates[i : i + _RATES] for i in range(0, len(rates), _RATES)]
+    rows = rows * len(g) if len(rows) == 1 else rows
     params: Sequence[Any] = p or [None] * len(g)
-    leaves = [Leaf(*row, *rates) for row in zip(params, g, m, u, t, strict=True)]
+    columns = zip(params, g, m, u, t, rows, strict=True)
+    leaves = [Leaf(*row, *hyper) for *row, hyper in columns]
     ready = _kernel.ready(leaves, maximize, decoupled)
     if ready is not None:
         found = _kernel.step(ready, maximize, decoupled, add)
-        return [x for row in found for x in row[:4]]
+        return [x for row in found for x in row[:_RESULTS]]
     results = _fake(p, g, m, u, t, add)  # another machine than it was compiled on, or odd layouts
     for i, leaf in enumerate(leaves):
         update, *state = _rule.step(leaf, maximize, decoupled)
         row = [_apply.add(leaf.p, update) if add else update, *state]
-        for result, x in zip(results[4 * i : 4 * i + 4], row, strict=True):
+        for result, x in zip(results[_RESULTS * i : _RESULTS * (i + 1)], row, strict=True):
             result.copy_(x)
     return results
 
@@ -175,6 +174,7 @@ def _fake(
     p: list[Tensor], g: list[Tensor], m: list[Tensor], u: list[Tensor], t: list[Tensor], *how: Any
 ) -> list[Tensor]:
     """Return new tensors for the results; the last of ``how`` is ``add``."""
+    _symbols.leave_unread(t)
     rows = zip(p or g, m, u, t, strict=True)
     return [
         torch.empty_like(x)

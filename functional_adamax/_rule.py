@@ -38,6 +38,16 @@ class Leaf(NamedTuple):
     floor: float | None = None  # for derivatives, see _bounded.py
 
 
+class Columns(NamedTuple):
+    """The tensors of many leaves, each field a list."""
+
+    p: list[Any]
+    g: list[Any]
+    m: list[Any]
+    u: list[Any]
+    t: list[Any]
+
+
 def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The whole step of one leaf that has a gradient; returns ``(update, t, m, u)``.
 

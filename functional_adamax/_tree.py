@@ -1,4 +1,4 @@
-"""Trees of tensors: the only module that knows the pytree library (optree).
+"""Trees of tensors: with ``_node``, what knows the pytree library (optree).
 
 Every function of the library works on the flat leaves of a tree and puts the
 result back into the same structure. ``None`` counts as a leaf, so that a
@@ -11,34 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import optree
 import torch
 from torch import Tensor
 
-Tree: TypeAlias = Any
-"""Any pytree known to optree: dict, list, tuple, NamedTuple, registered node, or one leaf."""
+from . import _traced_tree
+from ._node import EmptyState, Tree, is_empty, is_node, open_node
+
+__all__ = ["EmptyState", "Tree", "is_node", "open_node"]
 
 _INSERTION = "functional_adamax.insertion_order"
 
 
-class EmptyState(NamedTuple):
-    """The state of a transform, or of one leaf, that has none."""
-
-
-def _is_empty(node: Any) -> bool:
-    return isinstance(node, EmptyState)
-
-
 def flatten(tree: Tree) -> tuple[list[Any], Any]:
     """Return the leaves of ``tree`` and its structure, which ``unflatten`` and ``match`` take."""
-    return optree.tree_flatten(tree, is_leaf=_is_empty, none_is_leaf=True)
+    if torch.compiler.is_compiling():
+        return _traced_tree.flatten(tree)
+    return optree.tree_flatten(tree, is_leaf=is_empty, none_is_leaf=True)
 
 
 def unflatten(spec: Any, leaves: Sequence[Any]) -> Tree:
     """Put ``leaves`` into the structure ``spec``."""
-    return optree.tree_unflatten(spec, leaves)
+    return spec.unflatten(leaves)
 
 
 def tree_map(function: Callable[[Any], Any], tree: Tree) -> Tree:
@@ -49,7 +45,9 @@ def tree_map(function: Callable[[Any], Any], tree: Tree) -> Tree:
 
 def paths(spec: Any, root: str) -> list[str]:
     """Return how Python code reaches each leaf from ``root``: ``params['fc']['weight']``."""
-    return [accessor.codify(root) for accessor in spec.accessors()]
+    tree = unflatten(spec, [None] * spec.num_leaves)
+    accessors = optree.tree_accessors(tree, is_leaf=is_empty, none_is_leaf=True)
+    return [accessor.codify(root) for accessor in accessors]
 
 
 def names(spec: Any) -> list[str]:
@@ -66,7 +64,7 @@ def insertion_order(tree: Tree) -> list[int]:
     position = {path: i for i, path in enumerate(flatten(tree)[1].paths())}
     with optree.dict_insertion_ordered(True, namespace=_INSERTION):
         inserted = optree.tree_paths(
-            tree, is_leaf=_is_empty, none_is_leaf=True, namespace=_INSERTION
+            tree, is_leaf=is_empty, none_is_leaf=True, namespace=_INSERTION
         )
     return [position[path] for path in inserted]
 
@@ -84,8 +82,9 @@ def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
     except ValueError:
         problem = _mismatch(unflatten(spec, [None] * spec.num_leaves), tree, name)
         raise ValueError(f"{name} must have the structure of {wanted}: {problem}") from None
-    for i in range(len(leaves)):  # of which a compiler makes less than of enumerate
-        leaf = leaves[i]
+    if frozenset(map(type, leaves)) <= _traced_tree.LEAVES:
+        return leaves
+    for i, leaf in enumerate(leaves):
         if leaf is not None and not isinstance(leaf, (Tensor, EmptyState)):
             raise TypeError(
                 f"{paths(spec, name)[i]} must be a tensor or None, got "
@@ -143,23 +142,6 @@ def spread(prefix: Tree, tree: Tree, name: str) -> list[Any]:
     at = dict(zip(prefix_spec.paths(), values, strict=True))  # a compiler cannot build constants
     cuts = ((path[:i] for i in range(len(path) + 1)) for path in spec.paths())
     return [next(at[cut] for cut in some if cut in at) for some in cuts]
-
-
-def is_node(value: Any) -> bool:
-    """Whether ``value`` is a container that optree would open."""
-    return not optree.tree_is_leaf(value, is_leaf=_is_empty, none_is_leaf=True)
-
-
-def open_node(node: Tree) -> tuple[list[Any], list[Any], Callable[[list[Any]], Tree]]:
-    """Return the children of a container, their keys, and what builds it from new children.
-
-    A key is a field name, a dict key or a position.
-    """
-    children, metadata, keys, build = optree.tree_flatten_one_level(
-        node, is_leaf=_is_empty, none_is_leaf=True
-    )
-    names = node._fields if optree.is_namedtuple(node) else keys
-    return list(children), list(names), lambda new: build(metadata, new)
 
 
 def placed(leaves: Sequence[Any], where: Sequence[int], values: Iterable[Any]) -> list[Any]:
