@@ -69,17 +69,29 @@ class Adamax(Transform):
         self, grads: Tree, state: AdamaxState, params: Tree, add: bool
     ) -> tuple[Tree, AdamaxState]:
         spec, columns = self._columns(grads, state, params)
-        if torch.compiler.is_compiling() and self.derivative_floor is None:
-            rates = [tuple(map(_hyper.single, self._rates().values()))]
-            if any(x is None for x in rates[0]):
-                rates = list(zip(*self._rates_per_leaf(columns, state), strict=True))
-            found = _execute.compiled(columns, rates, self.maximize, self.decoupled, add)
-            if found is not None:
-                first, *rest = (_tree.unflatten(spec, column) for column in found)
-                return first, AdamaxState(*rest)
+        found = self._together(columns, state, params, add)
+        if found is not None:
+            first, *rest = (_tree.unflatten(spec, column) for column in found)
+            return first, AdamaxState(*rest)
         leaves, ready = self._leaves(spec, columns, state, params)
         rows = _execute.compute(leaves, ready, self.maximize, self.decoupled, add)
         return _results(spec, rows)
+
+    def _together(
+        self, columns: Columns, state: AdamaxState, params: Tree, add: bool
+    ) -> Sequence[list[Any]] | None:
+        """The results of all leaves, by one call of the kernel or one operator, or None."""
+        if self.derivative_floor is not None:
+            return None
+        if torch.compiler.is_compiling():
+            rates = [tuple(map(_hyper.single, self._rates().values()))]
+            if any(x is None for x in rates[0]):
+                rates = list(zip(*self._rates_per_leaf(columns, state), strict=True))
+            return _execute.compiled(columns, rates, self.maximize, self.decoupled, add)
+        if _context.traced():
+            return None
+        group = self.native(None if params is None else columns.p)
+        return _kernel.stepped(group, columns, add)
 
     def prepare(self, grads: Tree, state: AdamaxState, params: Tree) -> Donated | None:
         leaves, ready = self._leaves(*self._columns(grads, state, params), state, params)
@@ -95,7 +107,7 @@ class Adamax(Transform):
             return False
         leaves, spec = _tree.flatten(params)
         group = self.native(leaves)
-        if group is None or any(isinstance(x, Tensor) for x in group[1:6]):
+        if any(isinstance(x, Tensor) for x in group[1:6]):
             return False  # which may be recorded, or lie where the step would write
         columns = []
         for tree in (grads, state.exp_avg, state.exp_inf, state.step):
@@ -105,7 +117,7 @@ class Adamax(Transform):
             columns.append(column)
         return _kernel.overwrite(group, tuple(columns))
 
-    def native(self, params: list[Tensor]) -> Group | None:
+    def native(self, params: list[Tensor] | None) -> Group:
         b1, b2 = self.betas
         rates = (self.lr, b1, b2, self.eps, self.weight_decay)
         return Group(params, *rates, self.maximize, self.decoupled)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from . import _apply, _rule, _tree
-from ._rule import Leaf
+from ._rule import Columns, Leaf
 
 _native: Any = None
 if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
@@ -50,7 +50,7 @@ negative depends on where they lie.
 class Group(NamedTuple):
     """Parameters whose state lies in an optimizer's entries, by torch's names, and their rates."""
 
-    params: list[Tensor]
+    params: list[Tensor] | None
     lr: Any
     b1: Any
     b2: Any
@@ -146,6 +146,25 @@ def zeros_like(p: Tensor, dtype: torch.dtype) -> Tensor:
     zeros = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format)
     _native.expect_writes(zeros)
     return zeros.zero_()
+
+
+def stepped(group: Group, columns: Columns, add: bool) -> Sequence[list[Any]] | None:
+    """Step the leaves of ``columns`` with the rates of ``group``, into new tensors.
+
+    Return the columns of the update, or with ``add`` of the new parameter, t, m and u; a leaf
+    without gradient has the update None, or what it had. The parameters of ``group`` are None where
+    none are given. None where the kernel cannot take all leaves as they are, or is not proven for
+    them yet, or autograd records.
+    """
+    if _native is None:
+        return None
+    recording = torch.is_grad_enabled()
+    if recording and any(isinstance(x, Tensor) and x.requires_grad for x in group[1:6]):
+        return None
+    found: Sequence[list[Any]] | None = _native.stepped(
+        columns, group, add, recording, torch.get_num_threads()
+    )
+    return found
 
 
 def are_apart(leaves: list[Leaf]) -> bool:

@@ -297,3 +297,78 @@ def test_which_donated_steps_the_kernel_takes_at_once(
         assert p[1].tolist() == pytest.approx([1.0 if case == "no gradient" else 0.9] * 2)
     wanted = {"plain": [True], "no gradient": [True], "shared": [False]}
     assert answers == wanted.get(case, [])
+
+
+@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.parametrize(
+    ("case", "taken"),
+    {
+        "plain": True,
+        "update": True,
+        "no params": True,
+        "no gradient": True,
+        "no gradient, wrong parameter": False,
+        "no state": True,
+        "tensor rate": True,
+        "rate per leaf": False,
+        "recorded rate": False,
+        "recorded parameter": False,
+        "recorded, but not in no_grad": True,
+        "floor": False,
+        "other layout": False,
+        "missing parameter": False,
+    }.items(),
+)
+def test_which_pure_steps_the_kernel_takes_at_once(
+    case: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have the bits of the rule, and what has no gradient stays the same tensor."""
+    answers = []
+    real = _kernel.stepped
+    lr: Any = {
+        "tensor rate": torch.tensor([0.1]),
+        "rate per leaf": [0.1, 0.2],
+        "recorded rate": torch.tensor(0.1, requires_grad=True),
+    }.get(case, 0.1)
+    tx = fa.adamax(lr, weight_decay=0.0 if case == "no params" else 0.1)
+    if case == "floor":
+        tx = fa.adamax(lr, derivative_floor=0.1)
+    p: list[Any] = [torch.randn(4, 3), torch.randn(2)]
+    g: list[Any] = [torch.randn(4, 3), torch.randn(2)]
+    if case == "no state":
+        p[1], g[1] = torch.tensor([1, 2]), None
+    state = tx.init(p)
+    if case.startswith("no gradient"):
+        g[1] = None
+    if case == "no gradient, wrong parameter":
+        p[1] = torch.randn(3)
+    if case == "missing parameter":
+        p[1] = None
+    if case == "other layout":
+        g[0] = g[0].t().contiguous().t()
+    if case.startswith("recorded") and case != "recorded rate":
+        p[0].requires_grad_()
+
+    def run() -> Any:
+        with torch.set_grad_enabled("no_grad" not in case):
+            if case == "update":
+                return tx.update(g, state, p)
+            if case == "no params":
+                return tx.update(g, state)
+            return fa.step(tx, g, state, p)
+
+    monkeypatch.setattr(_kernel, "stepped", lambda *a: None)
+    if case in ("no gradient, wrong parameter", "missing parameter"):
+        monkeypatch.setattr(_kernel, "stepped", lambda *a: answers.append(real(*a)) or answers[-1])
+        with pytest.raises(ValueError, match=r"params\[1\] must fit its state"):
+            run()
+    else:
+        wanted = run()  # which also proves the kernel for such leaves
+        monkeypatch.setattr(_kernel, "stepped", lambda *a: answers.append(real(*a)) or answers[-1])
+        found = run()
+        if g[1] is None:
+            assert found[0][1] is p[1]
+            assert all(found[1][k][1] is state[k][1] for k in range(3))
+        a, b = (torch.utils._pytree.tree_leaves(x) for x in (found, wanted))
+        assert all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert any(x is not None for x in answers) == taken

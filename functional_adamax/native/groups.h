@@ -67,16 +67,6 @@ static int add_group(Plan *plan, PyObject *group, PyObject *state, Py_ssize_t *p
     return fine;
 }
 
-/* Whether a tensor may be written, as far as autograd goes. */
-static int is_free(PyObject *x, int grad_mode)
-{
-    if (!is_tensor(x))
-        return 0;
-    PyObject *answer = grad_mode ? PyObject_GetAttr(x, requires_grad) : NULL;
-    Py_XDECREF(answer);
-    return !grad_mode || answer == Py_False;
-}
-
 static PyObject *native_overwrite(PyObject *self, PyObject *arguments)
 {
     (void)self;

@@ -90,85 +90,6 @@ static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 
-/* One leaf of step: fill in its rows, one for each member, and the list of results. */
-static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maximize, int decoupled,
-                   int add, PyObject *result, Work *work)
-{
-    PyObject *x[5];
-    Rates rates;
-    View v[5];
-    if (!take_leaf(leaf, members, maximize, decoupled, x, &rates, v, work) ||
-        (add && x[P] == Py_None)) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "a leaf is not ready");
-        return 0;
-    }
-    char *out = new_like(add ? x[P] : x[M], !add && type_sizes[v[M].type] == 2, result, 0);
-    char *t_new = new_like(x[T], 0, result, 1);
-    char *m_new = new_like(x[M], 0, result, 2), *u_new = new_like(x[U], 0, result, 3);
-    if (PyErr_Occurred())
-        return 0;
-    const Work whole = *work;
-    const Step *all = &whole.row.step;
-    ptrdiff_t rows = members ? members : 1, size = v[M].bytes / rows;
-    ptrdiff_t stride_t = v[T].bytes / rows;
-    ptrdiff_t size_g = v[G].bytes / rows;
-    ptrdiff_t size_out = add || type_sizes[v[M].type] != 2 ? (add ? size_g : size) : 2 * size;
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        Step *row = &work[i].row.step;
-        work[i] = whole;
-        work[i].n = whole.n / rows;
-        double t = read_t((char *)whole.t + i * stride_t, whole.wide_t) + 1;
-        write_t(t_new + i * stride_t, whole.wide_t, t);
-        rate_row(&rates, i, t, row);
-        row->add = add;
-        row->p = all->p ? (const char *)all->p + i * size_g : NULL;
-        row->g = (const char *)all->g + i * size_g;
-        row->m = (const char *)all->m + i * size;
-        row->u = (const char *)all->u + i * size;
-        row->out = out + i * size_out;
-        row->m_new = m_new + i * size;
-        row->u_new = u_new + i * size;
-    }
-    if (scale != Py_None)
-        work->row.step.scale = PyFloat_AsDouble(scale);
-    PyList_SetItem(result, 4, PyFloat_FromDouble(work->row.step.scale));
-    return !PyErr_Occurred();
-}
-
-static PyObject *native_step(PyObject *self, PyObject *arguments)
-{
-    (void)self;
-    PyObject *leaves, *scales;
-    int maximize, decoupled, add;
-    Py_ssize_t members;
-    long threads;
-    if (!PyArg_ParseTuple(arguments, "OOnpppl", &leaves, &scales, &members, &maximize, &decoupled,
-                          &add, &threads))
-        return NULL;
-    Py_ssize_t count = PyList_Size(leaves), rows = members ? members : 1;
-    if (count < 0)
-        return NULL;
-    PyObject *results = PyList_New(count);
-    Work *work = PyMem_Malloc((count * rows + 1) * sizeof(Work));
-    int fine = results != NULL && work != NULL;
-    for (Py_ssize_t i = 0; i < count && fine; i++) {
-        PyObject *result = PyList_New(5);
-        fine = result != NULL;
-        if (fine) {
-            PyList_SetItem(results, i, result);
-            fine = prepare(PyList_GetItem(leaves, i), PyList_GetItem(scales, i), members, maximize,
-                           decoupled, add, result, &work[i * rows]);
-        }
-    }
-    if (fine)
-        run(work, count * rows, threads);
-    else
-        Py_CLEAR(results);
-    PyMem_Free(work);
-    return results != NULL || PyErr_Occurred() ? results : PyErr_NoMemory();
-}
-
 static PyObject *native_write(PyObject *self, PyObject *arguments)
 {
     (void)self;
@@ -191,6 +112,7 @@ static PyObject *native_write(PyObject *self, PyObject *arguments)
     return finish(&plan, fine, threads);
 }
 
+#include "results.h"
 #include "groups.h"
 #include "pulls.h"
 
@@ -215,6 +137,8 @@ static PyMethodDef methods[] = {
      "Step the groups of an optimizer; the tensors written, or None with nothing written."},
     {"overwrite", native_overwrite, METH_VARARGS,
      "Step columns of leaves in place; the tensors written, or None with nothing written."},
+    {"stepped", native_stepped, METH_VARARGS,
+     "Step columns of leaves into new tensors; their columns, or None."},
     {"pull", native_pull, METH_VARARGS, "Differentiate steps, in reverse."},
     {"expect_writes", native_expect_writes, METH_O, "Ask for large pages for a new tensor."},
     {NULL, NULL, 0, NULL},

@@ -118,6 +118,16 @@ static int same_layout(const View *a, const View *b)
     return 1;
 }
 
+/* Whether it is a tensor that autograd does not follow. */
+static int is_free(PyObject *x, int grad_mode)
+{
+    if (!is_tensor(x))
+        return 0;
+    PyObject *answer = grad_mode ? PyObject_GetAttr(x, requires_grad) : NULL;
+    Py_XDECREF(answer);
+    return !grad_mode || answer == Py_False;
+}
+
 /* Large new memory comes in large pages where the system has them: its first writes are the
    greater part of a pure step. */
 static void expect_writes(const View *v)

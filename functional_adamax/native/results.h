@@ -1,0 +1,174 @@
+/* Steps into new tensors: of leaves one by one, perhaps of many members each, and of columns. */
+
+/* Make the update or the new parameter, t, m and u of a leaf, each like what it follows. They go
+   into the lists: the first at that place, and each of the others so many places further. */
+static int make_results(PyObject *const *x, const View *v, int add, PyObject *const *lists,
+                        Py_ssize_t place, Py_ssize_t further, char **new)
+{
+    int widened = !add && type_sizes[v[M].type] == 2;
+    new[0] = new_like(add ? x[P] : x[M], widened, lists[0], place);
+    new[1] = new_like(x[T], 0, lists[1], place + further);
+    new[2] = new_like(x[M], 0, lists[2], place + 2 * further);
+    new[3] = new_like(x[U], 0, lists[3], place + 3 * further);
+    return !PyErr_Occurred();
+}
+
+/* One leaf of step: fill in its rows, one for each member, and the list of results. */
+static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maximize, int decoupled,
+                   int add, PyObject *result, Work *work)
+{
+    PyObject *x[5];
+    Rates rates;
+    View v[5];
+    if (!take_leaf(leaf, members, maximize, decoupled, x, &rates, v, work) ||
+        (add && x[P] == Py_None)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "a leaf is not ready");
+        return 0;
+    }
+    PyObject *lists[] = {result, result, result, result};
+    char *new[4];
+    if (!make_results(x, v, add, lists, 0, 1, new))
+        return 0;
+    const Work whole = *work;
+    const Step *all = &whole.row.step;
+    ptrdiff_t rows = members ? members : 1, size = v[M].bytes / rows;
+    ptrdiff_t stride_t = v[T].bytes / rows;
+    ptrdiff_t size_g = v[G].bytes / rows;
+    ptrdiff_t size_out = add || type_sizes[v[M].type] != 2 ? (add ? size_g : size) : 2 * size;
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        Step *row = &work[i].row.step;
+        work[i] = whole;
+        work[i].n = whole.n / rows;
+        double t = read_t((char *)whole.t + i * stride_t, whole.wide_t) + 1;
+        write_t(new[1] + i * stride_t, whole.wide_t, t);
+        rate_row(&rates, i, t, row);
+        row->add = add;
+        row->p = all->p ? (const char *)all->p + i * size_g : NULL;
+        row->g = (const char *)all->g + i * size_g;
+        row->m = (const char *)all->m + i * size;
+        row->u = (const char *)all->u + i * size;
+        row->out = new[0] + i * size_out;
+        row->m_new = new[2] + i * size;
+        row->u_new = new[3] + i * size;
+    }
+    if (scale != Py_None)
+        work->row.step.scale = PyFloat_AsDouble(scale);
+    PyList_SetItem(result, 4, PyFloat_FromDouble(work->row.step.scale));
+    return !PyErr_Occurred();
+}
+
+static PyObject *native_step(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *leaves, *scales;
+    int maximize, decoupled, add;
+    Py_ssize_t members;
+    long threads;
+    if (!PyArg_ParseTuple(arguments, "OOnpppl", &leaves, &scales, &members, &maximize, &decoupled,
+                          &add, &threads))
+        return NULL;
+    Py_ssize_t count = PyList_Size(leaves), rows = members ? members : 1;
+    if (count < 0)
+        return NULL;
+    PyObject *results = PyList_New(count);
+    Work *work = PyMem_Malloc((count * rows + 1) * sizeof(Work));
+    int fine = results != NULL && work != NULL;
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        PyObject *result = PyList_New(5);
+        fine = result != NULL;
+        if (fine) {
+            PyList_SetItem(results, i, result);
+            fine = prepare(PyList_GetItem(leaves, i), PyList_GetItem(scales, i), members, maximize,
+                           decoupled, add, result, &work[i * rows]);
+        }
+    }
+    if (fine)
+        run(work, count * rows, threads);
+    else
+        Py_CLEAR(results);
+    PyMem_Free(work);
+    return results != NULL || PyErr_Occurred() ? results : PyErr_NoMemory();
+}
+
+/* Make the results of a leaf without gradient: what there is. 0 where it is not what it should be. */
+static int keep(PyObject **x, int add, const Rates *rates, PyObject *const *lists, Py_ssize_t place)
+{
+    View v[5];
+    Work work;
+    PyObject *old[] = {add ? x[P] : Py_None, x[T], x[M], x[U]};
+    x[G] = x[M];
+    if (is_tensor(x[M]) && !take(x, 0, 0, rates, v, &work))
+        return 0;
+    for (int k = 0; k < 4; k++)
+        PyList_SetItem(lists[k], place, Py_NewRef(old[k]));
+    return 1;
+}
+
+/* One leaf of columns. 0, perhaps with an exception, where it cannot be taken. */
+static int step_anew(PyObject *const *x, int add, int grad_mode, Rates *rates, PyObject *const *lists,
+                     Py_ssize_t place, Work *work)
+{
+    View v[5];
+    char *new[4];
+    for (int k = P; k <= T; k++)
+        if (x[k] == Py_None ? k != P || add : !is_free(x[k], grad_mode))
+            return 0;
+    if (!take(x, 0, 0, rates, v, work) || !active[work->kind][rates->decay] ||
+        !make_results(x, v, add, lists, place, 0, new))
+        return 0;
+    Step *row = &work->row.step;
+    double t = read_t(work->t, work->wide_t) + 1;
+    write_t(new[1], work->wide_t, t);
+    rate_row(rates, 0, t, row);
+    row->add = add;
+    row->out = new[0];
+    row->m_new = new[2];
+    row->u_new = new[3];
+    return 1;
+}
+
+static PyObject *native_stepped(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *columns, *group, *x[5], *lists[4];
+    int add, grad_mode;
+    long threads;
+    Rates rates;
+    if (!PyArg_ParseTuple(arguments, "OOppl", &columns, &group, &add, &grad_mode, &threads))
+        return NULL;
+    PyObject *params = PyTuple_GetItem(group, 0);
+    int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
+    int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
+    Py_ssize_t count = PyList_Size(PyTuple_GetItem(columns, T)), rows = 0;
+    if (count < 0)
+        return NULL;
+    PyObject *results = PyTuple_New(4);
+    for (int k = 0; k < 4 && results != NULL; k++)
+        PyTuple_SetItem(results, k, lists[k] = PyList_New(count));
+    Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
+    if (results == NULL || work == NULL || PyErr_Occurred()) {
+        Py_XDECREF(results);
+        PyMem_Free(work);
+        return PyErr_NoMemory();
+    }
+    int fine = read_rates(group, 1, 0, maximize, decoupled, &rates);
+    for (Py_ssize_t i = 0; i < count && fine; i++) {
+        for (int k = P; k <= T; k++)
+            x[k] = PyList_GetItem(PyTuple_GetItem(columns, k), i);
+        if (params != Py_None && x[P] == Py_None && is_tensor(x[M]))
+            fine = 0;
+        else if (x[G] == Py_None)
+            fine = keep(x, add, &rates, lists, i);
+        else if ((fine = step_anew(x, add, grad_mode, &rates, lists, i, &work[rows])))
+            rows++;
+    }
+    if (fine)
+        run(work, rows, threads);
+    PyMem_Free(work);
+    if (!fine) {
+        Py_DECREF(results);
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    }
+    return results;
+}
