@@ -109,13 +109,12 @@ class Adamax(Transform):
         group = self.native(leaves)
         if any(isinstance(x, Tensor) for x in group[1:6]):
             return False  # which may be recorded, or lie where the step would write
-        columns = []
-        for tree in (grads, state.exp_avg, state.exp_inf, state.step):
-            column, other = _tree.flatten(tree)
-            if other != spec:
-                return False
-            columns.append(column)
-        return _kernel.overwrite(group, tuple(columns))
+        trees = (grads, state.exp_avg, state.exp_inf, state.step)
+        try:
+            columns = tuple(spec.flatten_up_to(tree) for tree in trees)
+        except ValueError:
+            return False
+        return _kernel.overwrite(group, columns)
 
     def native(self, params: list[Tensor] | None) -> Group:
         b1, b2 = self.betas
