@@ -7,7 +7,7 @@ compiler spends its time by the bytecode it follows, so there is little of it fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from . import _apply, _context, _kernel, _rule, _symbols, _tree
+from ._kernel import Group
 from ._rule import Columns, Leaf
 
 _PLAIN = {Tensor, torch.nn.Parameter}
 _REAL = (torch.float32, torch.float64)
 _RATES = 5  # lr to weight_decay
-_RESULTS = 4  # for each leaf: the update or the new p, t, m, u
+Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+"""The results: the updates or the new p, t, m, u. A compiler looks through one list for each of its
+elements, so four short ones are better than a long one."""
 
 
 def step(
@@ -43,10 +46,9 @@ def step(
     if not g or not _fit(p, g, m, u, t, rates, maximize, decoupled):
         return None
     numbers, tensors, places = _split(rates)
-    found: list[Tensor] = _operator(
+    results: list[list[Any]] = _operator(
         [] if p[0] is None else p, g, m, u, t, tensors, places, numbers, maximize, decoupled, add
     )
-    results = [found[k::_RESULTS] for k in range(_RESULTS)]
     if where is None:
         return results
     old = (columns.p if add else [None] * len(columns.p), columns.t, columns.m, columns.u)
@@ -143,8 +145,8 @@ def _operator(
     maximize: bool,
     decoupled: bool,
     add: bool,
-) -> list[Tensor]:
-    """Step leaves; four tensors for each.
+) -> Lists:
+    """Step leaves.
 
     ``p`` may be empty. ``numbers`` are the hyperparameters, lr to weight_decay, of each leaf, or
     once those of all; ``tensors`` take the ``places`` among them.
@@ -152,35 +154,41 @@ def _operator(
     rates: list[Any] = list(numbers)
     for i, x in zip(places, tensors, strict=True):
         rates[i] = x
-    rows = [rates[i : i + _RATES] for i in range(0, len(rates), _RATES)]
-    rows = rows * len(g) if len(rows) == 1 else rows
-    params: Sequence[Any] = p or [None] * len(g)
-    columns = zip(params, g, m, u, t, rows, strict=True)
-    leaves = [Leaf(*row, *hyper) for *row, hyper in columns]
+    columns = Columns(p or [None] * len(g), g, m, u, t)
+    if len(rates) == _RATES:
+        lr, b1, b2, eps, weight_decay = rates
+        group = Group(p or None, lr, b1, b2, eps, weight_decay, maximize, decoupled)
+        found = _kernel.stepped(group, columns, add)
+        if found is not None:
+            return _four(found)
+        rates = rates * len(g)
+    rows = (rates[i : i + _RATES] for i in range(0, len(rates), _RATES))
+    leaves = [Leaf(*row, *hyper) for *row, hyper in zip(*columns, rows, strict=True)]
     ready = _kernel.ready(leaves, maximize, decoupled)
     if ready is not None:
-        found = _kernel.step(ready, maximize, decoupled, add)
-        return [x for row in found for x in row[:_RESULTS]]
+        stepped = _kernel.step(ready, maximize, decoupled, add)
+        return _four([row[k] for row in stepped] for k in range(4))
     results = _fake(p, g, m, u, t, add)  # another machine than it was compiled on, or odd layouts
-    for i, leaf in enumerate(leaves):
+    for leaf, *new in zip(leaves, *results, strict=True):
         update, *state = _rule.step(leaf, maximize, decoupled)
         row = [_apply.add(leaf.p, update) if add else update, *state]
-        for result, x in zip(results[_RESULTS * i : _RESULTS * (i + 1)], row, strict=True):
+        for result, x in zip(new, row, strict=True):
             result.copy_(x)
     return results
 
 
 def _fake(
     p: list[Tensor], g: list[Tensor], m: list[Tensor], u: list[Tensor], t: list[Tensor], *how: Any
-) -> list[Tensor]:
+) -> Lists:
     """Return new tensors for the results; the last of ``how`` is ``add``."""
     _symbols.leave_unread(t)
-    rows = zip(p or g, m, u, t, strict=True)
-    return [
-        torch.empty_like(x)
-        for value, moment, inf, step in rows
-        for x in (value if how[-1] else _rule.wide(moment), step, moment, inf)
-    ]
+    first = (p or g) if how[-1] else map(_rule.wide, m)
+    return _four([torch.empty_like(x) for x in column] for column in (first, t, m, u))
+
+
+def _four(columns: Iterable[list[Tensor]]) -> Lists:
+    first, t, m, u = columns
+    return first, t, m, u
 
 
 _operator.register_fake(_fake)

@@ -145,7 +145,7 @@ def test_the_operator_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> N
     for decay, add in ((0.0, False), (0.1, True)):
         numbers = [0.0, 0.9, 0.99, 1e-8, decay]
         inputs = ([p], [g], [m], [m.abs()], [t], [lr], [0], numbers, False, False, add)
-        found = _operator._operator(*inputs)
+        found = [column[0] for column in _operator._operator(*inputs)]
         leaf = Leaf(p, g, m, m.abs(), t, lr, *numbers[1:])
         update, *state = _operator._rule.step(leaf, False, False)
         wanted = [p + update if add else update, *state]
