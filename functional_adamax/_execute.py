@@ -6,7 +6,7 @@ CPU (``tests/test_executors.py``); the rule itself takes the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
 
@@ -60,6 +60,18 @@ def compiled(
     from . import _operator  # which needs the compiler, and takes long to import
 
     return _operator.step(columns, rates, maximize, decoupled, add)
+
+
+def compiled_write(
+    columns: Columns, rates: tuple[Any, ...], maximize: bool, decoupled: bool
+) -> Callable[[], None] | None:
+    """Return ``write`` as operators that a compiler traces, or None.
+
+    All leaves have a gradient, and the same ``rates``, lr to weight_decay.
+    """
+    from . import _operator
+
+    return _operator.overwrite(columns, rates, maximize, decoupled)
 
 
 def _one(leaf: Leaf, maximize: bool, decoupled: bool, add: bool) -> Row:

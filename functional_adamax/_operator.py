@@ -1,4 +1,4 @@
-"""Executor: the native kernel under ``torch.compile``, as one operator for all leaves.
+"""Executor: the native kernel under ``torch.compile``, as one operator for many leaves.
 
 The compiler sees an opaque operation, so the graph is small whatever the number of leaves, and the
 bits are those of the kernel. Under ``vmap`` and where a derivative is wanted it sees the rule. A
@@ -7,7 +7,7 @@ compiler spends its time by the bytecode it follows, so there is little of it fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ._rule import Columns, Leaf
 _PLAIN = {Tensor, torch.nn.Parameter}
 _REAL = (torch.float32, torch.float64)
 _RATES = 5  # lr to weight_decay
+_PART = 32  # leaves that one operator overwrites: a compiler looks at each for each of them
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 """The results: the updates or the new p, t, m, u. A compiler looks through one list for each of its
 elements, so four short ones are better than a long one."""
@@ -35,15 +36,13 @@ def step(
     where a transform of ``torch.func`` is running, autograd records, or the kernel is not to take
     all leaves that have a gradient.
     """
-    if torch.compiler.is_exporting() or _transforming():
-        return None
     p, g, m, u, t = columns
     where = None
     if type(None) in frozenset(map(type, g)):
         where = [i for i in range(len(g)) if g[i] is not None]
         p, g, m, u, t = ([column[i] for i in where] for column in columns)
         rates = rates if len(rates) == 1 else [rates[i] for i in where]
-    if not g or not _fit(p, g, m, u, t, rates, maximize, decoupled):
+    if not g or not _fit(Columns(p, g, m, u, t), rates, maximize, decoupled):
         return None
     numbers, tensors, places = _split(rates)
     results: list[list[Any]] = _operator(
@@ -55,17 +54,31 @@ def step(
     return [_tree.placed(x, where, new) for x, new in zip(old, results, strict=True)]
 
 
-def _fit(
-    p: list[Any],
-    g: list[Any],
-    m: list[Any],
-    u: list[Any],
-    t: list[Any],
-    rates: list[tuple[Any, ...]],
-    maximize: bool,
-    decoupled: bool,
-) -> bool:
+def overwrite(
+    columns: Columns, rates: tuple[Any, ...], maximize: bool, decoupled: bool
+) -> Callable[[], None] | None:
+    """Return what steps leaves over their p, m, u and t, or None where the kernel is not to.
+
+    All have gradients, and the same ``rates``, lr to weight_decay.
+    """
+    if not _fit(columns, [rates], maximize, decoupled):
+        return None
+    numbers, tensors, places = _split([rates])
+    count = len(columns.g)
+    parts = [[x[i : i + _PART] for x in columns] for i in range(0, count, _PART)]
+
+    def run() -> None:
+        for part in parts:
+            _overwriting(*part, tensors, places, numbers, maximize, decoupled)
+
+    return run
+
+
+def _fit(columns: Columns, rates: list[tuple[Any, ...]], maximize: bool, decoupled: bool) -> bool:
     """Whether the kernel is to take these leaves, and they are what they have to be."""
+    if torch.compiler.is_exporting() or _transforming():
+        return False
+    p, g, m, u, t = columns
     p = g if p[0] is None else p
     if not frozenset(map(type, p + g + m + u + t)) <= _PLAIN:
         return False
@@ -151,9 +164,7 @@ def _operator(
     ``p`` may be empty. ``numbers`` are the hyperparameters, lr to weight_decay, of each leaf, or
     once those of all; ``tensors`` take the ``places`` among them.
     """
-    rates: list[Any] = list(numbers)
-    for i, x in zip(places, tensors, strict=True):
-        rates[i] = x
+    rates = _joined(numbers, tensors, places)
     columns = Columns(p or [None] * len(g), g, m, u, t)
     if len(rates) == _RATES:
         lr, b1, b2, eps, weight_decay = rates
@@ -186,9 +197,51 @@ def _fake(
     return _four([torch.empty_like(x) for x in column] for column in (first, t, m, u))
 
 
+_operator.register_fake(_fake)
+
+
+@torch.library.custom_op(
+    "functional_adamax::step_", mutates_args=("p", "m", "u", "t"), device_types="cpu"
+)
+def _overwriting(
+    p: list[Tensor],
+    g: list[Tensor],
+    m: list[Tensor],
+    u: list[Tensor],
+    t: list[Tensor],
+    tensors: list[Tensor],
+    places: list[int],
+    numbers: list[float],
+    maximize: bool,
+    decoupled: bool,
+) -> None:
+    """Step leaves of one set of hyperparameters, lr to weight_decay, over p, m, u and t."""
+    lr, b1, b2, eps, weight_decay = rates = _joined(numbers, tensors, places)
+    group = Group(p, lr, b1, b2, eps, weight_decay, maximize, decoupled)
+    with torch.no_grad():
+        if _kernel.overwrite(group, (g, m, u, t)):
+            return
+    for row in zip(p, g, m, u, t, strict=True):
+        leaf = Leaf(*row, *rates)
+        update, *state = _rule.step(leaf, maximize, decoupled)
+        new = (_apply.add(leaf.p, update), *state)
+        for old, x in zip((leaf.p, leaf.t, leaf.m, leaf.u), new, strict=True):
+            old.copy_(x)
+
+
+@_overwriting.register_fake
+def _(*arguments: Any) -> None:
+    _symbols.leave_unread(arguments[4])
+
+
+def _joined(numbers: list[float], tensors: list[Tensor], places: list[int]) -> list[Any]:
+    """Put together what ``_split`` took apart."""
+    rates: list[Any] = list(numbers)
+    for i, x in zip(places, tensors, strict=True):
+        rates[i] = x
+    return rates
+
+
 def _four(columns: Iterable[list[Tensor]]) -> Lists:
     first, t, m, u = columns
     return first, t, m, u
-
-
-_operator.register_fake(_fake)

@@ -204,7 +204,8 @@ class Adamax(Optimizer):
                     self.state[p] = dict(entry)
 
     def _native(self, group: dict[str, Any]) -> Group | None:
-        if group["foreach"] or group["differentiable"] or group["capturable"]:
+        capturable = group["capturable"] and not torch.compiler.is_compiling()  # which shows True
+        if group["foreach"] or group["differentiable"] or capturable:
             return None
         b1, b2 = group["betas"]
         rates = (group["lr"], b1, b2, group["eps"], _decay(group))

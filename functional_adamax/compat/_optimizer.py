@@ -20,6 +20,7 @@ from .._kernel import Group
 from .._transform import Donated, GradientTransformation, Update, same
 from .._tree import EmptyState, Tree
 from ._closure import Gradients
+from ._compiled import advance_compiled
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
 from ._shell import Run, Shell
@@ -137,7 +138,9 @@ class Optimizer(Shell):
         return self._run(closure, extra)
 
     def _advance(self) -> bool:
-        if torch.is_grad_enabled() or _context.traced() or any(self._schedules):
+        compiling = torch.compiler.is_compiling()
+        traced = not compiling and _context.traced()
+        if torch.is_grad_enabled() or traced or any(self._schedules):
             return False
         if self._couple == "all":
             self._hyperparameters(list(range(len(self.param_groups))))  # which checks that they fit
@@ -147,6 +150,9 @@ class Optimizer(Shell):
             if native is None:
                 return False
             groups.append(native)
+        if compiling:
+            self._init_group()
+            return advance_compiled(groups, self.state)
         written = _kernel.advance(groups, self.state, self._written)
         self._written = written or []
         return written is not None

@@ -10,7 +10,11 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from trees import assert_close
 
-from functional_adamax.compat import Adamax
+import functional_adamax as fa
+from functional_adamax import _kernel
+from functional_adamax.compat import Adamax, wrap
+
+AdamaxW = wrap(fa.adamaxw)
 
 
 def run(compiled: bool, **options: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -79,3 +83,68 @@ def test_a_rate_that_a_scheduler_changes_settles_after_two_graphs() -> None:
         function()
         scheduler.step()
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+class Graphs(list[torch.fx.GraphModule]):
+    """A backend that keeps the graphs it is given and runs them as they are."""
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        self.append(graph)
+        return graph.forward
+
+    def operators(self) -> list[int]:
+        wanted = torch.ops.functional_adamax.step_.default
+        return [sum(node.target == wanted for node in graph.graph.nodes) for graph in self]
+
+
+@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.parametrize("kind", [Adamax, AdamaxW])
+@pytest.mark.parametrize("taken", [True, False], ids=["the kernel", "the rule, at run time"])
+def test_many_parameters_are_a_few_operators(
+    kind: Any, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bits of eager steps, in groups, with gaps, and with a rate that changes."""
+
+    def run(compiled: bool) -> tuple[list[torch.Tensor], Graphs]:
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(3, 2)) for _ in range(40)]
+        groups = [{"params": params[:35]}, {"params": params[35:], "weight_decay": 0.1}]
+        optimizer = kind(groups, lr=torch.tensor(0.1))
+        for p in params:
+            p.grad = torch.randn_like(p)
+        params[3].grad = None
+        optimizer.step()
+        graphs = Graphs()
+        torch._dynamo.reset()
+        step = torch.compile(optimizer.step, backend=graphs) if compiled else optimizer.step
+        for i in range(3):
+            for p in params:
+                if p.grad is not None:
+                    p.grad.copy_(torch.randn_like(p))
+            optimizer.param_groups[0]["lr"].fill_(0.1 / (i + 1))
+            if compiled and not taken:
+                with monkeypatch.context() as patch:
+                    step() if i == 0 else None  # compiled with the kernel, and run without
+                    patch.setattr(_kernel, "_native", None)
+                    step() if i else None
+            else:
+                step()
+        state = [x for p in params if p.grad is not None for x in optimizer.state[p].values()]
+        return [*params, *state], graphs
+
+    found, graphs = run(True)
+    wanted, _ = run(False)
+    assert graphs.operators() == [2 + 1]  # 34 parameters, and 5
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+def test_a_compiled_step_is_noticed_by_autograd() -> None:
+    p = torch.nn.Parameter(torch.randn(3))
+    optimizer = Adamax([p])
+    p.grad = torch.ones(3)
+    loss = (p**2).sum()
+    torch._dynamo.reset()
+    torch.compile(optimizer.step)()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -1,0 +1,43 @@
+"""The native step of groups under ``torch.compile``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .. import _execute, _hyper
+from .._kernel import Group
+from .._rule import Columns
+
+
+def advance_compiled(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
+    """Do what ``_kernel.advance`` does, by operators over many parameters.
+
+    False, with nothing written, if the kernel is not to take them all.
+    """
+    runs = []
+    for group in groups:
+        params = [p for p in group.params or () if p.grad is not None]
+        if not params:
+            continue
+        entries = [state[p] for p in params if p in state]
+        if len(entries) < len(params) or not all(entries):
+            return False
+        m, u, t = ([entry[name] for entry in entries] for name in ("exp_avg", "exp_inf", "step"))
+        rates = tuple(map(_hyper.single, group[1:6]))
+        if any(x is None for x in rates):
+            return False
+        run = _execute.compiled_write(
+            Columns(params, [p.grad for p in params], m, u, t),
+            rates,
+            group.maximize,
+            group.decoupled,
+        )
+        if run is None:
+            return False
+        runs.append(run)
+    for run in runs:
+        run()
+    return True
