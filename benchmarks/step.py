@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+import compiling
 import ensemble
 import timing
 import torch
@@ -25,7 +26,7 @@ TOLERANCE = 1e-5  # between the changes of contenders with one algorithm, relati
 TRAINING_TOLERANCE = 1e-3  # the same, where each computes its gradients, in an order of its own
 FLOOR = "the floor"
 UNMEASURED = "optax"  # allocates elsewhere than torch's profiler looks
-PARTS = ("step", "training", "ensemble", "memory")
+PARTS = ("step", "training", "ensemble", "compile", "memory")
 
 INTRODUCTION = f"""\
 What a step costs on a CPU. `make bench` wrote this page with `benchmarks/step.py`, which runs all
@@ -54,6 +55,11 @@ ENSEMBLE = f"""\
 pure function, plain or compiled, against a loop over modules with `torch.optim.Adamax`, as
 {ensemble.MEMBERS} optimizers or as one with {ensemble.MEMBERS} groups. A training step is on
 {ensemble.ROWS} rows, the same for all.
+"""
+COMPILE = f"""\
+{compiling.COUNT} tensors of {" x ".join(map(str, compiling.SHAPE))} under `torch.compile`, with
+inductor and nothing cached: one compilation of each, and the medians of steps after it. The pure
+step returns new tensors, the others write.
 """
 MEMORY = """\
 The peak of what one step allocates beyond what there was before it, in MB, and as a multiple of the
@@ -138,6 +144,16 @@ def peaks(shapes: list[Shape]) -> list[str]:
             contender.step()
             peak = timing.peak_of(contender.step)
             rows.append((name, f"{peak / 1e6:.1f}", f"{peak / unit:.2f}"))
+    return lines(rows)
+
+
+def compilations(found: Mapping[str, compiling.Compiled]) -> list[str]:
+    """What it took to compile, and the steps before and after."""
+    rows: list[tuple[str, ...]] = [("", "first step, s", "graphs", "later, ms", "not compiled, ms")]
+    for name, x in found.items():
+        rows.append(
+            (name, f"{x.first:.1f}", str(x.graphs), number(1e3 * x.later), number(1e3 * x.eager))
+        )
     return lines(rows)
 
 
@@ -230,6 +246,9 @@ def main() -> None:
         alone, whole = (ensemble.contenders(training=x) for x in (False, True))
         report("The optimizer alone", table(time_trained(alone, rounds, TOLERANCE)))
         report("A whole training step", table(time_trained(whole, rounds, TRAINING_TOLERANCE)))
+    if "compile" in parts:
+        section("Compiling", COMPILE)
+        say("", *compilations(compiling.compile_all(rounds, TOLERANCE)))
     if "memory" in parts:
         section("Memory of a step", MEMORY)
         name = "GPT-2-like, 6 layers, 82 M"
