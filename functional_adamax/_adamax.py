@@ -114,6 +114,8 @@ class Adamax(Transform):
             columns = tuple(spec.flatten_up_to(tree) for tree in trees)
         except ValueError:
             return False
+        if not all(map(_tree.are_leaves, columns)):
+            return False
         return _kernel.overwrite(group, columns)
 
     def native(self, params: list[Tensor] | None) -> Group:

@@ -1,11 +1,12 @@
-"""One container of a tree: whether it is one, and its children; the leaves that are none."""
+"""One container of a tree, its children and what builds it; and what is a leaf."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import optree
+import torch
 
 Tree: TypeAlias = Any
 """Any pytree known to optree: dict, list, tuple, NamedTuple, registered node, or one leaf."""
@@ -13,6 +14,17 @@ Tree: TypeAlias = Any
 
 class EmptyState(NamedTuple):
     """The state of a transform, or of one leaf, that has none."""
+
+
+_LEAVES = frozenset({torch.Tensor, torch.nn.Parameter, EmptyState, type(None)})
+
+
+def are_leaves(values: Iterable[Any]) -> bool:
+    """Whether all are tensors, None or EmptyState, by their types; subclasses are not looked for.
+
+    In the way of which a compiler makes least.
+    """
+    return frozenset(map(type, values)) <= _LEAVES
 
 
 def is_empty(node: Any) -> bool:
@@ -30,8 +42,19 @@ def open_node(node: Tree) -> tuple[list[Any], list[Any], Callable[[list[Any]], T
 
     A key is a field name, a dict key or a position.
     """
+    children, metadata, keys, build = open_level(node)
+    names = node._fields if optree.is_namedtuple(node) else keys
+    return children, list(names), lambda new: build(metadata, new)
+
+
+def open_level(
+    node: Tree,
+) -> tuple[list[Any], Any, tuple[Any, ...], Callable[[Any, list[Any]], Tree]]:
+    """Return the children of a container, its metadata, keys or positions, and what builds it.
+
+    The last takes the metadata and new children.
+    """
     children, metadata, keys, build = optree.tree_flatten_one_level(
         node, is_leaf=is_empty, none_is_leaf=True
     )
-    names = node._fields if optree.is_namedtuple(node) else keys
-    return list(children), list(names), lambda new: build(metadata, new)
+    return list(children), metadata, tuple(keys), build

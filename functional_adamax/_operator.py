@@ -36,22 +36,34 @@ def step(
     where a transform of ``torch.func`` is running, autograd records, or the kernel is not to take
     all leaves that have a gradient.
     """
-    p, g, m, u, t = columns
+    given = frozenset(map(type, columns.p)) != {type(None)}
+    old = (columns.p if add else [None] * len(columns.p), columns.t, columns.m, columns.u)
     where = None
-    if type(None) in frozenset(map(type, g)):
-        where = [i for i in range(len(g)) if g[i] is not None]
-        p, g, m, u, t = ([column[i] for i in where] for column in columns)
+    if type(None) in frozenset(map(type, columns.g)):
+        places = zip(columns.p if given else columns.m, columns.m, columns.u, strict=True)
+        if not all(_is_one_shape(*x) for x in places):
+            return None
+        where = [i for i in range(len(columns.g)) if columns.g[i] is not None]
+        columns = Columns(*([column[i] for i in where] for column in columns))
         rates = rates if len(rates) == 1 else [rates[i] for i in where]
-    if not g or not _fit(Columns(p, g, m, u, t), rates, maximize, decoupled):
+    fitting = columns if given else columns._replace(p=columns.g)
+    if not columns.g or (add and not given) or not _fit(fitting, rates, maximize, decoupled):
         return None
-    numbers, tensors, places = _split(rates)
+    p, g, m, u, t = columns
+    numbers, tensors, among = _split(rates)
     results: list[list[Any]] = _operator(
-        [] if p[0] is None else p, g, m, u, t, tensors, places, numbers, maximize, decoupled, add
+        p if given else [], g, m, u, t, tensors, among, numbers, maximize, decoupled, add
     )
     if where is None:
         return results
-    old = (columns.p if add else [None] * len(columns.p), columns.t, columns.m, columns.u)
     return [_tree.placed(x, where, new) for x, new in zip(old, results, strict=True)]
+
+
+def _is_one_shape(p: Any, m: Any, u: Any) -> bool:
+    """Whether a leaf has no state, or a state that fits its parameter."""
+    if not isinstance(m, Tensor):
+        return True
+    return isinstance(p, Tensor) and isinstance(u, Tensor) and p.shape == m.shape == u.shape
 
 
 def overwrite(
@@ -79,7 +91,6 @@ def _fit(columns: Columns, rates: list[tuple[Any, ...]], maximize: bool, decoupl
     if torch.compiler.is_exporting() or _transforming():
         return False
     p, g, m, u, t = columns
-    p = g if p[0] is None else p
     if not frozenset(map(type, p + g + m + u + t)) <= _PLAIN:
         return False
     recording, kinds = torch.is_grad_enabled(), set()

@@ -1,9 +1,10 @@
 """What Dynamo makes of counters: numbers that nothing reads as numbers.
 
 For every float64 scalar on a CPU that comes in, Dynamo makes a symbol, in case the code asks for
-its value. That nothing has asked is found out when the graph has been compiled; the symbols' names
-are kept, and all code is followed once more. Said beforehand, the code is followed once. Names of
-an earlier compilation would make constants of other numbers here, so they are taken back.
+its value. AOTAutograd marks the symbols that were not used (``tensorify_python_scalars``), and has
+all code followed once more, without them. Marked beforehand, the code is followed once. The marks
+outlive a compilation in ``TensorifyState``, where they would make constants of the numbers that get
+the same names later, so those set here are taken back. All this is private to torch, as of 2.13.
 """
 
 from __future__ import annotations
@@ -33,3 +34,4 @@ def leave_unread(counters: Iterable[Tensor]) -> None:
         name = symbol.node._expr.name
         TensorifyState.specialize(name)
         _names.add(name)
+        x.item_memo = None  # type: ignore[attr-defined]  # or Dynamo would drop writes to it

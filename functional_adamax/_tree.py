@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from . import _traced_tree
-from ._node import EmptyState, Tree, is_empty, is_node, open_node
+from ._node import EmptyState, Tree, are_leaves, is_empty, is_node, open_node
 
-__all__ = ["EmptyState", "Tree", "is_node", "open_node"]
+__all__ = ["EmptyState", "Tree", "are_leaves", "is_node", "open_node"]
 
 _INSERTION = "functional_adamax.insertion_order"
 
@@ -45,9 +45,9 @@ def tree_map(function: Callable[[Any], Any], tree: Tree) -> Tree:
 
 def paths(spec: Any, root: str) -> list[str]:
     """Return how Python code reaches each leaf from ``root``: ``params['fc']['weight']``."""
-    tree = unflatten(spec, [None] * spec.num_leaves)
-    accessors = optree.tree_accessors(tree, is_leaf=is_empty, none_is_leaf=True)
-    return [accessor.codify(root) for accessor in accessors]
+    if isinstance(spec, _traced_tree.Spec):
+        return spec.codes(root)
+    return [accessor.codify(root) for accessor in spec.accessors()]
 
 
 def names(spec: Any) -> list[str]:
@@ -82,7 +82,7 @@ def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
     except ValueError:
         problem = _mismatch(unflatten(spec, [None] * spec.num_leaves), tree, name)
         raise ValueError(f"{name} must have the structure of {wanted}: {problem}") from None
-    if frozenset(map(type, leaves)) <= _traced_tree.LEAVES:
+    if are_leaves(leaves):
         return leaves
     for i, leaf in enumerate(leaves):
         if leaf is not None and not isinstance(leaf, (Tensor, EmptyState)):
@@ -186,9 +186,12 @@ def has_address(leaf: Any) -> bool:
     Not under ``torch.compile`` or a ``torch.func`` transform, and not for a tensor without
     elements or without data of its own: a fake tensor, or a wrapper such as a DTensor.
     """
+    return not torch.compiler.is_compiling() and _has_memory(leaf)
+
+
+def _has_memory(leaf: Any) -> bool:
     if (
         not isinstance(leaf, Tensor)
-        or torch.compiler.is_compiling()
         or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
         or leaf.layout != torch.strided
         or leaf.numel() == 0
@@ -215,12 +218,22 @@ def storages(leaves: Iterable[Any]) -> set[int]:
     return {x.untyped_storage().data_ptr() for x in leaves if has_address(x)}
 
 
-def tied(leaves: Sequence[Any]) -> tuple[int, int] | None:
-    """Return the positions of the first two leaves that are the same memory, or None."""
+def tied(
+    leaves: Sequence[Any], known: Callable[[Any], bool] = has_address
+) -> tuple[int, int] | None:
+    """Return the positions of the first two leaves that are the same memory, or None.
+
+    ``known`` says whose addresses may be read.
+    """
     first: dict[tuple[int, torch.Size], int] = {}
     for i, leaf in enumerate(leaves):
-        if has_address(leaf):
+        if known(leaf):
             j = first.setdefault((leaf.data_ptr(), leaf.shape), i)
             if j != i:
                 return j, i
     return None
+
+
+def are_apart(tensors: Sequence[Tensor]) -> bool:
+    """Whether no two of these are the same memory, asked while a compiler follows other code."""
+    return not torch.compiler.is_dynamo_compiling() and tied(tensors, _has_memory) is None

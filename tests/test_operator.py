@@ -115,6 +115,54 @@ def test_code_is_followed_once_and_a_changing_rate_stays_a_number() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_counter_written_in_compiled_code(backend: str) -> None:
+    """Of a marked counter Dynamo would drop the write."""
+    tx, p, g = fa.adamax(0.1), torch.zeros(3), torch.ones(3)
+    state = tx.init(p)
+
+    def step(g: Tensor, state: Any, p: Tensor) -> None:
+        new, after = fa.step(tx, g, state, p)
+        for old, x in zip((p, *state), (new, *after), strict=True):
+            old.copy_(x)
+
+    torch._dynamo.reset()
+    function = torch.compile(step, fullgraph=True, backend=backend)
+    for i in range(3):
+        function(g, state, p)
+        assert state.step == i + 1
+    torch.testing.assert_close(p, torch.full((3,), -0.3))
+
+
+BAD = {
+    "a parameter is missing": ({"a": None}, {}, {}),
+    "a parameter is missing beside a gradient that is": ({"b": None}, {"b": None}, {}),
+    "the shape of a parameter without gradient": ({"b": torch.ones(7)}, {"b": None}, {}),
+    "the shape of a moment without gradient": ({}, {"b": None}, {"b": torch.ones(7)}),
+    "the shape of a gradient": ({}, {"a": torch.ones(7)}, {}),
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("add", [False, True], ids=["update", "step"])
+def test_compiled_code_refuses_what_eager_code_does(case: str, add: bool) -> None:
+    params, grads, inf = ({k: torch.ones(2) for k in "abc"} for _ in range(3))
+    state = fa.adamax().init(params)._replace(exp_inf=inf | BAD[case][2])
+    params, grads = params | BAD[case][0], grads | BAD[case][1]
+
+    def step(params: Any, grads: Any, state: Any) -> Any:
+        tx = fa.adamax()
+        return fa.step(tx, grads, state, params) if add else tx.update(grads, state, params)
+
+    with pytest.raises(ValueError, match="must"):
+        step(params, grads, state)
+    function, _ = compiled(step)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="ValueError"):
+        function(params, grads, state)
+
+
+@needs_kernel
 @pytest.mark.parametrize("case", ["requires grad", "vmap", "floor", "rate per element"])
 def test_what_the_compiler_is_shown_the_rule_for(case: str) -> None:
     p, g = torch.randn(4, 3), torch.randn(4, 3)

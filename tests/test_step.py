@@ -308,6 +308,7 @@ def test_which_donated_steps_the_kernel_takes_at_once(
         "no params": True,
         "no gradient": True,
         "no gradient, wrong parameter": False,
+        "no gradient, halves": True,
         "no state": True,
         "tensor rate": True,
         "rate per leaf": False,
@@ -335,6 +336,9 @@ def test_which_pure_steps_the_kernel_takes_at_once(
         tx = fa.adamax(lr, derivative_floor=0.1)
     p: list[Any] = [torch.randn(4, 3), torch.randn(2)]
     g: list[Any] = [torch.randn(4, 3), torch.randn(2)]
+    if case == "no gradient, halves":
+        tx = fa.adamax(lr, state_dtype=torch.float32)
+        p, g = ([x.bfloat16() for x in tree] for tree in (p, g))
     if case == "no state":
         p[1], g[1] = torch.tensor([1, 2]), None
     state = tx.init(p)
@@ -372,3 +376,16 @@ def test_which_pure_steps_the_kernel_takes_at_once(
         a, b = (torch.utils._pytree.tree_leaves(x) for x in (found, wanted))
         assert all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert any(x is not None for x in answers) == taken
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("bad", [[torch.zeros(2)], torch.zeros(3)], ids=["structure", "shape"])
+def test_what_has_no_gradient_is_checked_too(bad: Any, donate: bool) -> None:
+    tx = fa.adamax()
+    p = [torch.ones(3), torch.ones(2)]
+    state = tx.init(p)
+    state.exp_inf[1] = bad
+    before = p[0].clone()
+    with pytest.raises((TypeError, ValueError), match=r"state\.exp_inf\[1\] must"):
+        fa.step(tx, [torch.ones(3), None], state, p, donate=donate)
+    assert torch.equal(p[0], before)

@@ -310,3 +310,24 @@ def test_more_errors() -> None:
     assert decay.update({"a": None}, fa.EmptyState()) == ({"a": None}, fa.EmptyState())
     with pytest.raises(TypeError, match=r"transforms\[1\] must be a pair"):
         fa.chain(fa.identity(), fa.adamax)
+
+
+@optree.register_pytree_node_class(namespace=optree.registry.__GLOBAL_NAMESPACE)
+class Strict:
+    """A container that must have tensors."""
+
+    def __init__(self, inside: torch.Tensor) -> None:
+        self.inside, self.shape = inside, inside.shape
+
+    def tree_flatten(self) -> Any:
+        return (self.inside,), None, ("inside",)
+
+    @classmethod
+    def tree_unflatten(cls, metadata: None, children: Any) -> Strict:
+        return cls(*children)
+
+
+def test_errors_do_not_need_containers_without_tensors() -> None:
+    tx, params = fa.adamax(), Strict(torch.ones(3))
+    with pytest.raises(ValueError, match="must have the shape of its parameter"):
+        tx.update(Strict(torch.ones(2)), tx.init(params))

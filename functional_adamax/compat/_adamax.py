@@ -190,11 +190,11 @@ class Adamax(Optimizer):
             values["state_dtype"] = group["state_dtype"]
         return values
 
-    def _init_group(self) -> None:
+    def _init_group(self) -> bool:
         """Make the state of all parameters with a first gradient, as torch lays it out.
 
-        Under the name by which ``torch.compile`` runs this method eagerly, once for all groups:
-        what is traced after it finds the state there, and tensors that stay where they are.
+        Once for all groups: what a compiler traces after it finds the state there, and tensors that
+        stay where they are. Parameters that are one memory are stepped in turn, as torch does.
         """
         for group in self.param_groups:
             transform = TorchAdamax(**self._values(group))
@@ -202,6 +202,7 @@ class Adamax(Optimizer):
                 if p.grad is not None and not self.state.get(p):
                     entry = zip(AdamaxState._fields, transform.init_leaf(p), strict=True)
                     self.state[p] = dict(entry)
+        return True
 
     def _native(self, group: dict[str, Any]) -> Group | None:
         capturable = group["capturable"] and not torch.compiler.is_compiling()  # which shows True

@@ -22,8 +22,8 @@ def advance_compiled(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
         params = [p for p in group.params or () if p.grad is not None]
         if not params:
             continue
-        entries = [state[p] for p in params if p in state]
-        if len(entries) < len(params) or not all(entries):
+        entries = [state.get(p) or {} for p in params]
+        if not all(entries):
             return False
         m, u, t = ([entry[name] for entry in entries] for name in ("exp_avg", "exp_inf", "step"))
         rates = tuple(map(_hyper.single, group[1:6]))

@@ -151,8 +151,7 @@ class Optimizer(Shell):
                 return False
             groups.append(native)
         if compiling:
-            self._init_group()
-            return advance_compiled(groups, self.state)
+            return self._init_group() and advance_compiled(groups, self.state)
         written = _kernel.advance(groups, self.state, self._written)
         self._written = written or []
         return written is not None
@@ -181,8 +180,14 @@ class Optimizer(Shell):
                 del self.state[p]
             raise
 
-    def _init_group(self) -> None:
-        """Make state that is not the transform's to make, before any group is looked at."""
+    def _init_group(self) -> bool:
+        """Make state that is not the transform's to make, before any group is looked at.
+
+        Return whether parameters may be stepped one after the other, which those that are one
+        memory may not. Under this name ``torch.compile`` runs the method eagerly.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        return _tree.are_apart(params)
 
     def _prepare_unit(
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
@@ -261,7 +266,8 @@ class Optimizer(Shell):
         State is made for parameters that have a first gradient, and for all when a change of the
         hyperparameters switched a stage of the transform on.
         """
-        layout: Layout | None = self._layouts.get(groups[0])
+        compiling = torch.compiler.is_compiling()  # which knows other structures of trees
+        layout: Layout | None = None if compiling else self._layouts.get(groups[0])
         if layout is not None and (layout.outline != outline or layout.params != spec):
             layout = None
         new = [

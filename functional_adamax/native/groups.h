@@ -87,8 +87,12 @@ static PyObject *native_overwrite(PyObject *self, PyObject *arguments)
         x[P] = PyList_GetItem(params, i);
         for (int k = G; k <= T; k++)
             x[k] = PyList_GetItem(PyTuple_GetItem(columns, k - G), i);
-        if (PyErr_Occurred() || x[G] == Py_None)
+        if (PyErr_Occurred())
+            break;
+        if (x[G] == Py_None) {
+            fine = (x[P] != Py_None || !is_tensor(x[M])) && is_in_order(x, &rates);
             continue;
+        }
         for (int k = P; k <= T && fine; k++)
             fine = is_free(x[k], grad_mode);
         fine = fine && are_ordinary(x) && add(&plan, x, 0, &rates);

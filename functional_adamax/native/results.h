@@ -91,18 +91,21 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
     return results != NULL || PyErr_Occurred() ? results : PyErr_NoMemory();
 }
 
-/* Make the results of a leaf without gradient: what there is. 0 where it is not what it should be. */
-static int keep(PyObject **x, int add, const Rates *rates, PyObject *const *lists, Py_ssize_t place)
+/* Whether a leaf without gradient is what the kernels take, or has no state. */
+static int is_in_order(PyObject *const *x, const Rates *rates)
 {
     View v[5];
     Work work;
+    PyObject *as_if[] = {x[P], x[P] == Py_None ? x[M] : x[P], x[M], x[U], x[T]};
+    return !is_tensor(x[M]) || take(as_if, 0, 0, rates, v, &work);
+}
+
+/* The results of a leaf without gradient are what there is. */
+static void keep(PyObject *const *x, int add, PyObject *const *lists, Py_ssize_t place)
+{
     PyObject *old[] = {add ? x[P] : Py_None, x[T], x[M], x[U]};
-    x[G] = x[M];
-    if (is_tensor(x[M]) && !take(x, 0, 0, rates, v, &work))
-        return 0;
     for (int k = 0; k < 4; k++)
         PyList_SetItem(lists[k], place, Py_NewRef(old[k]));
-    return 1;
 }
 
 /* One leaf of columns. 0, perhaps with an exception, where it cannot be taken. */
@@ -156,11 +159,10 @@ static PyObject *native_stepped(PyObject *self, PyObject *arguments)
     for (Py_ssize_t i = 0; i < count && fine; i++) {
         for (int k = P; k <= T; k++)
             x[k] = PyList_GetItem(PyTuple_GetItem(columns, k), i);
-        if (params != Py_None && x[P] == Py_None && is_tensor(x[M]))
-            fine = 0;
-        else if (x[G] == Py_None)
-            fine = keep(x, add, &rates, lists, i);
-        else if ((fine = step_anew(x, add, grad_mode, &rates, lists, i, &work[rows])))
+        fine = params == Py_None || x[P] != Py_None || !is_tensor(x[M]);
+        if (fine && x[G] == Py_None && (fine = is_in_order(x, &rates)))
+            keep(x, add, lists, i);
+        else if (fine && (fine = step_anew(x, add, grad_mode, &rates, lists, i, &work[rows])))
             rows++;
     }
     if (fine)

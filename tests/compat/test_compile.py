@@ -148,3 +148,47 @@ def test_a_compiled_step_is_noticed_by_autograd() -> None:
     torch.compile(optimizer.step)()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def decayed_after_clipping(lr: float = 0.01) -> fa.GradientTransformation:
+    return fa.chain(fa.clip_by_global_norm(1.0), fa.adamaxw(lr))
+
+
+@pytest.mark.parametrize("factory", [fa.adamaxw, decayed_after_clipping], ids=["alone", "chain"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("first", ["eager", "compiled"])
+def test_gradients_that_come_late(factory: Any, backend: str, first: str) -> None:
+    def run(compiled: bool) -> list[torch.Tensor]:
+        params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+        optimizer = wrap(factory)(params)
+        torch._dynamo.reset()
+        step = torch.compile(optimizer.step, backend=backend) if compiled else optimizer.step
+        for i in range(4):
+            params[0].grad = torch.full((3,), i + 1.0)
+            params[1].grad = torch.full((3,), 1.0 - i) if i > 1 else None
+            (optimizer.step if i == 0 and first == "eager" else step)()
+        state = optimizer.state_dict()["state"]
+        return [
+            *(p.detach() for p in params),
+            *(x for entry in state.values() for x in entry.values()),
+        ]
+
+    for x, y in zip(run(True), run(False), strict=True):
+        assert_close(x, y, torch.full((1,), 4.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*are the same (memory|tensor)")
+@pytest.mark.parametrize("kind", [Adamax, AdamaxW])
+def test_parameters_that_are_one_memory(kind: Any) -> None:
+    def run(compiled: bool) -> torch.Tensor:
+        p = torch.nn.Parameter(torch.ones(3))
+        twin = torch.nn.Parameter(p.detach())
+        optimizer = kind([p, twin], lr=0.1)
+        p.grad, twin.grad = torch.ones(3), torch.full((3,), 2.0)
+        torch._dynamo.reset()
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        step()
+        step()
+        return p.detach()
+
+    assert torch.equal(run(True), run(False))
