@@ -314,6 +314,7 @@ def test_which_donated_steps_the_kernel_takes_at_once(
         "rate per leaf": False,
         "recorded rate": False,
         "recorded parameter": False,
+        "recorded parameter, not read": True,
         "recorded, but not in no_grad": True,
         "floor": False,
         "other layout": False,
@@ -331,7 +332,8 @@ def test_which_pure_steps_the_kernel_takes_at_once(
         "rate per leaf": [0.1, 0.2],
         "recorded rate": torch.tensor(0.1, requires_grad=True),
     }.get(case, 0.1)
-    tx = fa.adamax(lr, weight_decay=0.0 if case == "no params" else 0.1)
+    reads_none = case in ("no params", "recorded parameter, not read")
+    tx = fa.adamax(lr, weight_decay=0.0 if reads_none else 0.1)
     if case == "floor":
         tx = fa.adamax(lr, derivative_floor=0.1)
     p: list[Any] = [torch.randn(4, 3), torch.randn(2)]
@@ -355,7 +357,7 @@ def test_which_pure_steps_the_kernel_takes_at_once(
 
     def run() -> Any:
         with torch.set_grad_enabled("no_grad" not in case):
-            if case == "update":
+            if case in ("update", "recorded parameter, not read"):
                 return tx.update(g, state, p)
             if case == "no params":
                 return tx.update(g, state)

@@ -44,7 +44,8 @@ static inline uint32_t to_f16(float x)
     power = power > 143u << 23 ? 143u << 23 : power;
     power = power < 113u << 23 ? 113u << 23 : power;
     /* the sum with 2^13 times the power of two below x has the spacing of halves: it rounds */
-    uint32_t large = power + (13u << 23), places = as_bits(as_float(size) + as_float(large)) - large;
+    uint32_t large = power + (13u << 23);
+    uint32_t places = as_bits(as_float(size) + as_float(large)) - large;
     uint32_t half = ((power - (113u << 23)) >> 13) + places;
     half = half > 0x7c00 ? 0x7c00 : half;
     return sign | half | (size > 0x7f800000) << 9;

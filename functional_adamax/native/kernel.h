@@ -14,7 +14,8 @@ NAME(step_body)(const Step *row, ptrdiff_t start, ptrdiff_t end, int decay, int 
     const VALUE *p_ = row->p, *g_ = row->g;
     const MOMENT *m_ = row->m, *u_ = row->u;
     MOMENT *m_new = row->m_new, *u_new = row->u_new;
-    const REAL weight = (REAL)row->weight, b2 = (REAL)row->b2, eps = LOAD_MOMENT(STORE_MOMENT((REAL)row->eps));
+    const REAL weight = (REAL)row->weight, b2 = (REAL)row->b2;
+    const REAL eps = LOAD_MOMENT(STORE_MOMENT((REAL)row->eps));
     const REAL scale = (REAL)row->scale, factor = (REAL)row->factor, sign = (REAL)row->sign;
     const int near = weight < (REAL)0.5;
     const REAL coefficient = near ? weight : weight - 1;

@@ -81,7 +81,8 @@ static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
         return PyErr_NoMemory();
     int fine = 1;
     for (Py_ssize_t i = 0; i < count && fine; i++) {
-        fine = take_leaf(PyList_GetItem(leaves, i), 0, 0, 0, x, &rates, v, &work) && x[P] != Py_None;
+        PyObject *leaf = PyList_GetItem(leaves, i);
+        fine = take_leaf(leaf, 0, 0, 0, x, &rates, v, &work) && x[P] != Py_None;
         for (int k = P; k <= T && fine; k++)
             add_range(&ranges[5 * i + k], &v[k], k != G);
     }

@@ -109,13 +109,14 @@ static void keep(PyObject *const *x, int add, PyObject *const *lists, Py_ssize_t
 }
 
 /* One leaf of columns. 0, perhaps with an exception, where it cannot be taken. */
-static int step_anew(PyObject *const *x, int add, int grad_mode, Rates *rates, PyObject *const *lists,
-                     Py_ssize_t place, Work *work)
+static int step_anew(PyObject *const *x, int add, int grad_mode, Rates *rates,
+                     PyObject *const *lists, Py_ssize_t place, Work *work)
 {
     View v[5];
     char *new[4];
-    for (int k = P; k <= T; k++)
-        if (x[k] == Py_None ? k != P || add : !is_free(x[k], grad_mode))
+    int reads_p = add || rates->decay != NO_DECAY;
+    for (int k = reads_p ? P : G; k <= T; k++)
+        if (!is_free(x[k], grad_mode))
             return 0;
     if (!take(x, 0, 0, rates, v, work) || !active[work->kind][rates->decay] ||
         !make_results(x, v, add, lists, place, 0, new))

@@ -134,8 +134,8 @@ static int is_stacked(const View *v, ptrdiff_t members)
 }
 
 /* Look at p, which may be None, g, m, u and t; 0 where the kernels cannot take them. The row has
-   no numbers yet, and goes nowhere. Of tensors that are known, m, u and t were taken before. With members,
-   the tensors are those of all members, stacked. */
+   no numbers yet, and goes nowhere. Of tensors that are known, m, u and t were taken before. With
+   members, the tensors are those of all members, stacked. */
 static int take(PyObject *const *x, int known, ptrdiff_t members, const Rates *rates, View *v,
                 Work *work)
 {

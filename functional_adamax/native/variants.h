@@ -17,8 +17,8 @@ typedef struct {
 
 typedef void (*Kernel)(const void *row, ptrdiff_t start, ptrdiff_t end);
 
-/* A large tensor is worked off in blocks, and a block in strips. Before each strip a kernel asks for
-   the memory of one further on: its streams are more than the processor follows unasked, which
+/* A large tensor is worked off in blocks, and a block in strips. Before each strip a kernel asks
+   for the memory of one further on: its streams are more than the processor follows unasked, which
    would cost a tenth of the time. What is smaller than a block is often in a cache already. */
 enum { BLOCK = 1 << 16, STRIP = 64 /* elements */, AHEAD = 1024, LINE = 64 /* bytes */ };
 
