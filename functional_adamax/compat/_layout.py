@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import _tree
@@ -82,7 +83,7 @@ def keep(entry: dict[str, Any], name: str, value: Any, replace: bool) -> None:
     if replace or not isinstance(old, Tensor) or old.shape != value.shape:
         entry[name] = value
     elif old is not value:
-        old.copy_(value)
+        torch._foreach_copy_([old], [value])  # Dynamo may drop a copy_ into a float64 scalar
 
 
 def outline_of(values: dict[str, Any]) -> Any:

@@ -154,7 +154,9 @@ def decayed_after_clipping(lr: float = 0.01) -> fa.GradientTransformation:
     return fa.chain(fa.clip_by_global_norm(1.0), fa.adamaxw(lr))
 
 
-@pytest.mark.parametrize("factory", [fa.adamaxw, decayed_after_clipping], ids=["alone", "chain"])
+@pytest.mark.parametrize(
+    "factory", [fa.adamaxw, decayed_after_clipping, fa.adam], ids=["alone", "chain", "adam"]
+)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("first", ["eager", "compiled"])
 def test_gradients_that_come_late(factory: Any, backend: str, first: str) -> None:
@@ -177,8 +179,11 @@ def test_gradients_that_come_late(factory: Any, backend: str, first: str) -> Non
         assert_close(x, y, torch.full((1,), 4.0))
 
 
+needs_kernel = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+
+
 @pytest.mark.filterwarnings("ignore:.*are the same (memory|tensor)")
-@pytest.mark.parametrize("kind", [Adamax, AdamaxW])
+@pytest.mark.parametrize("kind", [pytest.param(Adamax, marks=needs_kernel), AdamaxW])
 def test_parameters_that_are_one_memory(kind: Any) -> None:
     def run(compiled: bool) -> torch.Tensor:
         p = torch.nn.Parameter(torch.ones(3))
