@@ -149,6 +149,6 @@ def _plain_cuda(p: torch.Tensor) -> bool:
 def _copy(leaf: Leaf, maximize: bool, decoupled: bool) -> None:
     update, t, m, u = _rule.step(leaf, maximize, decoupled)
     leaf.p.copy_(_apply.add(leaf.p, update))
-    leaf.t.copy_(t)
+    torch._foreach_copy_([leaf.t], [t])  # Dynamo may drop a copy_ into a float64 scalar
     leaf.m.copy_(m)
     leaf.u.copy_(u)

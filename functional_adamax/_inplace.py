@@ -18,7 +18,12 @@ _LARGE = 1e3
 
 
 def takes(leaf: Leaf, decoupled: bool) -> bool:
-    """Whether the in-place spelling gives the bits of the rule without waiting for a device."""
+    """Whether the in-place spelling gives the bits of the rule without waiting for a device.
+
+    Nor does it stop a compiler, which cannot follow what asks a tensor for its number.
+    """
+    if torch.compiler.is_compiling():
+        return False
     p, g, m, u, t, lr, b1, b2, eps, weight_decay, _ = leaf
     return (
         p.dtype == g.dtype == m.dtype == u.dtype

@@ -94,6 +94,8 @@ class Adamax(Optimizer):
     Source: Kingma & Ba 2015, arXiv 1412.6980, Algorithm 2, as in ``torch.optim.Adamax``.
     """
 
+    _in_turn = True
+
     def __init__(
         self,
         params: ParamsT,
@@ -190,11 +192,11 @@ class Adamax(Optimizer):
             values["state_dtype"] = group["state_dtype"]
         return values
 
-    def _init_group(self) -> bool:
+    def _init_group(self, compiling: bool) -> bool:
         """Make the state of all parameters with a first gradient, as torch lays it out.
 
         Once for all groups: what a compiler traces after it finds the state there, and tensors that
-        stay where they are. Parameters that are one memory are stepped in turn, as torch does.
+        stay where they are.
         """
         for group in self.param_groups:
             transform = TorchAdamax(**self._values(group))
@@ -202,7 +204,7 @@ class Adamax(Optimizer):
                 if p.grad is not None and not self.state.get(p):
                     entry = zip(AdamaxState._fields, transform.init_leaf(p), strict=True)
                     self.state[p] = dict(entry)
-        return True
+        return super()._init_group(compiling)
 
     def _native(self, group: dict[str, Any]) -> Group | None:
         capturable = group["capturable"] and not torch.compiler.is_compiling()  # which shows True
@@ -220,10 +222,12 @@ class Adamax(Optimizer):
         state: AdamaxState,
         params: Tree,
         extra: dict[str, Any],
+        apart: bool,
     ) -> Donated:
         del extra
         (group,) = (self.param_groups[i] for i in groups)
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             check_group(group, self.state, self.defaults["differentiable"])
         tensors = [_tree.flatten(x)[0] for x in (params, grads, state.exp_avg, state.exp_inf)]
         rows = [
@@ -232,7 +236,10 @@ class Adamax(Optimizer):
             if isinstance(row[1], Tensor)
         ]
         rates = (_to_scalar(group["lr"]), *group["betas"], group["eps"], _decay(group))
+        write = partial(_write, rows, group["maximize"], (params, state))
         if _context.recorded(x for row in (*rows, rates) for x in row if isinstance(x, Tensor)):
+            if compiling and not apart:
+                return partial(write, rates, foreach=False)
             new = _step.step(tx, grads, state, params)
             return lambda: new
         foreach: bool | None = uses_foreach(group, [row[0] for row in rows])
@@ -241,9 +248,7 @@ class Adamax(Optimizer):
             lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device
         if group["foreach"] is None and any(row[0].is_cuda for row in rows):
             foreach = None
-        rates = (lr, *rates[1:])
-        leaves = [Leaf(*row, *rates) for row in rows]
-        return partial(_write, leaves, group["maximize"], foreach, (params, state))
+        return partial(write, (lr, *rates[1:]), foreach=foreach)
 
 
 def _decay(group: dict[str, Any]) -> Any:
@@ -255,7 +260,13 @@ def _decay(group: dict[str, Any]) -> Any:
 
 
 def _write(
-    leaves: list[Leaf], maximize: bool, foreach: bool | None, written: tuple[Tree, Any]
+    rows: list[tuple[Any, ...]],
+    maximize: bool,
+    written: tuple[Tree, Any],
+    rates: tuple[Any, ...],
+    *,
+    foreach: bool | None,
 ) -> tuple[Tree, Any]:
-    _execute.write(leaves, maximize, False, foreach)
+    """Step p, g, m, u and t of each row in turn; return the trees that now hold the results."""
+    _execute.write([Leaf(*row, *rates) for row in rows], maximize, False, foreach)
     return written

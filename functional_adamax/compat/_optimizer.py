@@ -66,6 +66,9 @@ class Optimizer(Shell):
         tensor([0.8990, 1.8980])
     """
 
+    _in_turn = False
+    """Whether parameters that are the same memory are stepped one after the other."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -151,7 +154,8 @@ class Optimizer(Shell):
                 return False
             groups.append(native)
         if compiling:
-            return self._init_group() and advance_compiled(groups, self.state)
+            apart = self._init_group(compiling)
+            return (apart or self._in_turn) and advance_compiled(groups, self.state)
         written = _kernel.advance(groups, self.state, self._written)
         self._written = written or []
         return written is not None
@@ -173,24 +177,28 @@ class Optimizer(Shell):
             set() if compiling else set(self.state)
         )  # not to be traced before there is all state
         try:
-            self._init_group()
-            return [self._prepare_unit(unit, closure, extra) for unit in units]
+            apart = self._init_group(compiling)
+            return [self._prepare_unit(unit, closure, extra, apart) for unit in units]
         except Exception:
             for p in () if compiling else set(self.state) - known:
                 del self.state[p]
             raise
 
-    def _init_group(self) -> bool:
+    def _init_group(self, compiling: bool) -> bool:
         """Make state that is not the transform's to make, before any group is looked at.
 
-        Return whether parameters may be stepped one after the other, which those that are one
-        memory may not. Under this name ``torch.compile`` runs the method eagerly.
+        Return, if ``compiling``, whether no two parameters are the same memory. Under this name
+        ``torch.compile`` runs the method eagerly, and takes what it returns for a constant.
         """
-        params = [p for group in self.param_groups for p in group["params"]]
-        return _tree.are_apart(params)
+        everyone = [p for group in self.param_groups for p in group["params"]]
+        return compiling and _tree.are_apart(everyone)
 
     def _prepare_unit(
-        self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
+        self,
+        groups: list[int],
+        closure: Callable[[], Any] | None,
+        extra: dict[str, Any],
+        apart: bool,
     ) -> Run:
         """Plan the step of some groups, whose parameters are one tree."""
         members = [self.param_groups[i] for i in groups]
@@ -208,7 +216,7 @@ class Optimizer(Shell):
         grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
         state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
         tree = _tree.unflatten(spec, used)
-        run = self._plan(groups, tx, grads, state, tree, extra)
+        run = self._plan(groups, tx, grads, state, tree, extra, apart)
         return partial(self._store, run, layout, used, groups)
 
     def _plan(
@@ -219,9 +227,13 @@ class Optimizer(Shell):
         state: Any,
         params: Tree,
         extra: dict[str, Any],
+        apart: bool,
     ) -> Donated:
-        """Check a step, and compute what has to be computed, without writing."""
-        del groups
+        """Check a step, and compute what has to be computed, without writing.
+
+        ``apart`` is what ``_init_group`` returned.
+        """
+        del groups, apart
         if _tree.tied(_tree.flatten(params)[0]):  # stepped from the old values; the last stays
             new = _step.step(tx, grads, state, params, **extra)
             return lambda: new

@@ -179,16 +179,14 @@ def test_gradients_that_come_late(factory: Any, backend: str, first: str) -> Non
         assert_close(x, y, torch.full((1,), 4.0))
 
 
-needs_kernel = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
-
-
 @pytest.mark.filterwarnings("ignore:.*are the same (memory|tensor)")
-@pytest.mark.parametrize("kind", [pytest.param(Adamax, marks=needs_kernel), AdamaxW])
-def test_parameters_that_are_one_memory(kind: Any) -> None:
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+@pytest.mark.parametrize("kind", [Adamax, AdamaxW])
+def test_parameters_that_are_one_memory(kind: Any, lr: Any) -> None:
     def run(compiled: bool) -> torch.Tensor:
         p = torch.nn.Parameter(torch.ones(3))
         twin = torch.nn.Parameter(p.detach())
-        optimizer = kind([p, twin], lr=0.1)
+        optimizer = kind([p, twin], lr=lr)
         p.grad, twin.grad = torch.ones(3), torch.full((3,), 2.0)
         torch._dynamo.reset()
         step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
