@@ -51,7 +51,7 @@ def step(
         return None
     p, g, m, u, t = columns
     numbers, tensors, among = _split(rates)
-    results: list[list[Any]] = _operator(
+    results: list[list[Any]] = torch.ops.functional_adamax.step.default(
         p if given else [], g, m, u, t, tensors, among, numbers, maximize, decoupled, add
     )
     if where is None:
@@ -81,7 +81,9 @@ def overwrite(
 
     def run() -> None:
         for part in parts:
-            _overwriting(*part, tensors, places, numbers, maximize, decoupled)
+            torch.ops.functional_adamax.step_.default(
+                *part, tensors, places, numbers, maximize, decoupled
+            )
 
     return run
 
@@ -156,25 +158,29 @@ def _split(rates: list[tuple[Any, ...]]) -> tuple[list[float], list[Tensor], lis
     return numbers, tensors, places
 
 
-@torch.library.custom_op("functional_adamax::step", mutates_args=(), device_types="cpu")
-def _operator(
-    p: list[Tensor],
-    g: list[Tensor],
-    m: list[Tensor],
-    u: list[Tensor],
-    t: list[Tensor],
-    tensors: list[Tensor],
-    places: list[int],
-    numbers: list[float],
-    maximize: bool,
-    decoupled: bool,
-    add: bool,
-) -> Lists:
+_STEP, _STEP_ = "functional_adamax::step", "functional_adamax::step_"
+_HOW = "Tensor[] tensors, int[] places, float[] numbers, bool maximize, bool decoupled"
+torch.library.define(
+    _STEP,
+    f"(Tensor[] p, Tensor[] g, Tensor[] m, Tensor[] u, Tensor[] t, {_HOW}, bool add)"
+    " -> (Tensor[], Tensor[], Tensor[], Tensor[])",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    _STEP_,
+    f"(Tensor(a!)[] p, Tensor[] g, Tensor(b!)[] m, Tensor(c!)[] u, Tensor(d!)[] t, {_HOW}) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl(_STEP, "cpu")
+def _step(*arguments: Any) -> Lists:
     """Step leaves.
 
     ``p`` may be empty. ``numbers`` are the hyperparameters, lr to weight_decay, of each leaf, or
     once those of all; ``tensors`` take the ``places`` among them.
     """
+    p, g, m, u, t, tensors, places, numbers, maximize, decoupled, add = arguments
     rates = _joined(numbers, tensors, places)
     columns = Columns(p or [None] * len(g), g, m, u, t)
     if len(rates) == _RATES:
@@ -190,7 +196,9 @@ def _operator(
     if ready is not None:
         stepped = _kernel.step(ready, maximize, decoupled, add)
         return _four([row[k] for row in stepped] for k in range(4))
-    results = _fake(p, g, m, u, t, add)  # another machine than it was compiled on, or odd layouts
+    results: Lists = _fake(
+        p, g, m, u, t, add
+    )  # another machine than it was compiled on, or odd layouts
     for leaf, *new in zip(leaves, *results, strict=True):
         update, *state = _rule.step(leaf, maximize, decoupled)
         row = [_apply.add(leaf.p, update) if add else update, *state]
@@ -199,6 +207,7 @@ def _operator(
     return results
 
 
+@torch.library.register_fake(_STEP)  # type: ignore[untyped-decorator]
 def _fake(
     p: list[Tensor], g: list[Tensor], m: list[Tensor], u: list[Tensor], t: list[Tensor], *how: Any
 ) -> Lists:
@@ -208,30 +217,15 @@ def _fake(
     return _four([torch.empty_like(x) for x in column] for column in (first, t, m, u))
 
 
-_operator.register_fake(_fake)
-
-
-@torch.library.custom_op(
-    "functional_adamax::step_", mutates_args=("p", "m", "u", "t"), device_types="cpu"
-)
-def _overwriting(
-    p: list[Tensor],
-    g: list[Tensor],
-    m: list[Tensor],
-    u: list[Tensor],
-    t: list[Tensor],
-    tensors: list[Tensor],
-    places: list[int],
-    numbers: list[float],
-    maximize: bool,
-    decoupled: bool,
-) -> None:
+@torch.library.impl(_STEP_, "cpu")
+@torch.no_grad()
+def _step_(*arguments: Any) -> None:
     """Step leaves of one set of hyperparameters, lr to weight_decay, over p, m, u and t."""
+    p, g, m, u, t, tensors, places, numbers, maximize, decoupled = arguments
     lr, b1, b2, eps, weight_decay = rates = _joined(numbers, tensors, places)
     group = Group(p, lr, b1, b2, eps, weight_decay, maximize, decoupled)
-    with torch.no_grad():
-        if _kernel.overwrite(group, (g, m, u, t)):
-            return
+    if _kernel.overwrite(group, (g, m, u, t)):
+        return
     for row in zip(p, g, m, u, t, strict=True):
         leaf = Leaf(*row, *rates)
         update, *state = _rule.step(leaf, maximize, decoupled)
@@ -240,7 +234,7 @@ def _overwriting(
             old.copy_(x)
 
 
-@_overwriting.register_fake
+@torch.library.register_fake(_STEP_)  # type: ignore[untyped-decorator]
 def _(*arguments: Any) -> None:
     _symbols.leave_unread(arguments[4])
 
