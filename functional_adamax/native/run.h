@@ -3,7 +3,7 @@
    its threads spin for a while, and others would have to share the cores with them. Else they live
    for one call; to start one takes some ten microseconds. */
 
-enum { WORTH_A_THREAD = 1 << 17 /* elements */ };
+enum { WORTH_A_THREAD = 1 << 15, WORTH_A_NEW_THREAD = 1 << 17 /* elements */ };
 
 typedef struct {
     const Work *work;
@@ -65,9 +65,11 @@ static void run(const Work *work, Py_ssize_t count, long threads)
     pthread_t helpers[MOST];
     for (Py_ssize_t i = 0; i < count; i++)
         total += work[i].n;
-    ptrdiff_t wanted = total / WORTH_A_THREAD < threads ? total / WORTH_A_THREAD : threads;
+    int pooled = parallel != NULL && getpid() == its_process;
+    ptrdiff_t worth = total / (pooled ? WORTH_A_THREAD : WORTH_A_NEW_THREAD);
+    ptrdiff_t wanted = worth < threads ? worth : threads;
     Py_BEGIN_ALLOW_THREADS
-    if (parallel != NULL && wanted > 1 && getpid() == its_process) {
+    if (pooled && wanted > 1) {
         parallel(work_along, &queue, wanted, 0);
     } else {
         long helping = 0;
