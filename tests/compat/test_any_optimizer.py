@@ -1,4 +1,4 @@
-"""Any transform as a torch.optim.Optimizer, and any such optimizer as a transform."""
+"""Any transform as a torch.optim.Optimizer."""
 
 from __future__ import annotations
 
@@ -8,39 +8,17 @@ import io
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from wrapped import RATE, loss, network, parameters, recipe, train
 
 import functional_adamax as fa
 from functional_adamax import compat
-
-
-def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
-
-
-BATCHES = torch.randn(20, 8, 4, generator=torch.Generator().manual_seed(0))
-
-
-def loss(model: Callable[[Tensor], Tensor], i: int) -> Tensor:
-    return (model(BATCHES[i]) - 1).square().mean()
-
-
-def train(model: nn.Module, optimizer: Any, steps: range, scheduler: Any = None) -> list[Tensor]:
-    for i in steps:
-        optimizer.zero_grad()
-        loss(model, i).backward()
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-    return [p.detach().clone() for p in model.parameters()]
 
 
 def functionally(tx: fa.GradientTransformation, steps: int) -> list[Tensor]:
@@ -53,20 +31,6 @@ def functionally(tx: fa.GradientTransformation, steps: int) -> list[Tensor]:
     return list(params.values())
 
 
-def is_weight(name: str) -> bool:
-    return name.endswith("weight")
-
-
-def recipe(lr: Any = 0.1, max_norm: Any = 0.5, weight_decay: Any = 0.1) -> Any:
-    return fa.chain(
-        fa.clip_by_global_norm(max_norm),
-        fa.masked(fa.add_decayed_weights(weight_decay), fa.by_path(is_weight)),
-        fa.scale_by_nadamax(),
-        fa.scale_by_learning_rate(lr),
-    )
-
-
-RATE = fa.warmup_cosine_decay_schedule(0.0, 0.1, 3, 12)
 FACTORIES = [fa.adamax, fa.adamaxw, fa.nadamax, fa.adam, fa.adamw, fa.sgd, fa.rmsprop, fa.lion]
 
 
@@ -133,33 +97,17 @@ def test_five_ways_are_one_trajectory() -> None:
     )
 
 
-def test_our_schedules_and_those_of_torch_drive_it_alike() -> None:
-    one, two = network(), network()
-    ours = compat.Optimizer(one.named_parameters(), recipe, lr=RATE)
-    theirs = compat.Optimizer(two.named_parameters(), recipe, lr=1.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(theirs, lambda k: float(RATE(k)))
-    assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"] == float(RATE(0))
-    for i in range(10):
-        assert scheduler.get_last_lr() == [pytest.approx(float(RATE(i)), rel=1e-12)]
-        a, b = train(one, ours, range(i, i + 1)), train(two, theirs, range(i, i + 1), scheduler)
-        assert all(map(torch.equal, a, b))
-        assert ours.param_groups[0]["lr"] == pytest.approx(float(RATE(i)), rel=1e-12)
-    theirs.param_groups[0]["lr"] = 0.0
-    assert all(map(torch.equal, b, train(two, theirs, range(1))))
-    injected = fa.inject_hyperparams(recipe)(lr=0.1)
-    state = fa.set_hyperparams(injected.init(torch.ones(2)), lr=0.0)
-    assert not injected.update(torch.ones(2), state, torch.ones(2))[0].any()
-
-
 CONTINUE = """
 import sys, torch
-from tests.compat import test_any_optimizer as t
+sys.path.insert(0, sys.argv[2])
+from functional_adamax import compat
+from wrapped import RATE, network, recipe, train
 model_state, state, wanted = torch.load(sys.argv[1], weights_only=True)
-model = t.network(1)
+model = network(1)
 model.load_state_dict(model_state)
-optimizer = t.compat.Optimizer(model.named_parameters(), t.recipe, lr=t.RATE)
+optimizer = compat.Optimizer(model.named_parameters(), recipe, lr=RATE)
 optimizer.load_state_dict(state)
-got = t.train(model, optimizer, range(4, 8))
+got = train(model, optimizer, range(4, 8))
 assert all(map(torch.equal, got, wanted)), (got, wanted)
 """
 
@@ -171,21 +119,12 @@ def test_it_continues_in_a_fresh_process(tmp_path: Any) -> None:
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     wanted = train(model, optimizer, range(4, 8))
     torch.save((*saved, wanted), tmp_path / "run.pt")
-    script = CONTINUE.replace("from tests.compat import test_any_optimizer as t", IMPORT)
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "run.pt", __file__],
+        [sys.executable, "-c", CONTINUE, tmp_path / "run.pt", Path(__file__).parent],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-
-
-IMPORT = """
-import importlib.util
-spec = importlib.util.spec_from_file_location("t", sys.argv[2])
-t = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(t)
-"""
 
 
 def test_state_dict_is_torchs() -> None:
@@ -217,43 +156,6 @@ def test_names_twice_become_paths() -> None:
     optimizer.step()
     assert {"0.step", "2.step", "0.exp_avg", "2.exp_avg", "trace"} <= set(optimizer.state[w])
     assert optimizer.param_groups[0].keys() == {"params"}
-
-
-def test_groups_are_obeyed() -> None:
-    model, alone = network(), network()
-    first, second = model[0].parameters(), model[2].parameters()
-    optimizer = compat.wrap(fa.adamaxw)(
-        [{"params": first, "lr": 0.2, "betas": (0.5, 0.9)}, {"params": second}], lr=0.01
-    )
-    twins = [
-        compat.wrap(fa.adamaxw)(alone[0].parameters(), lr=0.2, betas=(0.5, 0.9)),
-        compat.wrap(fa.adamaxw)(alone[2].parameters(), lr=0.01),
-    ]
-    for i in range(4):
-        if i == 2:
-            optimizer.param_groups[1]["lr"] = twins[1].param_groups[0]["lr"] = 0.5
-        got = train(model, optimizer, range(i, i + 1))
-        for twin in twins:
-            twin.zero_grad()
-        loss(alone, i).backward()
-        for twin in twins:
-            twin.step()
-        assert all(map(torch.equal, got, alone.parameters()))
-
-
-@pytest.mark.parametrize("couple", ["group", "all"])
-def test_couplings_reach_as_far_as_asked(couple: str) -> None:
-    def clipped(lr: Any = 0.1) -> Any:
-        return fa.chain(fa.clip_by_global_norm(1.0), fa.scale_by_learning_rate(lr))
-
-    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    optimizer = compat.Optimizer(
-        [{"params": [a], "lr": 1.0}, {"params": [b], "lr": 2.0}], clipped, couple=couple
-    )
-    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
-    optimizer.step()
-    wanted = (-1.0, -2.0) if couple == "group" else (-0.6, -1.6)
-    assert (a.item(), b.item()) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_missing_gradients_and_late_ones() -> None:
@@ -361,81 +263,6 @@ def test_wrong_arguments() -> None:
         compat.wrap(3)  # type: ignore[arg-type]
 
 
-LIFTED = [
-    (torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.9}),
-    (torch.optim.Adam, {"lr": 0.1, "amsgrad": True}),
-    (torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.5}),
-    (torch.optim.NAdam, {"lr": 0.1}),
-    (torch.optim.Rprop, {}),
-    (torch.optim.ASGD, {}),
-    (torch.optim.SGD, {"lr": 0.1}),
-    (torch.optim.Adadelta, {}),
-    (torch.optim.RAdam, {}),
-    (torch.optim.Adamax, {}),
-]
-
-
-@pytest.mark.parametrize(("cls", "keywords"), LIFTED, ids=lambda x: getattr(x, "__name__", ""))
-def test_lifted_is_the_class(cls: Any, keywords: dict[str, Any]) -> None:
-    params: Any = {"a": torch.randn(3), "b": torch.randn(2, 2), "n": None}
-    twins = {k: nn.Parameter(p.clone()) for k, p in params.items() if p is not None}
-    optimizer = cls(twins.values(), **keywords)
-    tx = compat.as_transform(cls, **keywords)
-    state = tx.init(params)
-    for i in range(5):
-        grads = {"a": torch.randn(3), "b": torch.randn(2, 2) if i != 2 else None, "n": None}
-        for k, p in twins.items():
-            p.grad = None if grads[k] is None else grads[k].clone()
-        optimizer.step()
-        before = copy.deepcopy((params, grads, state))
-        new, new_state = fa.step(tx, grads, state, params)
-        updates, _ = tx.update(grads, state, params)
-        assert str(before) == str((params, grads, state))
-        assert (updates["b"] is None) == (grads["b"] is None)
-        params, state = new, new_state
-        assert all(torch.equal(params[k], twins[k]) for k in twins)
-    assert pickle.loads(pickle.dumps(tx)) == tx
-    assert cls.__name__ in repr(tx)
-
-
-def test_lifted_in_a_chain_and_wrapped_again() -> None:
-    model, twin = network(), network()
-    tx = fa.chain(fa.clip(0.05), compat.as_transform(torch.optim.Adam, lr=0.1))
-    optimizer = compat.Optimizer(model.parameters(), tx)
-    reference = torch.optim.Adam(twin.parameters(), lr=0.1)
-    for i in range(4):
-        train(model, optimizer, range(i, i + 1))
-        reference.zero_grad()
-        loss(twin, i).backward()
-        nn.utils.clip_grad_value_(twin.parameters(), 0.05)
-        reference.step()
-        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-
-
-def test_lifted_and_wrapped_it_resumes_and_takes_late_parameters() -> None:
-    tx = compat.as_transform(torch.optim.Adam, lr=0.1)
-    model, other = network(), network()
-    optimizer = compat.Optimizer(model.named_parameters(), tx)
-    train(model, optimizer, range(4))
-    resumed = compat.Optimizer(other.named_parameters(), tx)
-    other.load_state_dict(copy.deepcopy(model.state_dict()))
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    wanted = train(model, optimizer, range(4, 8))
-    assert all(map(torch.equal, train(other, resumed, range(4, 8)), wanted))
-
-    pairs = [[nn.Parameter(torch.ones(1)) for _ in "abc"] for _ in range(2)]
-    both = compat.Optimizer(pairs[0][:2], tx), torch.optim.Adam(pairs[1][:2], lr=0.1)
-    for i in range(6):
-        for ps, opt in zip(pairs, both, strict=True):
-            if i == 4:
-                opt.add_param_group({"params": [ps[2]]})
-            for k, p in enumerate(ps):
-                p.grad = torch.tensor([1.0 + i]) if i >= 2 * k else None
-            opt.step()
-        assert all(map(torch.equal, *pairs))
-
-
 def test_checkpoints_of_torch_and_older_ones_load() -> None:
     model, twin = network(), network()
     optimizer = compat.Optimizer(model.parameters(), fa.adamax)
@@ -445,24 +272,6 @@ def test_checkpoints_of_torch_and_older_ones_load() -> None:
     optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
     got, wanted = train(model, optimizer, range(3, 6)), train(twin, reference, range(3, 6))
     assert all(map(torch.equal, got, wanted))
-
-
-def test_lifted_says_what_it_cannot_do() -> None:
-    tx = compat.as_transform(torch.optim.SGD, lr=0.1)
-    params = torch.ones(3)
-    with pytest.raises(RuntimeError, match="SGD writes in place"):
-        vmap(lambda p: fa.step(tx, p, tx.init(p), p)[0])(params)
-    with pytest.raises(ValueError, match="params must be given"):
-        tx.update(params, tx.init(params))
-    with pytest.raises(TypeError, match="LBFGS"):
-        compat.as_transform(torch.optim.LBFGS)
-
-
-def parameters(*sizes: int) -> list[nn.Parameter]:
-    made = [nn.Parameter(torch.ones(n)) for n in sizes]
-    for p in made:
-        p.grad = torch.ones_like(p)
-    return made
 
 
 def test_names_that_come_twice() -> None:
@@ -513,61 +322,6 @@ def test_a_failed_step_makes_no_state() -> None:
     assert w.tolist() == [1.0, 1.0]
 
 
-def test_a_frozen_group_beside_a_schedule() -> None:
-    w, v = parameters(2, 2)
-    v.grad = None
-    rate = fa.linear_schedule(0.1, 0.0, 10)
-    optimizer = compat.Optimizer([{"params": [w]}, {"params": [v]}], fa.adamax, lr=rate)
-    optimizer.step()
-    assert w[0] < 1
-    assert v[0] == 1
-
-
-def test_a_refused_group_leaves_no_trace() -> None:
-    w, v = parameters(2, 2)
-    optimizer = compat.Optimizer([w], fa.adamax, lr=0.1)
-    with pytest.raises(ValueError, match="lr must be in"):
-        optimizer.add_param_group({"params": [v], "lr": -1.0})
-    assert len(optimizer.param_groups) == 1
-    optimizer.step()
-
-
-@pytest.mark.parametrize("momenta", [(0.9, 0.0, 0.9), (0.0, 0.9)])
-def test_a_stage_is_switched_on_and_off(momenta: tuple[float, ...]) -> None:
-    (w,), (v,) = parameters(2), parameters(2)
-    optimizer = compat.Optimizer([w], fa.sgd, lr=0.1, momentum=momenta[0])
-    reference = torch.optim.SGD([v], lr=0.1, momentum=momenta[0])
-    for momentum in momenta[:-1]:
-        optimizer.param_groups[0]["momentum"] = reference.param_groups[0]["momentum"] = momentum
-        optimizer.step()
-        reference.step()
-        torch.testing.assert_close(w, v)
-    optimizer.param_groups[0]["momentum"] = momenta[-1]
-    before = w.detach().clone()
-    optimizer.step()
-    assert (w < before).all()
-    assert optimizer.state[w]["momentum_buffer"].any()
-
-
-def test_a_mask_is_no_schedule() -> None:
-    def adamw(lr: Any, mask: Any) -> Any:
-        decay = fa.masked(fa.add_decayed_weights(0.5), mask)
-        return fa.chain(decay, fa.scale_by_learning_rate(lr))
-
-    mask = fa.by_path(lambda name: "bias" not in name)
-    params = {"weight": torch.ones(1), "bias": torch.ones(1)}
-    zeros = {"weight": torch.zeros(1), "bias": torch.zeros(1)}
-    tx = fa.inject_hyperparams(adamw)(1.0, mask)
-    updates, _ = tx.update(zeros, tx.init(params), params)
-    assert updates == {"weight": torch.tensor([-0.5]), "bias": torch.zeros(1)}
-    pairs = [(k, nn.Parameter(p)) for k, p in params.items()]
-    optimizer = compat.Optimizer(pairs, adamw, lr=1.0, mask=mask)
-    for _, p in pairs:
-        p.grad = torch.zeros(1)
-    optimizer.step()
-    assert [p.item() for _, p in pairs] == [0.5, 1.0]
-
-
 def test_factories_of_any_signature() -> None:
     def anything(**keywords: Any) -> Any:
         return fa.adamax(**keywords)
@@ -579,36 +333,6 @@ def test_factories_of_any_signature() -> None:
     muon = compat.as_transform(torch.optim.Muon, lr=0.1)
     params = torch.ones(3, 3)
     assert fa.step(muon, torch.randn(3, 3), muon.init(params), params)[0].shape == (3, 3)
-
-
-def test_the_rate_shown_is_that_of_the_schedule() -> None:
-    def plateau(lr: Any) -> Any:
-        return fa.chain(fa.reduce_on_plateau(), fa.adamax(lr))
-
-    (w,) = parameters(2)
-    optimizer = compat.Optimizer([w], plateau, lr=fa.linear_schedule(1.0, 0.0, 10))
-    shown = []
-    for _ in range(3):
-        optimizer.step(value=torch.tensor(1.0))
-        shown.append(optimizer.param_groups[0]["lr"])
-    assert shown == pytest.approx([1.0, 0.9, 0.8])
-
-
-def test_a_value_set_in_the_group_rules_over_a_schedule() -> None:
-    (w,) = parameters(1)
-    optimizer = compat.Optimizer([w], fa.sgd, lr=fa.linear_schedule(1.0, 0.0, 4))
-    values = [w.item()]
-    for i in range(4):
-        shown = optimizer.param_groups[0]["lr"]
-        if i == 1:
-            optimizer.param_groups[0]["lr"] = 0.0
-        optimizer.step()
-        if i == 1:
-            assert optimizer.param_groups[0]["lr"] == 0.0
-            optimizer.param_groups[0]["lr"] = shown
-        values.append(w.item())
-    steps = [a - b for a, b in pairwise(values)]
-    assert steps == pytest.approx([1.0, 0.0, 0.5, 0.25])
 
 
 def test_tied_parameters_are_stepped() -> None:

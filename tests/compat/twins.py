@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from functional_adamax.compat import Adamax
+
+BOTH = pytest.mark.parametrize("cls", [torch.optim.Adamax, Adamax], ids=["torch", "ours"])
+
+
+def one(**options: Any) -> tuple[torch.nn.Parameter, Adamax]:
+    """A parameter with a gradient, and its optimizer."""
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    p.grad = torch.tensor([0.5, -0.1, 0.0])
+    return p, Adamax([p], **options)
 
 
 def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
