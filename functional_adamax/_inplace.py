@@ -13,9 +13,6 @@ from torch import Tensor
 
 from ._rule import Leaf, real_views
 
-_LARGE = 1e3
-"""Numbers up to here fit into every dtype, halves included."""
-
 
 def takes(leaf: Leaf, decoupled: bool) -> bool:
     """Whether the in-place spelling gives the bits of the rule without waiting for a device.
@@ -33,7 +30,7 @@ def takes(leaf: Leaf, decoupled: bool) -> bool:
         and not isinstance(b2, Tensor)
         and not isinstance(eps, Tensor)
         and not isinstance(weight_decay, Tensor)
-        and max(lr, weight_decay, eps) <= _LARGE * (1 - b1)  # else a kernel may refuse it
+        and max(lr, weight_decay, eps) < torch.finfo(p.dtype).max * (1 - b1)  # or torch refuses it
         and not (decoupled and weight_decay != 0)
         and not (p.is_complex() and any(x.is_conj() or x.is_neg() for x in (p, m, u)))
     )

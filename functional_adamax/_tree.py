@@ -193,6 +193,7 @@ def _has_memory(leaf: Any) -> bool:
     if (
         not isinstance(leaf, Tensor)
         or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
+        or torch.nn.parameter.is_lazy(leaf)
         or leaf.layout != torch.strided
         or leaf.numel() == 0
         or type(leaf).__torch_dispatch__ is not Tensor.__torch_dispatch__

@@ -164,7 +164,7 @@ def test_the_kernel_has_the_bits_of_the_rule(kind: Any, special: bool, add: bool
         before = [copy(x) for x in leaves]
         ready = _kernel.ready(leaves, maximize, decoupled)
         coupled = 0.0 if decoupled and not value.is_complex else decay
-        if not takes(value, moment, coupled, lr, maximize):
+        if b1 == 0 or not takes(value, moment, coupled, lr, maximize):  # with 0, zeros of any sign
             assert ready is None
             continue
         assert ready
@@ -225,8 +225,10 @@ def test_hyperparameters_that_are_tensors(kind: Any, rate_dtype: torch.dtype) ->
                     x = x._replace(**{name: number})
             ready = _kernel.ready([x], False, decoupled)
             if ready is None:
-                assert value.is_complex or (value in HALF and moment == value and not decoupled)
+                refused = value.is_complex or (value in HALF and moment == value and not decoupled)
+                assert refused or b1 == 0
                 continue
+            assert b1 != 0
             update, *state = _rule.step(x, False, decoupled)
             (row,) = _kernel.step(ready, False, decoupled, add=True)
             for got, want in zip(row, [_apply.add(x.p, update), *state], strict=False):

@@ -153,6 +153,21 @@ def test_shared_memory_is_refused_with_both_paths(case: str) -> None:
     fa.step(tx, grads, state, tree)  # without donation it is nobody's business
 
 
+def test_memory_shared_with_a_leaf_that_has_no_gradient_is_refused() -> None:
+    """By the kernel too, which by then has been proven and takes donated trees as they are."""
+    tx = fa.adamax(0.1)
+    apart = [torch.ones(4), torch.ones(3)]
+    for _ in range(2):
+        grads, state = [torch.ones(4), None], tx.init(apart)
+        new, _ = fa.step(tx, grads, state, apart, donate=True)
+        assert new[1] is apart[1]
+        base = torch.arange(6.0)
+        params = [base[:4], base[2:]]
+        with pytest.raises(ValueError, match="share memory"):
+            fa.step(tx, grads, tx.init(params), params, donate=True)
+        assert base.tolist() == list(range(6))
+
+
 def test_gradients_may_share_memory_among_themselves() -> None:
     tx, g = fa.adamax(), torch.randn(3)
     tree = {name: torch.randn(3) for name in "abc"}

@@ -201,9 +201,14 @@ class Adamax(Optimizer):
         for group in self.param_groups:
             transform = TorchAdamax(**self._values(group))
             for p in group["params"]:
-                if p.grad is not None and not self.state.get(p):
+                if p.grad is None:
+                    continue
+                if not self.state.get(p):
                     entry = zip(AdamaxState._fields, transform.init_leaf(p), strict=True)
                     self.state[p] = dict(entry)
+                missing = [x for x in AdamaxState._fields if x not in self.state[p]]
+                if missing:  # loaded from the checkpoint of another optimizer, perhaps
+                    raise KeyError(missing[0])
         return super()._init_group(compiling)
 
     def _native(self, group: dict[str, Any]) -> Group | None:

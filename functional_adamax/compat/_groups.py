@@ -33,6 +33,8 @@ def check_group(
             raise TypeError(
                 f"{name} of a parameter group must be a number or a 1-element Tensor, got {value!r}"
             )
+    if not isinstance(beta1, Tensor) and beta1 == 1:
+        raise ZeroDivisionError("betas[0] of a parameter group must be below 1, got 1")
     if group["foreach"] and group["differentiable"]:
         raise AssertionError("_foreach ops don't support autograd")
     for p in group["params"]:
@@ -45,9 +47,6 @@ def _check_parameter(
 ) -> None:
     if grad.is_sparse:
         raise RuntimeError("Adamax does not support sparse gradients")
-    for name in ("step", "exp_avg", "exp_inf"):
-        if state and name not in state:
-            raise KeyError(name)
     exp_avg, exp_inf = state.get("exp_avg", p), state.get("exp_inf", p)
     step = state.get("step", p)
     if grad.dtype != exp_avg.dtype and group.get("state_dtype") is None:

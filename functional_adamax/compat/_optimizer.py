@@ -100,7 +100,8 @@ class Optimizer(Shell):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._layouts, self._written = {}, []
-        self._restore()
+        with torch.inference_mode(False):  # what is made here must be written outside of it
+            self._restore()
         for i, schedules in enumerate(self._schedules):
             self._shown[i] = {name: self.param_groups[i][name] for name in schedules}
 
@@ -145,7 +146,7 @@ class Optimizer(Shell):
         traced = not compiling and _context.traced()
         if torch.is_grad_enabled() or traced or any(self._schedules):
             return False
-        if self._couple == "all":
+        if self._couple == "all" and self.param_groups:
             self._hyperparameters(list(range(len(self.param_groups))))  # which checks that they fit
         groups = []
         for group in self.param_groups:
@@ -171,7 +172,9 @@ class Optimizer(Shell):
         if closure is not None:
             extra = {"value": loss, **extra}
         everything = list(range(len(self.param_groups)))
-        units = [[i] for i in everything] if self._couple == "group" else [everything]
+        units = [[i] for i in everything]
+        if self._couple == "all" and everything:
+            units = [everything]
         compiling = torch.compiler.is_compiling()
         known = (
             set() if compiling else set(self.state)
@@ -257,9 +260,14 @@ class Optimizer(Shell):
     def _value(self, i: int, name: str) -> Any:
         """The group's value; the schedule, unless somebody else has set the value since."""
         value = self.param_groups[i][name]
-        if name not in self._schedules[i]:
+        schedule = self._schedules_of(i).get(name)
+        if schedule is None:
             return value
-        return self._schedules[i][name] if self._rules(i, name) else partial(_held, value)
+        return schedule if self._rules(i, name) else partial(_held, value)
+
+    def _schedules_of(self, i: int) -> dict[str, Any]:
+        """The schedules of a group; of one that ``add_param_group`` did not add there are none."""
+        return self._schedules[i] if i < len(self._schedules) else {}
 
     def _rules(self, i: int, name: str) -> bool:
         """Whether the group shows what the schedule left there."""
@@ -337,7 +345,7 @@ class Optimizer(Shell):
                     keep(self.state[p], slot.name, leaf, replace)
         if before is not None:
             for i in groups:
-                for name, schedule in self._schedules[i].items():
+                for name, schedule in self._schedules_of(i).items():
                     if self._rules(i, name):
                         self._show(i, name, schedule(before))
 

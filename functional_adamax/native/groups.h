@@ -90,7 +90,8 @@ static PyObject *native_overwrite(PyObject *self, PyObject *arguments)
         if (PyErr_Occurred())
             break;
         if (x[G] == Py_None) {
-            fine = (x[P] != Py_None || !is_tensor(x[M])) && is_in_order(x, &rates);
+            fine = (x[P] != Py_None || !is_tensor(x[M])) && is_in_order(x, &rates) &&
+                   add_bystander(&plan, x);
             continue;
         }
         for (int k = P; k <= T && fine; k++)

@@ -3,7 +3,7 @@
 typedef struct {
     Work *work;
     Range *ranges; /* five for each row, and as much to spare */
-    Py_ssize_t count, room;
+    Py_ssize_t count, room; /* of rows; that of a bystander has no elements */
     PyObject *written, *read; /* the tensors, which must live until the step has run */
     PyObject *known;          /* those written by an earlier step, or NULL */
 } Plan;
@@ -67,11 +67,32 @@ static int add(Plan *plan, PyObject *const *x, int known, Rates *rates)
     return 1;
 }
 
+/* Add a leaf without gradient: nothing is done to it, and no write may reach it. */
+static int add_bystander(Plan *plan, PyObject *const *x)
+{
+    View v;
+    if (plan->count == plan->room && !grow(plan))
+        return 0;
+    plan->work[plan->count] = (Work){0};
+    for (int i = P; i <= T; i++) {
+        Range *range = &plan->ranges[5 * plan->count + i];
+        *range = (Range){0};
+        if (!is_tensor(x[i]))
+            continue;
+        if (!describe(x[i], &v) || !is_dense(&v) || PyList_Append(plan->read, x[i]) != 0)
+            return 0;
+        add_range(range, &v, 0);
+    }
+    plan->count++;
+    return 1;
+}
+
 static void count_steps(const Plan *plan)
 {
     for (Py_ssize_t i = 0; i < plan->count; i++) {
         const Work *work = &plan->work[i];
-        write_t(work->t, work->wide_t, read_t(work->t, work->wide_t) + 1);
+        if (work->t != NULL)
+            write_t(work->t, work->wide_t, read_t(work->t, work->wide_t) + 1);
     }
 }
 

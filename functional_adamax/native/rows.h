@@ -55,7 +55,9 @@ static double rate_of(const Rate *rate, ptrdiff_t member)
     return rate->type == F32 ? *(const float *)place : *(const double *)place;
 }
 
-/* Read lr and the four hyperparameters after it; 0 where one is anything else. */
+/* Read lr and the four hyperparameters after it; 0 where one is anything else, or b1 none for the
+   kernels: from 1 on, or so small that 1 - b1 is 1, where torch's signs of zeros depend on their
+   place. */
 static int read_rates(PyObject *tuple, Py_ssize_t first, ptrdiff_t members, int maximize,
                       int decoupled, Rates *rates)
 {
@@ -63,6 +65,11 @@ static int read_rates(PyObject *tuple, Py_ssize_t first, ptrdiff_t members, int 
     for (int i = 0; i < 5; i++)
         if (!read_rate(PyTuple_GetItem(tuple, first + i), members, fields[i]))
             return 0;
+    for (ptrdiff_t k = 0; k == 0 || (rates->b1.stride && k < members); k++) {
+        double weight = 1 - rate_of(&rates->b1, k);
+        if (!(weight > 0) || (float)weight == 1)
+            return 0;
+    }
     int decays = rates->weight_decay.start != NULL || rates->weight_decay.number != 0;
     rates->maximize = maximize;
     rates->decay = !decays ? NO_DECAY : decoupled ? DECOUPLED : COUPLED;

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from trees import DTYPES
-from twins import assert_twins, copies, parameters, same_bits
+from twins import assert_twins, copies, pair, parameters, same_bits
 
 import functional_adamax as fa
 from functional_adamax.compat import (
@@ -152,6 +152,28 @@ def test_mismatched_checkpoints_fail_in_torchs_words_and_change_nothing() -> Non
             assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 0
             assert len(optimizer.param_groups) == 1
         assert errors[0] == errors[1]
+
+
+def test_a_checkpoint_of_another_optimizer_fails_in_torchs_words_at_the_step() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    other = torch.optim.Adam([p])
+    other.step()
+    for cls in CLASSES.values():
+        optimizer = cls([p])
+        optimizer.load_state_dict(other.state_dict())
+        with pytest.raises(KeyError, match="exp_inf"):
+            optimizer.step()
+
+
+def test_loading_in_inference_mode() -> None:
+    theirs, ours, a, b = pair(parameters(torch.float32))
+    run([theirs, ours], [a, b], 2)
+    saved = copy.deepcopy(ours.state_dict())
+    with torch.inference_mode():
+        ours.load_state_dict(saved)
+    run([theirs, ours], [a, b], 2)
+    assert_twins(theirs, ours)
 
 
 # --- state_dtype ----------------------------------------------------------------------------

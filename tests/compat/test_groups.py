@@ -8,7 +8,8 @@ import pytest
 import torch
 from twins import assert_twins, copies, one, parameters, set_grads
 
-from functional_adamax.compat import Adamax
+import functional_adamax as fa
+from functional_adamax.compat import Adamax, wrap
 
 
 def test_defaults_have_torchs_keys_in_torchs_order() -> None:
@@ -70,6 +71,35 @@ def test_a_group_added_in_mid_run() -> None:
         theirs.step()
         ours.step()
         assert_twins(theirs, ours)
+
+
+@pytest.mark.parametrize("make", [Adamax, wrap(fa.adamaxw), wrap(fa.adam)])
+def test_a_group_appended_by_hand(make: Any) -> None:
+    p, q = parameters(torch.float32)[:2]
+    optimizer, usual = make([p], lr=0.1), make(copies([p, q]), lr=0.1)
+    optimizer.param_groups.append({**optimizer.param_groups[0], "params": [q]})
+    twins = usual.param_groups[0]["params"]
+    for _ in range(3):
+        set_grads([p, q], twins, missing=0.0)
+        optimizer.step()
+        usual.step()
+    assert torch.equal(p, twins[0])
+    assert torch.equal(q, twins[1])
+
+
+@pytest.mark.parametrize("couple", ["group", "all"])
+def test_no_groups_at_all(couple: str) -> None:
+    optimizer = wrap(fa.adam)([torch.zeros(2)], couple=couple)
+    optimizer.param_groups.clear()
+    optimizer.step()
+
+
+def test_lazy_modules_may_come_before_their_first_batch() -> None:
+    module = torch.nn.LazyLinear(3)
+    optimizer = Adamax(module.parameters())
+    module(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert optimizer.state[module.weight]["exp_avg"].shape == (3, 4)
 
 
 def test_foreign_group_keys_are_ignored_kept_and_saved() -> None:

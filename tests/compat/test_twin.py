@@ -33,6 +33,7 @@ OPTIONS = [
     {"lr": torch.tensor([0.01], dtype=torch.float64), "weight_decay": 0.01},
     {"lr": torch.tensor(0.01, dtype=torch.bfloat16)},
     {"lr": torch.tensor(1)},
+    {"lr": 2e-3, "weight_decay": 0.2, "betas": (0.9999, 0.99)},
 ]
 
 
@@ -189,6 +190,23 @@ def test_float64_as_default_dtype_and_bfloat16_too() -> None:
             assert_twins(theirs, ours)
         finally:
             torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_signs_of_zeros_without_momentum(maximize: bool, foreach: bool) -> None:
+    source = [torch.nn.Parameter(torch.zeros(n)) for n in (1, 3, 8, 17, 64)]
+    options: dict[str, Any] = {"betas": (0.0, 0.999), "maximize": maximize, "foreach": foreach}
+    theirs, ours, a, b = pair(source, **options)
+    for zero in (0.0, -0.0):
+        for p in (*a, *b):
+            p.grad = torch.full_like(p, zero)
+        theirs.step()
+        ours.step()
+        for p, q in zip(a, b, strict=True):
+            m, n = theirs.state[p]["exp_avg"], ours.state[q]["exp_avg"]
+            assert torch.equal(p.signbit(), q.signbit())
+            assert torch.equal(m.signbit(), n.signbit())
 
 
 def test_special_values_of_gradients() -> None:

@@ -155,6 +155,17 @@ def test_bad_group_values_and_bad_state_are_found_before_anything_is_written() -
             assert optimizer.state[good]["step"].item() == 1.0
 
 
+def test_a_beta_that_would_divide_by_zero_fails_as_in_torch() -> None:
+    for cls in (torch.optim.Adamax, Adamax):
+        p = torch.nn.Parameter(torch.ones(2))
+        p.grad = torch.ones(2)
+        optimizer = cls([p])
+        optimizer.param_groups[0]["betas"] = (1.0, 0.999)
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step()
+    assert p.tolist() == [1.0, 1.0]
+
+
 def test_state_made_in_inference_mode_is_refused_outside_before_anything_is_written() -> None:
     p, optimizer = one()
     with torch.inference_mode():
