@@ -86,7 +86,7 @@ def ready(
     hyperparameters are numbers or tensors of one element. With ``members`` the tensors are those
     of so many members, stacked, t too, and hyperparameters may be vectors.
     """
-    if _native is None:
+    if _native is None or torch.compiler.is_compiling():
         return None
     if _native.are_ready(leaves, members, maximize, decoupled):
         return leaves

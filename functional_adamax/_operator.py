@@ -131,7 +131,7 @@ def _is_rate(x: Any, recording: bool) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transforming() -> bool:
-    return _context.transforming()
+    return _context.transforming() or _context.forward_mode()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -173,7 +173,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl(_STEP, "cpu")
 def _step(*arguments: Any) -> Lists:
     """Step leaves.
 
@@ -183,28 +182,33 @@ def _step(*arguments: Any) -> Lists:
     p, g, m, u, t, tensors, places, numbers, maximize, decoupled, add = arguments
     rates = _joined(numbers, tensors, places)
     columns = Columns(p or [None] * len(g), g, m, u, t)
-    if len(rates) == _RATES:
+    shared = len(rates) == _RATES
+    plain = not _context.forward_mode()  # which may have begun after the compilation
+    if plain and shared:
         lr, b1, b2, eps, weight_decay = rates
         group = Group(p or None, lr, b1, b2, eps, weight_decay, maximize, decoupled)
         found = _kernel.stepped(group, columns, add)
         if found is not None:
             return _four(found)
+    if shared:
         rates = rates * len(g)
     rows = (rates[i : i + _RATES] for i in range(0, len(rates), _RATES))
     leaves = [Leaf(*row, *hyper) for *row, hyper in zip(*columns, rows, strict=True)]
-    ready = _kernel.ready(leaves, maximize, decoupled)
+    ready = _kernel.ready(leaves, maximize, decoupled) if plain else None
     if ready is not None:
         stepped = _kernel.step(ready, maximize, decoupled, add)
         return _four([row[k] for row in stepped] for k in range(4))
-    results: Lists = _fake(
-        p, g, m, u, t, add
-    )  # another machine than it was compiled on, or odd layouts
+    # forward mode, another machine than it was compiled on, or odd layouts
+    results: Lists = _fake(p, g, m, u, t, add)
     for leaf, *new in zip(leaves, *results, strict=True):
         update, *state = _rule.step(leaf, maximize, decoupled)
         row = [_apply.add(leaf.p, update) if add else update, *state]
         for result, x in zip(new, row, strict=True):
             result.copy_(x)
     return results
+
+
+torch.library.impl(_STEP, "cpu", _step)
 
 
 @torch.library.register_fake(_STEP)  # type: ignore[untyped-decorator]
@@ -217,7 +221,6 @@ def _fake(
     return _four([torch.empty_like(x) for x in column] for column in (first, t, m, u))
 
 
-@torch.library.impl(_STEP_, "cpu")
 @torch.no_grad()
 def _step_(*arguments: Any) -> None:
     """Step leaves of one set of hyperparameters, lr to weight_decay, over p, m, u and t."""
@@ -232,6 +235,9 @@ def _step_(*arguments: Any) -> None:
         new = (_apply.add(leaf.p, update), *state)
         for old, x in zip((leaf.p, leaf.t, leaf.m, leaf.u), new, strict=True):
             old.copy_(x)
+
+
+torch.library.impl(_STEP_, "cpu", _step_)
 
 
 @torch.library.register_fake(_STEP_)  # type: ignore[untyped-decorator]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import optree
@@ -219,16 +220,11 @@ def storages(leaves: Iterable[Any]) -> set[int]:
     return {x.untyped_storage().data_ptr() for x in leaves if has_address(x)}
 
 
-def tied(
-    leaves: Sequence[Any], known: Callable[[Any], bool] = has_address
-) -> tuple[int, int] | None:
-    """Return the positions of the first two leaves that are the same memory, or None.
-
-    ``known`` says whose addresses may be read.
-    """
+def tied(leaves: Sequence[Any]) -> tuple[int, int] | None:
+    """Return the positions of the first two leaves that are the same memory, or None."""
     first: dict[tuple[int, torch.Size], int] = {}
     for i, leaf in enumerate(leaves):
-        if known(leaf):
+        if has_address(leaf):
             j = first.setdefault((leaf.data_ptr(), leaf.shape), i)
             if j != i:
                 return j, i
@@ -236,5 +232,10 @@ def tied(
 
 
 def are_apart(tensors: Sequence[Tensor]) -> bool:
-    """Whether no two of these are the same memory, asked while a compiler follows other code."""
-    return not torch.compiler.is_dynamo_compiling() and tied(tensors, _has_memory) is None
+    """Whether no two of these share memory, asked while a compiler follows other code."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    ranges = sorted(
+        (x.data_ptr(), x.data_ptr() + span(x) * x.element_size()) for x in tensors if _has_memory(x)
+    )
+    return all(end <= start for (_, end), (start, _) in pairwise(ranges))

@@ -397,3 +397,24 @@ def test_scale_is_the_same_number_in_both_spellings() -> None:
             for lr in (0.002, 1e-8, torch.tensor(0.002), torch.tensor(0.002).bfloat16()):
                 step = torch.tensor(float(t), dtype=torch.float64)
                 assert _inplace.scale(lr, b1, step) == _rule.bias_corrected(lr, b1, step).item()
+
+
+POOL = """
+import os, torch, functional_adamax as fa
+torch.set_num_threads(8)
+tx, x = fa.adamax(0.1), torch.randn(1_000_000)
+p = g = torch.randn(100_000)
+state = tx.init(p)
+threads = lambda: set(os.listdir("/proc/self/task"))
+for _ in range(2):
+    fa.step(tx, g, state, p), x + x
+before = threads()
+fa.step(tx, g, state, p), x + x
+assert threads() == before
+"""
+
+
+@needs_kernel
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_the_threads_of_torch_live_on() -> None:
+    subprocess.run([sys.executable, "-c", POOL], check=True)

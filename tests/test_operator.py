@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.autograd import forward_ad
 
 import functional_adamax as fa
 from functional_adamax import _kernel, _operator
@@ -200,3 +202,35 @@ def test_the_operator_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> N
         wanted = [p + update if add else update, *state]
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
         torch.library.opcheck(operator, inputs)
+
+
+def test_numbers_of_other_functions_are_not_made_constants() -> None:
+    tx = fa.adamax(0.1)
+    params = [torch.ones(3) for _ in range(120)]
+    torch._dynamo.reset()
+    step = torch.compile(lambda g, s, p: fa.step(tx, g, s, p), backend="eager", fullgraph=True)
+    step(params, tx.init(params), params)
+    backend = CompileCounter()
+    scaled = torch.compile(lambda x, lr: x * lr + 1, backend=backend, fullgraph=True)
+    for i in range(6):
+        scaled(torch.ones(3), 0.1 * (i + 1))
+    assert backend.frame_count == 2
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_forward_mode_derivatives(backend: str) -> None:
+    tx = fa.adamax(0.1)
+    p, g, direction = torch.randn(3, 4)[:, :3]
+    state = fa.step(tx, torch.randn(3), tx.init(p), p)[1]
+    torch._dynamo.reset()
+    tangents = []
+
+    def eager(g: Tensor) -> Tensor:
+        return fa.step(tx, g, state, p)[0]
+
+    for function in (eager, torch.compile(eager, backend=backend)):
+        function(g)
+        with forward_ad.dual_level():
+            dual = function(forward_ad.make_dual(g, direction))
+            tangents.append(forward_ad.unpack_dual(dual).tangent)
+    torch.testing.assert_close(tangents[1], tangents[0])

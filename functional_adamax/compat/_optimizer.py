@@ -67,7 +67,7 @@ class Optimizer(Shell):
     """
 
     _in_turn = False
-    """Whether parameters that are the same memory are stepped one after the other."""
+    """Whether parameters that share memory are stepped one after the other."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class Optimizer(Shell):
     def _init_group(self, compiling: bool) -> bool:
         """Make state that is not the transform's to make, before any group is looked at.
 
-        Return, if ``compiling``, whether no two parameters are the same memory. Under this name
+        Return, if ``compiling``, whether no two parameters share memory. Under this name
         ``torch.compile`` runs the method eagerly, and takes what it returns for a constant.
         """
         everyone = [p for group in self.param_groups for p in group["params"]]

@@ -70,7 +70,7 @@ static void run(const Work *work, Py_ssize_t count, long threads)
     ptrdiff_t wanted = worth < threads ? worth : threads;
     Py_BEGIN_ALLOW_THREADS
     if (pooled && wanted > 1) {
-        parallel(work_along, &queue, wanted, 0);
+        parallel(work_along, &queue, threads, 0); /* fewer would end the others */
     } else {
         long helping = 0;
         while (helping < MOST && helping + 1 < wanted &&
