@@ -194,7 +194,11 @@ def test_float64_as_default_dtype_and_bfloat16_too() -> None:
 
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
-def test_signs_of_zeros_without_momentum(maximize: bool, foreach: bool) -> None:
+def test_signs_of_zeros_without_momentum(
+    maximize: bool, foreach: bool, pytestconfig: pytest.Config
+) -> None:
+    if pytestconfig.getoption("executor") == "triton":
+        pytest.skip("where a zero lies decides on its sign only on a CPU")
     source = [torch.nn.Parameter(torch.zeros(n)) for n in (1, 3, 8, 17, 64)]
     options: dict[str, Any] = {"betas": (0.0, 0.999), "maximize": maximize, "foreach": foreach}
     theirs, ours, a, b = pair(source, **options)
