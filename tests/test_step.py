@@ -162,10 +162,11 @@ def test_memory_shared_with_a_leaf_that_has_no_gradient_is_refused() -> None:
         new, _ = fa.step(tx, grads, state, apart, donate=True)
         assert new[1] is apart[1]
         base = torch.arange(6.0)
-        params = [base[:4], base[2:]]
-        with pytest.raises(ValueError, match="share memory"):
-            fa.step(tx, grads, tx.init(params), params, donate=True)
-        assert base.tolist() == list(range(6))
+        for view in (torch.float32, torch.int32):
+            params = [base[:4], base[2:].view(view)]
+            with pytest.raises(ValueError, match="share memory"):
+                fa.step(tx, grads, tx.init(params), params, donate=True)
+            assert base.tolist() == list(range(6))
 
 
 def test_gradients_may_share_memory_among_themselves() -> None:
@@ -288,7 +289,9 @@ def test_a_donated_step_allocates_nothing_of_the_size_of_the_model(factory: Any)
 
 
 @pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
-@pytest.mark.parametrize("case", ["plain", "no gradient", "tensor rate", "schedule", "shared"])
+@pytest.mark.parametrize(
+    "case", ["plain", "no gradient", "integer", "tensor rate", "schedule", "shared"]
+)
 def test_which_donated_steps_the_kernel_takes_at_once(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +304,8 @@ def test_which_donated_steps_the_kernel_takes_at_once(
     g = [torch.ones(3), None if case == "no gradient" else torch.ones(2)]
     if case == "shared":
         g[0] = p[0]
+    if case == "integer":
+        p[1], g[1] = torch.tensor([1, 1]), None
     state = tx.init(p)
     if case == "shared":
         with pytest.raises(ValueError, match=r"params\[0\] and grads\[0\] do"):
@@ -309,8 +314,8 @@ def test_which_donated_steps_the_kernel_takes_at_once(
         new, after = fa.step(tx, g, state, p, donate=True)
         assert new is p
         assert p[0].tolist() == pytest.approx([0.9] * 3)
-        assert p[1].tolist() == pytest.approx([1.0 if case == "no gradient" else 0.9] * 2)
-    wanted = {"plain": [True], "no gradient": [True], "shared": [False]}
+        assert p[1].tolist() == pytest.approx([0.9 if g[1] is not None else 1.0] * 2)
+    wanted = {"plain": [True], "no gradient": [True], "integer": [True], "shared": [False]}
     assert answers == wanted.get(case, [])
 
 

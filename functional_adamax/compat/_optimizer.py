@@ -100,8 +100,9 @@ class Optimizer(Shell):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._layouts, self._written = {}, []
-        with torch.inference_mode(False):  # what is made here must be written outside of it
-            self._restore()
+        recording = torch.is_grad_enabled()  # which leaving inference mode would switch on
+        with torch.inference_mode(False), torch.set_grad_enabled(recording):
+            self._restore()  # what it makes is written outside of inference mode
         for i, schedules in enumerate(self._schedules):
             self._shown[i] = {name: self.param_groups[i][name] for name in schedules}
 

@@ -67,11 +67,12 @@ static int add(Plan *plan, PyObject *const *x, int known, Rates *rates)
     return 1;
 }
 
-/* Add a leaf without gradient: nothing is done to it, and no write may reach it. */
+/* Add a leaf without gradient: nothing is done to it, and no write may reach it. 0, perhaps with an
+   exception, where it cannot be told where the leaf lies. */
 static int add_bystander(Plan *plan, PyObject *const *x)
 {
     View v;
-    if (plan->count == plan->room && !grow(plan))
+    if ((x[P] != Py_None && !is_tensor(x[P])) || (plan->count == plan->room && !grow(plan)))
         return 0;
     plan->work[plan->count] = (Work){0};
     for (int i = P; i <= T; i++) {
@@ -79,7 +80,7 @@ static int add_bystander(Plan *plan, PyObject *const *x)
         *range = (Range){0};
         if (!is_tensor(x[i]))
             continue;
-        if (!describe(x[i], &v) || !is_dense(&v) || PyList_Append(plan->read, x[i]) != 0)
+        if (!locate(x[i], &v) || !is_dense(&v) || PyList_Append(plan->read, x[i]) != 0)
             return 0;
         add_range(range, &v, 0);
     }

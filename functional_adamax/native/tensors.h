@@ -64,8 +64,8 @@ static int denies(PyObject *x, PyObject *method)
     return answer == Py_False;
 }
 
-/* Describe a tensor on the CPU; 0 for anything else. */
-static int describe(PyObject *x, View *v)
+/* Describe a tensor on the CPU, of any type; 0 for anything else. */
+static int locate(PyObject *x, View *v)
 {
     if (x == NULL || !is_tensor(x))
         return 0;
@@ -73,15 +73,21 @@ static int describe(PyObject *x, View *v)
         PyErr_Clear(); /* no memory to be described */
         return 0;
     }
-    v->type = type_of(&v->dl);
-    if (v->type == OTHER || v->dl.device.type != DLPACK_CPU)
+    if (v->dl.device.type != DLPACK_CPU)
         return 0;
+    v->type = type_of(&v->dl);
     v->n = 1;
     for (int i = 0; i < v->dl.ndim; i++)
         v->n *= v->dl.shape[i];
     v->start = (char *)v->dl.data + v->dl.byte_offset;
-    v->bytes = v->n * type_sizes[v->type];
+    v->bytes = v->n * v->dl.dtype.bits * v->dl.dtype.lanes / 8;
     return v->n == 0 || v->dl.data != NULL;
+}
+
+/* Describe a tensor of one of our types. */
+static int describe(PyObject *x, View *v)
+{
+    return locate(x, v) && v->type != OTHER;
 }
 
 /* Describe a tensor whose memory holds its values. To ask for that is slow: it releases the GIL. */
