@@ -192,7 +192,7 @@ class Adamax(Optimizer):
             values["state_dtype"] = group["state_dtype"]
         return values
 
-    def _init_group(self, compiling: bool) -> bool:
+    def _make_state(self) -> None:
         """Make the state of all parameters with a first gradient, as torch lays it out.
 
         Once for all groups: what a compiler traces after it finds the state there, and tensors that
@@ -209,7 +209,6 @@ class Adamax(Optimizer):
                 missing = [x for x in AdamaxState._fields if x not in self.state[p]]
                 if missing:  # loaded from the checkpoint of another optimizer, perhaps
                     raise KeyError(missing[0])
-        return super()._init_group(compiling)
 
     def _native(self, group: dict[str, Any]) -> Group | None:
         capturable = group["capturable"] and not torch.compiler.is_compiling()  # which shows True
@@ -227,7 +226,6 @@ class Adamax(Optimizer):
         state: AdamaxState,
         params: Tree,
         extra: dict[str, Any],
-        apart: bool,
     ) -> Donated:
         del extra
         (group,) = (self.param_groups[i] for i in groups)
@@ -243,7 +241,7 @@ class Adamax(Optimizer):
         rates = (_to_scalar(group["lr"]), *group["betas"], group["eps"], _decay(group))
         write = partial(_write, rows, group["maximize"], (params, state))
         if _context.recorded(x for row in (*rows, rates) for x in row if isinstance(x, Tensor)):
-            if compiling and not apart:
+            if compiling and not torch.is_grad_enabled():
                 return partial(write, rates, foreach=False)
             new = _step.step(tx, grads, state, params)
             return lambda: new

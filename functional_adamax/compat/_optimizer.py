@@ -144,6 +144,7 @@ class Optimizer(Shell):
 
     def _advance(self) -> bool:
         compiling = torch.compiler.is_compiling()
+        apart = self._init_group() if compiling else True
         traced = not compiling and _context.traced()
         if torch.is_grad_enabled() or traced or any(self._schedules):
             return False
@@ -156,7 +157,6 @@ class Optimizer(Shell):
                 return False
             groups.append(native)
         if compiling:
-            apart = self._init_group(compiling)
             return (apart or self._in_turn) and advance_compiled(groups, self.state)
         written = _kernel.advance(groups, self.state, self._written)
         self._written = written or []
@@ -176,33 +176,30 @@ class Optimizer(Shell):
         units = [[i] for i in everything]
         if self._couple == "all" and everything:
             units = [everything]
-        compiling = torch.compiler.is_compiling()
-        known = (
-            set() if compiling else set(self.state)
-        )  # not to be traced before there is all state
+        if torch.compiler.is_compiling():
+            return [self._prepare_unit(unit, closure, extra) for unit in units]
+        known = set(self.state)
         try:
-            apart = self._init_group(compiling)
-            return [self._prepare_unit(unit, closure, extra, apart) for unit in units]
+            self._make_state()
+            return [self._prepare_unit(unit, closure, extra) for unit in units]
         except Exception:
-            for p in () if compiling else set(self.state) - known:
+            for p in set(self.state) - known:
                 del self.state[p]
             raise
 
-    def _init_group(self, compiling: bool) -> bool:
-        """Make state that is not the transform's to make, before any group is looked at.
+    def _make_state(self) -> None:
+        """Make state that is not the transform's to make, before any group is looked at."""
 
-        Return, if ``compiling``, whether no two parameters share memory. Under this name
-        ``torch.compile`` runs the method eagerly, and takes what it returns for a constant.
+    def _init_group(self) -> bool:
+        """Make that state, and return whether no two parameters share memory.
+
+        Under this name ``torch.compile`` runs it eagerly, and takes the answer for a constant.
         """
-        everyone = [p for group in self.param_groups for p in group["params"]]
-        return compiling and _tree.are_apart(everyone)
+        self._make_state()
+        return _tree.are_apart([p for group in self.param_groups for p in group["params"]])
 
     def _prepare_unit(
-        self,
-        groups: list[int],
-        closure: Callable[[], Any] | None,
-        extra: dict[str, Any],
-        apart: bool,
+        self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
     ) -> Run:
         """Plan the step of some groups, whose parameters are one tree."""
         members = [self.param_groups[i] for i in groups]
@@ -220,7 +217,7 @@ class Optimizer(Shell):
         grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
         state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
         tree = _tree.unflatten(spec, used)
-        run = self._plan(groups, tx, grads, state, tree, extra, apart)
+        run = self._plan(groups, tx, grads, state, tree, extra)
         return partial(self._store, run, layout, used, groups)
 
     def _plan(
@@ -231,13 +228,9 @@ class Optimizer(Shell):
         state: Any,
         params: Tree,
         extra: dict[str, Any],
-        apart: bool,
     ) -> Donated:
-        """Check a step, and compute what has to be computed, without writing.
-
-        ``apart`` is what ``_init_group`` returned.
-        """
-        del groups, apart
+        """Check a step, and compute what has to be computed, without writing."""
+        del groups
         if _tree.tied(_tree.flatten(params)[0]):  # stepped from the old values; the last stays
             new = _step.step(tx, grads, state, params, **extra)
             return lambda: new
