@@ -65,6 +65,7 @@ LAYERS = [
         "compat._groups",
         "compat._layout",
         "compat._loading",
+        "compat._schedules",
         "compat._values",
     },
     {"compat._shell"},

@@ -6,7 +6,7 @@ What belongs to all parameters, such as a count, stands in each of the dicts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +69,30 @@ class Layout(NamedTuple):
         """The leaf, as it stands in the entries of ``state``."""
         entries = (state.get(p, {}) for p in self.owners(slot, params))
         return next((x[slot.name] for x in entries if slot.name in x), EmptyState())
+
+    def complete(
+        self,
+        leaves: Sequence[Any],
+        state: MutableMapping[Any, dict[str, Any]],
+        params: Sequence[Tensor],
+        new: Sequence[Tensor | None],
+    ) -> None:
+        """Put fresh ``leaves`` into the entries of the parameters ``new`` that lack them.
+
+        What belongs to all parameters is taken from an entry that has it.
+        """
+        old: dict[str, Any] = next((state[p] for p in params if state.get(p)), {})
+        for slot, leaf in zip(self.slots, leaves, strict=True):
+            if isinstance(leaf, EmptyState):
+                continue
+            if slot.parameter is None:
+                leaf = old.get(slot.name, leaf)
+            for owner in self.owners(slot, new):
+                if slot.name not in state[owner]:
+                    state[owner][slot.name] = leaf
+        for p in new:
+            if p is not None and not state.get(p):
+                state[p] = {"stateless": torch.zeros(())}  # that it has been stepped
 
     @staticmethod
     def owners(slot: Slot, params: Sequence[Any]) -> list[Tensor]:

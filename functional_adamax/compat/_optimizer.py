@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .. import _context, _kernel, _step, _tree
-from .._inject import arguments, schedules_in
+from .._inject import arguments
 from .._kernel import Group
-from .._transform import Donated, GradientTransformation, Update, same
+from .._transform import Donated, GradientTransformation, Update
 from .._tree import EmptyState, Tree
 from ._closure import Gradients
 from ._compiled import advance_compiled
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
+from ._schedules import Schedules
 from ._shell import Run, Shell
 from ._values import joined, tree_of
 
@@ -87,14 +88,13 @@ class Optimizer(Shell):
         self._couple = couple
         given = arguments(self._factory, (), hyperparameters)[1]
         self._names = list(given)  # of the hyperparameters
-        self._schedules: list[dict[str, Any]] = []
-        self._shown: list[dict[str, Any]] = []  # the values that schedules left in the groups
+        self._schedules = Schedules()
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
         self._written: list[Tensor] = []  # by the native kernel in the last step
         super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_factory", "_couple", "_names", "_schedules", "_shown")
+        ours = ("_factory", "_couple", "_names", "_schedules")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -103,8 +103,7 @@ class Optimizer(Shell):
         recording = torch.is_grad_enabled()  # which leaving inference mode would switch on
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
             self._restore()  # what it makes is written outside of inference mode
-        for i, schedules in enumerate(self._schedules):
-            self._shown[i] = {name: self.param_groups[i][name] for name in schedules}
+        self._schedules.adopt(self.param_groups)
 
     def _restore(self) -> None:
         """Make a loaded state that of live parameters, and loaded groups complete."""
@@ -123,11 +122,7 @@ class Optimizer(Shell):
         except Exception:
             self.param_groups.pop()
             raise
-        self._schedules.append(schedules_in(values))
-        self._shown.append({})
-        for name, schedule in self._schedules[-1].items():
-            start = torch.zeros((), dtype=torch.int64, device="cpu")
-            self._show(len(self._shown) - 1, name, schedule(start))
+        self._schedules.add(group, values)
         self._layouts = {}
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
@@ -146,7 +141,7 @@ class Optimizer(Shell):
         compiling = torch.compiler.is_compiling()
         apart = self._init_group() if compiling else True
         traced = not compiling and _context.traced()
-        if torch.is_grad_enabled() or traced or any(self._schedules):
+        if torch.is_grad_enabled() or traced or self._schedules:
             return False
         if self._couple == "all" and self.param_groups:
             self._hyperparameters(list(range(len(self.param_groups))))  # which checks that they fit
@@ -236,10 +231,6 @@ class Optimizer(Shell):
             return lambda: new
         return _step.prepare(tx, grads, state, params, **extra)
 
-    def _show(self, i: int, name: str, value: Any) -> None:
-        number = value.item() if isinstance(value, Tensor) else value
-        self.param_groups[i][name] = self._shown[i][name] = number
-
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
         return {name: group[name] for name in self._names if name in group}
 
@@ -247,25 +238,9 @@ class Optimizer(Shell):
         """The values for the factory; a tree with one for each parameter where groups differ."""
         values = {}
         for name in self._values(self.param_groups[groups[0]]):
-            rows = [self._value(i, name) for i in groups]
+            rows = [self._schedules.value(i, self.param_groups[i], name) for i in groups]
             values[name] = joined([self.param_groups[i] for i in groups], name, rows)
         return values
-
-    def _value(self, i: int, name: str) -> Any:
-        """The group's value; the schedule, unless somebody else has set the value since."""
-        value = self.param_groups[i][name]
-        schedule = self._schedules_of(i).get(name)
-        if schedule is None:
-            return value
-        return schedule if self._rules(i, name) else partial(_held, value)
-
-    def _schedules_of(self, i: int) -> dict[str, Any]:
-        """The schedules of a group; of one that ``add_param_group`` did not add there are none."""
-        return self._schedules[i] if i < len(self._schedules) else {}
-
-    def _rules(self, i: int, name: str) -> bool:
-        """Whether the group shows what the schedule left there."""
-        return same(self.param_groups[i][name], self._shown[i].get(name))
 
     def _layout(
         self,
@@ -295,20 +270,9 @@ class Optimizer(Shell):
             return layout
         fresh = tx.init(_tree.unflatten(spec, [None if p is None else p.detach() for p in new]))
         layout = Layout.of(fresh, spec, outline)
-        if not torch.compiler.is_compiling():  # which would compile anew for what is kept
+        if not compiling:  # which would compile anew for what is kept
             self._layouts[groups[0]] = layout
-        old: dict[str, Any] = next((self.state[p] for p in params if self.state.get(p)), {})
-        for slot, leaf in zip(layout.slots, _tree.flatten(fresh)[0], strict=True):
-            if isinstance(leaf, EmptyState):
-                continue
-            if slot.parameter is None:
-                leaf = old.get(slot.name, leaf)
-            for owner in layout.owners(slot, new):
-                if slot.name not in self.state[owner]:
-                    self.state[owner][slot.name] = leaf
-        for q in new:
-            if q is not None and not self.state.get(q):
-                self.state[q] = {"stateless": torch.zeros(())}  # that it has been stepped
+        layout.complete(_tree.flatten(fresh)[0], self.state, params, new)
         return layout
 
     def _store(
@@ -339,9 +303,7 @@ class Optimizer(Shell):
                     keep(self.state[p], slot.name, leaf, replace)
         if before is not None:
             for i in groups:
-                for name, schedule in self._schedules_of(i).items():
-                    if self._rules(i, name):
-                        self._show(i, name, schedule(before))
+                self._schedules.show(i, self.param_groups[i], before)
 
 
 def _nothing() -> None:
@@ -351,9 +313,3 @@ def _nothing() -> None:
 def _itself(transform: GradientTransformation) -> GradientTransformation:
     """The factory of one transform."""
     return transform
-
-
-def _held(value: Any, count: Tensor) -> Any:
-    """The schedule of one value."""
-    del count
-    return value
