@@ -68,6 +68,9 @@ def unroll(
     hyperparameters that are tensors, and by whatever else ``loss`` uses; in reverse and forward
     mode, repeatedly, and under ``vmap``, for example over tasks. Nothing given is written.
 
+    The transform is also given ``value``, the loss, as ``reduce_on_plateau`` needs it, and
+    ``grad_fn``, which returns the gradients at other parameters, as ``sam`` needs it.
+
     Args:
         loss: ``loss(params, batch)``, or ``loss(params, buffers, batch)`` where ``buffers`` are
             given; returns a scalar tensor. For a module, call it through
@@ -163,8 +166,12 @@ def _step(
     batch: Any,
 ) -> tuple[tuple[Tree, Any], Tree, Tensor]:
     params, state = carry
-    grads, value, buffers = _gradients(loss, first_order, params, buffers, batch)
-    return step(tx, grads, state, params), buffers, value
+
+    def grad_fn(point: Tree) -> Tree:
+        return _gradients(loss, first_order, point, buffers, batch)[0]
+
+    grads, value, after = _gradients(loss, first_order, params, buffers, batch)
+    return step(tx, grads, state, params, value=value, grad_fn=grad_fn), after, value
 
 
 def _gradients(

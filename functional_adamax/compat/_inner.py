@@ -53,11 +53,12 @@ class InnerOptimizer:
         self.state = state
         self.first_order = first_order
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, **extra: Any) -> None:
         """Take one step down ``loss``, a scalar computed with the module.
 
         A parameter the loss does not use is left alone. The graph is kept, so that the step can
-        be differentiated; with ``first_order`` its gradients are constants.
+        be differentiated; with ``first_order`` its gradients are constants. The transform is given
+        ``extra``, and the loss as ``value``.
         """
         params = self.module.params
         trained = {name: p for name, p in params.items() if p.requires_grad}
@@ -69,7 +70,8 @@ class InnerOptimizer:
             allow_unused=True,
         )
         grads = {**dict.fromkeys(params), **dict(zip(trained, found, strict=True))}
-        self.module.params, self.state = _step.step(self.tx, grads, self.state, params)
+        extra = {"value": loss, **extra}
+        self.module.params, self.state = _step.step(self.tx, grads, self.state, params, **extra)
 
 
 @contextmanager

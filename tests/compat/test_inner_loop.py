@@ -134,6 +134,20 @@ def test_unused_and_frozen_parameters_are_left_alone() -> None:
     assert float(inner.state.step["parts.b.weight"]) == 0.0
 
 
+def test_a_transform_is_given_the_loss_and_what_the_step_is_given() -> None:
+    module, seen = network(), []
+
+    def update(grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        seen.append(extra)
+        return grads, state
+
+    tx = fa.GradientTransformation(lambda params: (), update)
+    with inner_loop(module, tx) as (functional, inner):
+        loss = functional(support()[0]).square().mean()
+        inner.step(loss, temperature=2.0)
+    assert seen == [{"value": loss, "temperature": 2.0}]
+
+
 def test_errors_of_inner_loops() -> None:
     module = network()
     cases: list[tuple[Any, dict[str, Any], Any, str]] = [
