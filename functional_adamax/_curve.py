@@ -72,7 +72,7 @@ def check_scalar(
                 f"{name} must be a number or a tensor of shape () or (1,), got a tensor of shape "
                 f"{tuple(value.shape)}; for several schedules at once use vmap"
             )
-    elif not isinstance(value, (int, float)):
+    elif not _hyper.is_number(value):
         raise TypeError(f"{name} must be a real number or a real tensor, got {value!r}")
     elif not (math.isfinite(value) and low <= value <= high) or (above and value == low):
         left = "(" if above or low == -math.inf else "["

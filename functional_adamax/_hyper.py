@@ -1,13 +1,14 @@
 """Hyperparameters: a number, a tensor, or a tree of them, checked once and read per leaf.
 
-A number is checked where a transform is made. A tensor is never read, only its
-shape is looked at: it may be differentiated, batched by ``vmap`` or traced.
+A number, Python's or NumPy's, is checked where a transform is made. A tensor is never read, only
+its shape is looked at: it may be differentiated, batched by ``vmap`` or traced.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -40,10 +41,15 @@ def check(
         if leaf is None and not spec.is_leaf():  # beside a parameter that is None
             continue
         path = name if spec.is_leaf() else _tree.paths(spec, name)[i]
-        if not isinstance(leaf, (int, float)):
+        if not is_number(leaf):
             got = f"a {leaf.dtype} tensor" if isinstance(leaf, Tensor) else repr(leaf)
             raise TypeError(f"{path} must be a real number or a real tensor, got {got}")
         _check_number(path, leaf, upper, signed)
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a real number, of Python or of NumPy."""
+    return isinstance(value, (int, float, Real))
 
 
 def _check_number(path: str, value: float, upper: float, signed: bool) -> None:
@@ -69,7 +75,7 @@ def check_state_dtype(value: Any) -> None:
 
 def check_floor(name: str, value: Any) -> None:
     """Check that ``value`` is None or a positive number."""
-    if value is not None and not (isinstance(value, (int, float)) and 0.0 < value < math.inf):
+    if value is not None and not (is_number(value) and 0.0 < value < math.inf):
         raise ValueError(f"{name} must be None or a number in (0, inf), got {value!r}")
 
 
@@ -84,7 +90,7 @@ def single(value: Hyperparameter) -> Any:
         return value
     if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 1:
         return value.reshape(())
-    return None
+    return float(value) if isinstance(value, Real) else None
 
 
 def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]) -> list[Any]:
@@ -101,9 +107,11 @@ def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]
     values = _tree.spread(value, tree, name)
     for i, (item, leaf) in enumerate(zip(values, leaves, strict=True)):
         if not isinstance(item, Tensor):
-            if isinstance(leaf, Tensor) and not isinstance(item, (int, float)):
-                path = _tree.paths(_tree.flatten(tree)[1], name)[i]
-                raise TypeError(f"{path} must be a real number or a real tensor, got {item!r}")
+            if isinstance(leaf, Tensor):
+                if not is_number(item):
+                    path = _tree.paths(_tree.flatten(tree)[1], name)[i]
+                    raise TypeError(f"{path} must be a real number or a real tensor, got {item!r}")
+                values[i] = single(item)
             continue
         if item.shape == (1,):
             values[i] = item.reshape(())

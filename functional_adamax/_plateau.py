@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _rule, _tree
+from . import _check, _hyper, _rule, _tree
 from ._curve import Scalar, check_scalar, scalar
 from ._momentum import check_state
 from ._transform import GradientTransformation, Transform
@@ -117,7 +117,7 @@ def _observed(value: Any, like: Tensor) -> Tensor:
             "value must be given to reduce_on_plateau, got None: call "
             "update(grads, state, params, value=loss)"
         )
-    if not isinstance(value, (int, float)) and not (
+    if not _hyper.is_number(value) and not (
         isinstance(value, Tensor) and not value.is_complex() and value.shape in ((), (1,))
     ):
         raise ValueError(

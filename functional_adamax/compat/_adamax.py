@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT, _to_scalar
+from torch.optim.optimizer import ParamsT
 
 from .. import _adamax, _context, _execute, _hyper, _step, _tree
 from .._adamax import AdamaxState
@@ -238,7 +238,8 @@ class Adamax(Optimizer):
             for row in zip(*tensors, _tree.flatten(state.step)[0], strict=True)
             if isinstance(row[1], Tensor)
         ]
-        rates = (_to_scalar(group["lr"]), *group["betas"], group["eps"], _decay(group))
+        given = (group["lr"], *group["betas"], group["eps"], _decay(group))
+        rates = tuple(map(_hyper.single, given))
         write = partial(_write, rows, group["maximize"], (params, state))
         if _context.recorded(x for row in (*rows, rates) for x in row if isinstance(x, Tensor)):
             if compiling and not torch.is_grad_enabled():
