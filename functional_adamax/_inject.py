@@ -128,8 +128,8 @@ def _injected(
     **kwargs: Any,
 ) -> GradientTransformation:
     explicit, given = arguments(factory, args, kwargs)
-    factory(**given)  # it checks the numbers
     schedules = {k: v for k, v in schedules_in(given).items() if k not in static}
+    factory(**given | at_start(schedules))  # it checks the numbers
     off = {k for k, v in given.items() if isinstance(v, float) and v == 0} - explicit
     numbers = {
         k: v
@@ -166,12 +166,18 @@ def schedules_in(values: dict[str, Any]) -> dict[str, Callable[[Tensor], Any]]:
     for name, value in values.items():
         if is_schedule(value):
             try:
-                first = value(torch.zeros((), dtype=torch.int64, device="cpu"))
+                first = at_start({name: value})[name]
             except Exception:  # whatever a mask, or another function, makes of a count
                 continue
             if _is_numeric(first):
                 found[name] = value
     return found
+
+
+def at_start(schedules: dict[str, Callable[[Tensor], Any]]) -> dict[str, Any]:
+    """Return the values of ``schedules`` at the first update."""
+    start = torch.zeros((), dtype=torch.int64, device="cpu")
+    return {name: schedule(start) for name, schedule in schedules.items()}
 
 
 def _is_numeric(value: Any) -> bool:

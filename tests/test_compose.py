@@ -248,6 +248,27 @@ def test_injected_schedules_and_callable_trees() -> None:
     assert not fa._schedule.is_schedule(CallableTree(a=0.1))
 
 
+def test_schedules_of_what_is_no_rate() -> None:
+    params, zeros = torch.ones(1), torch.zeros(1)
+    tx = fa.inject_hyperparams(fa.add_decayed_weights)(fa.linear_schedule(0.5, 0.0, 4))
+    state = tx.init(params)
+    found = []
+    for _ in range(3):
+        updates, state = tx.update(zeros, state, params)
+        found.append(updates.item())
+    assert found == pytest.approx([0.5, 0.375, 0.25])
+    tx = fa.inject_hyperparams(fa.clip_by_global_norm)(fa.linear_schedule(2.0, 0.0, 2))
+    state = tx.init(params)
+    assert [tx.update(3 * params, state._replace(count=torch.tensor(i)))[0].item() for i in (0, 1)]
+    betas = fa.inject_hyperparams(fa.adamax)(betas=lambda count: (0.5 * count, 0.999))
+    state = betas.init(params)._replace(count=torch.tensor(1))
+    assert_equal(betas.update(params, state)[1].inner.exp_avg, torch.tensor([0.5]))
+    with pytest.raises(ValueError, match="weight_decay must be in"):
+        fa.inject_hyperparams(fa.adamaxw)(lambda count: 0.1, weight_decay=-1.0)
+    with pytest.raises(ValueError, match="weight_decay must be in"):
+        fa.inject_hyperparams(fa.add_decayed_weights)(lambda count: -1.0)
+
+
 def test_hyperparameters_in_the_state_are_batched() -> None:
     params, grads = torch.ones(4, 2), torch.ones(4, 2)
     tx = fa.inject_hyperparams(fa.adamax)(lr=0.1)

@@ -202,8 +202,17 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (int, float)) else float(value)
 
 
-def _as_dict(state_dict: dict[str, Any] | Optimizer) -> dict[str, Any]:
-    return state_dict.state_dict() if isinstance(state_dict, Optimizer) else state_dict
+def _as_dict(given: dict[str, Any] | Optimizer) -> dict[str, Any]:
+    """The state dict, of an Adamax."""
+    state_dict = given.state_dict() if isinstance(given, Optimizer) else given
+    needed = {"lr", "betas", "eps", "weight_decay"}
+    entries = state_dict["state"].values()
+    if any(needed - group.keys() for group in state_dict["param_groups"]) or any(
+        entry and not entry.keys() >= {"step", "exp_avg", "exp_inf"} for entry in entries
+    ):
+        kind = type(given).__name__ if isinstance(given, Optimizer) else "that of another optimizer"
+        raise TypeError(f"state_dict must be that of an Adamax, got {kind}")
+    return state_dict
 
 
 def _pairs(

@@ -23,11 +23,9 @@ from ._closure import Gradients
 from ._compiled import advance_compiled
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
-from ._schedules import Schedules
+from ._schedules import Factory, Schedules
 from ._shell import Run, Shell
 from ._values import joined, tree_of
-
-Factory = Callable[..., GradientTransformation]
 
 
 class Optimizer(Shell):
@@ -116,13 +114,11 @@ class Optimizer(Shell):
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        values = self._values(group)
         try:
-            self._factory(**values)  # it checks them
+            self._schedules.add(self._factory, group, self._values(group))
         except Exception:
             self.param_groups.pop()
             raise
-        self._schedules.add(group, values)
         self._layouts = {}
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
@@ -201,7 +197,7 @@ class Optimizer(Shell):
         params = tree_of(members, [group["params"] for group in members])
         leaves, spec = _tree.flatten(params)
         values = self._hyperparameters(groups)
-        tx = self._factory(**values)
+        tx = self._schedules.transform(self._factory, values)
         layout = self._layout(groups, tx, outline_of(values), leaves, spec)
         used = [p if self.state.get(p) else None for p in leaves]
         if all(p is None for p in used):

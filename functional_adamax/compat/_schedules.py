@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._inject import schedules_in
-from .._transform import same
+from .. import _tree
+from .._inject import Injected, at_start, schedules_in
+from .._schedule import is_schedule
+from .._transform import GradientTransformation, same
+
+Factory = Callable[..., GradientTransformation]
 
 
 class Schedules:
@@ -22,18 +27,30 @@ class Schedules:
     def __init__(self) -> None:
         self._of: list[dict[str, Any]] = []
         self._shown: list[dict[str, Any]] = []
+        self._evaluate = False  # for a factory that takes numbers only
 
     def __bool__(self) -> bool:
         return any(self._of)
 
-    def add(self, group: dict[str, Any], values: dict[str, Any]) -> None:
-        """Take the schedules among the ``values`` of a new group."""
+    def add(self, factory: Factory, group: dict[str, Any], values: dict[str, Any]) -> None:
+        """Check the ``values`` of a new group, and take the schedules among them."""
         schedules = schedules_in(values)
+        first = at_start(schedules)
+        factory(**values | first)  # it checks the numbers
+        self._evaluate |= bool(schedules) and not _takes(factory, values)
         self._of.append(schedules)
         self._shown.append({})
-        start = torch.zeros((), dtype=torch.int64, device="cpu")
-        for name, schedule in schedules.items():
-            self._show(len(self._of) - 1, group, name, schedule(start))
+        for name, value in first.items():
+            self._show(len(self._of) - 1, group, name, value)
+
+    def transform(self, factory: Factory, values: dict[str, Any]) -> GradientTransformation:
+        """The transform of the hyperparameters ``values``."""
+        names = set().union(*self._of) if self._evaluate else ()
+        scheduled = {name: values[name] for name in names if is_schedule(values[name])}
+        if not scheduled:
+            return factory(**values)
+        rest = {name: value for name, value in values.items() if name not in scheduled}
+        return Injected(factory, {}, scheduled, rest).pair()
 
     def adopt(self, groups: list[dict[str, Any]]) -> None:
         """Take the values that stand in loaded ``groups`` for those the schedules left."""
@@ -60,8 +77,21 @@ class Schedules:
         return same(group[name], self._shown[i].get(name))
 
     def _show(self, i: int, group: dict[str, Any], name: str, value: Any) -> None:
-        number = value.item() if isinstance(value, Tensor) else value
-        group[name] = self._shown[i][name] = number
+        if not torch.compiler.is_compiling():  # which would make a constant of a number
+            value = _tree.tree_map(_number, value)
+        group[name] = self._shown[i][name] = value
+
+
+def _takes(factory: Factory, values: dict[str, Any]) -> bool:
+    try:
+        factory(**values)
+    except TypeError:
+        return False
+    return True
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _held(value: Any, count: Tensor) -> Any:

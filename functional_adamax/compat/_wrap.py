@@ -9,7 +9,8 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from .._inject import arguments
-from ._optimizer import Factory, Optimizer
+from ._optimizer import Optimizer
+from ._schedules import Factory
 
 
 def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:

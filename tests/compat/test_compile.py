@@ -97,6 +97,33 @@ class Graphs(list[torch.fx.GraphModule]):
         return [sum(node.target == wanted for node in graph.graph.nodes) for graph in self]
 
 
+def test_a_schedule_of_ours_settles_and_can_be_ruled_out() -> None:
+    def run(compiled: bool) -> tuple[list[float], torch.Tensor]:
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = AdamaxW([p], lr=fa.linear_schedule(0.1, 0.0, 20))
+        group, shown = optimizer.param_groups[0], []
+        torch._dynamo.reset()
+        counters.clear()
+        step = torch.compile(optimizer.step, fullgraph=True) if compiled else optimizer.step
+        for i in range(12):
+            p.grad = torch.full((3,), i + 1.0)
+            if i == 4:
+                before, group["lr"] = group["lr"], 0.5
+            if i == 6:
+                group["lr"] = before
+            step()
+            shown.append(float(group["lr"]))
+        return shown, p.detach()
+
+    (rates, p), (wanted_rates, wanted) = run(True), run(False)
+    assert counters["stats"]["unique_graphs"] == 0  # of the eager run
+    assert rates == pytest.approx(wanted_rates, rel=1e-12)
+    assert wanted_rates[4:7] == pytest.approx([0.5, 0.5, 0.07])
+    assert_close(p, wanted, torch.full((1,), 4.0))
+    run(True)
+    assert counters["stats"]["unique_graphs"] <= 5  # state, a tensor shown, the number set
+
+
 @pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
 @pytest.mark.parametrize("kind", [Adamax, AdamaxW])
 @pytest.mark.parametrize("taken", [True, False], ids=["the kernel", "the rule, at run time"])

@@ -137,6 +137,62 @@ def test_the_rate_shown_is_that_of_the_schedule() -> None:
     assert shown == pytest.approx([1.0, 0.9, 0.8])
 
 
+def clipped_decay(wd: float = 0.0, lr: float = 0.1) -> fa.GradientTransformation:
+    stages = fa.clip_by_global_norm(1.0), fa.add_decayed_weights(wd)
+    return fa.chain(*stages, fa.scale_by_learning_rate(lr))
+
+
+HALF = fa.exponential_decay(0.5, transition_steps=1, decay_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("factory", "given"),
+    [
+        (fa.adamaxw, {"weight_decay": HALF}),
+        (fa.adamaxw, {"lr": fa.linear_schedule(0.1, 0.0, 10), "weight_decay": HALF}),
+        (fa.adam, {"betas": lambda count: (0.9 - 0.1 * count, 0.999)}),
+        (fa.sgd, {"momentum": HALF}),
+        (clipped_decay, {"wd": HALF}),
+    ],
+    ids=["decay", "decay and rate", "betas", "momentum", "own"],
+)
+@pytest.mark.parametrize("couple", ["group", "all"])
+def test_any_hyperparameter_may_be_a_schedule(factory: Any, given: Any, couple: str) -> None:
+    (w,), (v,) = parameters(3), parameters(3)
+    given = {"lr": 0.1} | given
+    optimizer = compat.Optimizer([w], factory, couple=couple, **given)
+    reference = compat.Optimizer([v], factory, lr=0.1)
+    for i in range(4):
+        w.grad = v.grad = torch.full((3,), i - 1.5)
+        at = {k: value(torch.tensor(i)) if callable(value) else value for k, value in given.items()}
+        reference.param_groups[0].update(at)
+        reference.step()
+        optimizer.step()
+        torch.testing.assert_close(w, v, rtol=1e-6, atol=0.0)
+        for name, value in at.items():
+            shown = optimizer.param_groups[0][name]
+            assert shown == pytest.approx(tuple(map(float, value)) if name == "betas" else value)
+    (u,) = parameters(3)
+    resumed = compat.Optimizer([u], factory, couple=couple, **given)
+    resumed.load_state_dict(optimizer.state_dict())
+    u.data.copy_(w.data)
+    u.grad = w.grad
+    optimizer.step()
+    resumed.step()
+    assert torch.equal(u, w)
+
+
+def test_a_schedule_in_one_group_and_a_number_in_the_other() -> None:
+    a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    groups = [{"params": [a], "wd": HALF}, {"params": [b], "wd": 1.0}]
+    optimizer = compat.Optimizer(groups, clipped_decay)
+    a.grad, b.grad = torch.zeros(1), torch.zeros(1)
+    optimizer.step()
+    optimizer.step()
+    assert a.item() == pytest.approx(0.95 * 0.975)
+    assert b.item() == pytest.approx(0.9 * 0.9)
+
+
 def test_a_value_set_in_the_group_rules_over_a_schedule() -> None:
     (w,) = parameters(1)
     optimizer = compat.Optimizer([w], fa.sgd, lr=fa.linear_schedule(1.0, 0.0, 4))
