@@ -50,6 +50,7 @@ class Masked(Transform):
     def update(
         self, updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, Any]:
+        updates = _like_params(updates, params)
         where = _resolved(self.mask, updates if params is None else params, "mask", bool)
         inside = None if params is None else _only(params, where)
         new, state = call_update(self.inner, _only(updates, where), state, inside, extra)
@@ -78,6 +79,7 @@ class Partition(Transform):
                 f"{list(self.transforms)}, got "
                 f"{list(state) if isinstance(state, dict) else type(state).__name__}"
             )
+        updates = _like_params(updates, params)
         parts = self._parts(updates if params is None else params)
         new, states = [], {}
         for label, tx in self.transforms.items():
@@ -115,6 +117,7 @@ class Freeze(Stateless):
         self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, EmptyState]:
         del extra
+        updates = _like_params(updates, params)
         where = _resolved(self.mask, updates if params is None else params, "mask", bool)
         leaves, spec = _tree.flatten(updates)
         new = [
@@ -138,6 +141,14 @@ def _resolved(given: Any, tree: Tree, name: str, kind: type) -> list[Any]:
             path = _tree.paths(_tree.flatten(tree)[1], name)[i]
             raise TypeError(f"{path} must be a {kind.__name__}, got {value!r}")
     return result
+
+
+def _like_params(updates: Tree, params: Tree) -> Tree:
+    """Return ``updates`` in the containers of ``params``, where these are given."""
+    if params is None:
+        return updates
+    spec = _tree.flatten(params)[1]
+    return _tree.unflatten(spec, _tree.match(spec, updates, "updates", "params"))
 
 
 def _only(tree: Tree, where: list[bool]) -> Tree:

@@ -29,7 +29,7 @@ class ScheduledState(NamedTuple):
 def is_schedule(lr: Hyperparameter | Schedule) -> bool:
     """Whether ``lr`` is a schedule; a container is a tree even if it can be called."""
     container = isinstance(lr, (Tensor, dict, list, tuple)) or _tree.is_node(lr)
-    return callable(lr) and not container
+    return not container and callable(lr)  # in this order: a compiler cannot ask a dict
 
 
 def check_lr(lr: Hyperparameter | Schedule) -> None:

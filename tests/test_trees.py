@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipes import RECIPES, Recipe
 from trees import assert_equal, grads_like, leaves, params
 
 import functional_adamax as fa
@@ -141,6 +142,27 @@ def test_dicts_stand_for_one_another_in_any_order() -> None:
     new, _ = fa.step(tx, grads, tx.init(tree), tree)
     assert new["b"].tolist() == [-0.5] * 2
     assert new["a"].tolist() == [0.5] * 3
+
+
+QUIET = [recipe for recipe in RECIPES if recipe.name != "add_noise"]  # drawn leaf after leaf
+
+
+@pytest.mark.parametrize("recipe", QUIET, ids=str)
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_dicts_stand_for_one_another_in_every_transform(recipe: Recipe, kind: Any) -> None:
+    """A dict goes in the order of its keys, an OrderedDict in its own."""
+    tree = kind(w=torch.randn(3, 2), layer=kind(w=torch.randn(3), b=torch.randn(2)), b=t(3))
+    tx, grads = recipe.default(), grads_like(tree)
+    others = [
+        OrderedDict(b=grads["b"], w=grads["w"], layer=grads["layer"]),
+        {**grads, "layer": OrderedDict(reversed(grads["layer"].items()))},
+    ]
+    wanted, state = fa.step(tx, grads, tx.init(tree), tree)
+    wanted, state = fa.step(tx, grads, state, wanted)
+    for other in others:
+        new, found = fa.step(tx, other, tx.init(tree), tree)
+        new, found = fa.step(tx, other, found, new)
+        assert_equal((new, found), (wanted, state))
 
 
 def test_tied_tensors_are_reported_with_both_paths() -> None:
