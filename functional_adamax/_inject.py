@@ -78,10 +78,11 @@ class Injected(Transform):
 
 
 def _tensor(device: torch.device, value: Any) -> Any:
-    """A number, or a floating tensor, as a tensor in double precision."""
+    """A number, or a floating tensor, as a new tensor in double precision."""
     dtype = _rule.step_dtype(device)
     if isinstance(value, Tensor):
-        return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+        dtype = dtype if value.is_floating_point() else value.dtype
+        return value.to(device=device, dtype=dtype, copy=True)
     return torch.tensor(value, dtype=dtype, device=device) if isinstance(value, float) else value
 
 

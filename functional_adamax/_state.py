@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _tree
+from . import _hyper, _tree
 from ._inject import InjectState
 from ._transform import GradientTransformation
 from ._tree import EmptyState, Tree
@@ -158,6 +158,8 @@ def set_hyperparams(state: Tree, **values: Any) -> Tree:
 
     Raises:
         KeyError: a name that is not there, or is there in several places.
+        TypeError: a value that is neither a number nor a real tensor.
+        ValueError: a number that is not finite, or a tree of another structure.
 
     Example:
         >>> state = inject_hyperparams(adamax)(lr=0.1).init(torch.zeros(1))
@@ -170,8 +172,16 @@ def set_hyperparams(state: Tree, **values: Any) -> Tree:
         if not places:
             raise KeyError(f"{name!r} must be one of {sorted({key for _, key, _ in found})}")
         path, old = _one(places, name)
+        _hyper.check(name, value, signed=True)
         olds, spec = _tree.flatten(old)
-        news = spec.flatten_up_to(value)
+        if isinstance(old, tuple) and isinstance(value, list):
+            value = tuple(value)
+        try:
+            news = spec.flatten_up_to(value)
+        except ValueError:
+            raise ValueError(
+                f"{name} must have the structure of what it replaces, {old!r}, got {value!r}"
+            ) from None
         state = _replaced(
             state, {path: _tree.unflatten(spec, list(map(_like, news, olds)))}, "state"
         )
@@ -182,7 +192,7 @@ def _like(value: Any, old: Any) -> Any:
     if not isinstance(old, Tensor):
         return value
     if isinstance(value, Tensor):
-        return value.to(dtype=old.dtype, device=old.device)
+        return value.to(dtype=old.dtype, device=old.device, copy=True)
     return torch.tensor(value, dtype=old.dtype, device=old.device)
 
 

@@ -259,7 +259,9 @@ def test_schedules_of_what_is_no_rate() -> None:
     assert found == pytest.approx([0.5, 0.375, 0.25])
     tx = fa.inject_hyperparams(fa.clip_by_global_norm)(fa.linear_schedule(2.0, 0.0, 2))
     state = tx.init(params)
-    assert [tx.update(3 * params, state._replace(count=torch.tensor(i)))[0].item() for i in (0, 1)]
+    for i, norm in enumerate([2.0, 1.0]):
+        updates, _ = tx.update(3 * params, state._replace(count=torch.tensor(i)))
+        assert updates.item() == pytest.approx(norm)
     betas = fa.inject_hyperparams(fa.adamax)(betas=lambda count: (0.5 * count, 0.999))
     state = betas.init(params)._replace(count=torch.tensor(1))
     assert_equal(betas.update(params, state)[1].inner.exp_avg, torch.tensor([0.5]))
@@ -267,6 +269,41 @@ def test_schedules_of_what_is_no_rate() -> None:
         fa.inject_hyperparams(fa.adamaxw)(lambda count: 0.1, weight_decay=-1.0)
     with pytest.raises(ValueError, match="weight_decay must be in"):
         fa.inject_hyperparams(fa.add_decayed_weights)(lambda count: -1.0)
+
+
+def test_what_is_injected_is_copied() -> None:
+    table = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    tx = fa.inject_hyperparams(fa.sgd)(lr=lambda count: table[count % 3])
+    p, state = torch.zeros(1), tx.init(torch.zeros(1))
+    for _ in range(5):
+        p, state = fa.step(tx, torch.ones(1), state, p, donate=True)
+    assert p.item() == pytest.approx(-0.9)
+    assert table.tolist() == [0.1, 0.2, 0.3]
+    rate = torch.tensor(0.1, dtype=torch.float64)
+    given = fa.inject_hyperparams(fa.sgd)(lr=rate).init(p)
+    set_later = fa.set_hyperparams(given, lr=rate)
+    rate.fill_(1.0)
+    assert given.hyperparams["lr"] == set_later.hyperparams["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"lr": "x"}, TypeError, "lr must be a real number or a real tensor, got 'x'"),
+        ({"lr": None}, TypeError, "lr must be a real number or a real tensor, got None"),
+        ({"lr": float("nan")}, ValueError, "lr must be finite, got nan"),
+        ({"betas": 0.5}, ValueError, "betas must have the structure of what it replaces"),
+        ({"betas": (0.5,)}, ValueError, "betas must have the structure of what it replaces"),
+    ],
+)
+def test_hyperparameters_that_do_not_fit_the_state(
+    values: Any, error: type[Exception], words: str
+) -> None:
+    state = fa.inject_hyperparams(fa.adamax)(lr=0.1).init(torch.zeros(2))
+    with pytest.raises(error, match=words):
+        fa.set_hyperparams(state, **values)
+    listed = fa.set_hyperparams(state, betas=[0.5, 0.25]).hyperparams["betas"]
+    assert (*map(float, listed),) == (0.5, 0.25)
 
 
 def test_hyperparameters_in_the_state_are_batched() -> None:
