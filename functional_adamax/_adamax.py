@@ -170,11 +170,11 @@ class Adamax(Transform):
         if whole and not _context.traced():
             ready = _kernel.ready(leaves, self.maximize, self.decoupled)
         if ready is None:  # otherwise there is nothing left to check
+            if params is not None:
+                _check.same_places(spec, p, m, "params")
             _check.gradients(spec, g, m, "Adamax")
             _check.same_places(spec, u, m, "state.exp_inf")
             _check.scalars(spec, t, m, "state.step")
-            if params is not None:
-                _check.same_places(spec, p, m, "params")
         return leaves, ready
 
 

@@ -217,7 +217,12 @@ def checked_link(what: str, link: Any) -> GradientTransformation:
         TypeError: it is none.
     """
     if not (isinstance(link, tuple) and len(link) == 2 and all(map(callable, link))):
-        raise TypeError(f"{what} must be a pair (init, update) of functions, got {link!r}")
+        got = repr(link)
+        if inspect.isroutine(link):
+            got = f"the function {link.__name__}: call it"
+        elif "\n" in got:
+            got = type(link).__name__
+        raise TypeError(f"{what} must be a pair (init, update) of functions, got {got}")
     return GradientTransformation(*link)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,9 +25,11 @@ def parameters(params: Tree) -> tuple[list[Any], Any]:
     leaves, spec = _tree.flatten(params)
     for i, leaf in enumerate(leaves):
         if leaf is not None and not isinstance(leaf, Tensor):
+            named = ": take dict(module.named_parameters())"
+            hint = named if isinstance(leaf, (torch.nn.Module, Iterator)) else ""
             raise TypeError(
                 f"{_tree.paths(spec, 'params')[i]} must be a tensor or None, "
-                f"got {type(leaf).__name__}"
+                f"got {type(leaf).__name__}{hint}"
             )
     return leaves, spec
 

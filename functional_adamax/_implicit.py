@@ -7,6 +7,8 @@ Hessian-vector products at the solution. Memory does not grow with the steps.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from . import _capture, _check, _context, _hyper, _tree
 from ._remat import batched_alike, floats
 from ._transform import GradientTransformation
 from ._tree import Tree
-from ._unroll import Unrolled, detach, unroll
+from ._unroll import Unrolled, batches_of, detach, unroll
 
 Vector = list[Tensor]
 """The tensors of all parameters."""
@@ -47,7 +49,9 @@ def implicit(
     can be differentiated by whatever else the loss uses, x: the batches and the tensors it closes
     over. It does not depend on the start, on the state or on hyperparameters of ``tx``; to learn
     a start, let the loss pull towards it (iMAML). The derivative is as good as the solution: it
-    is meant for loops that have converged.
+    is meant for loops that have converged, by the loss alone: weight decay belongs into it, and
+    not into ``tx``. Every floating leaf of ``params`` is one to solve for: what ``tx`` freezes, or
+    the loss does not use, does not belong there. It is taken in reverse mode.
 
     Args:
         loss: as for ``unroll``.
@@ -71,6 +75,9 @@ def implicit(
 
     Raises:
         ValueError: an option out of its range, or what ``unroll`` raises.
+        NotImplementedError: in forward mode.
+        RuntimeError: when differentiating with ``"cg"``, H is not positive definite; under a
+            transform of ``torch.func`` the derivative is NaN instead.
 
     Example:
         >>> target = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -89,8 +96,14 @@ def implicit(
         raise ValueError(f"iterations must be a number >= 1, got {iterations!r}")
     _hyper.check("tolerance", tolerance)
     _hyper.check("damping", damping)
-    _hyper.check_floor("step_size", step_size)
-    batches = list(batches)
+    if not (_hyper.is_number(step_size) and 0.0 < step_size < math.inf):
+        raise ValueError(f"step_size must be a number in (0, inf), got {step_size!r}")
+    if _context.forward_mode():
+        raise NotImplementedError(
+            "implicit has derivatives in reverse mode only: take torch.func.jacrev for jacfwd and "
+            "for both parts of hessian, or unroll"
+        )
+    batches = batches_of(batches)
     with torch.no_grad():
         end: Unrolled = detach(unroll(loss, tx, params, batches, state=state, buffers=buffers))
     solve = _Solver(solver, iterations, tolerance, damping, step_size)
@@ -103,6 +116,7 @@ def _solution(
     """Return ``params`` with the derivatives of a stationary point."""
     leaves, spec = _tree.flatten(params)
     where = [i for i, x in enumerate(leaves) if _check.trainable(x)]
+    counts = Counter(map(id, batches))
     layout, given = _tree.split(list({id(batch): batch for batch in batches}.values()))
 
     def objective(points: Sequence[Tensor], data: Sequence[Tensor]) -> Tensor:
@@ -112,7 +126,8 @@ def _solution(
             values = [loss(tree, batch) for batch in distinct]
         else:
             values = [loss(tree, _copied(buffers), batch) for batch in distinct]
-        return torch.stack(values).mean()
+        shares = [count / len(batches) for count in counts.values()]
+        return torch.stack([x * share for x, share in zip(values, shares, strict=True)]).sum()
 
     points = [leaves[i] for i in where]
     numbers = [i for i, x in enumerate(given) if floats(x)]
@@ -151,17 +166,31 @@ class _Solver:
     def _cg(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
         x, r, d = [torch.zeros_like(y) for y in b], b, b
         square = _dot(r, r)
-        limit = self.tolerance**2 * square
+        eps = torch.finfo(square.dtype).eps
+        limit, solved = self.tolerance**2 * square, eps * square
+        steepest = torch.zeros_like(square)
+        broken = steepest > 0  # kept as tensors: vmap solves one system for each member
         for _ in range(self.iterations):
-            going = square > limit  # kept as a tensor: vmap solves one system for each member
+            going = (square > limit) & ~broken
             if not _context.transforming() and not going:
                 break
             hd = product(d)
-            length = _ratio(square, _dot(d, hd), going)
+            curvature, size = _dot(d, hd), _dot(d, d)
+            steepest = torch.maximum(steepest, _ratio(curvature, size, going).detach())
+            broken = broken | (going & ~(curvature > eps * steepest * size))
+            going = going & ~broken
+            length = _ratio(square, curvature, going)
             x, r = _plus(x, length, d), _plus(r, -length, hd)
             last, square = square, _dot(r, r)
             d = _plus(r, _ratio(square, last, going), d)
-        return x
+        failed = broken & ~(square <= solved)
+        if not _context.transforming() and failed:
+            raise RuntimeError(
+                "the Hessian of the loss is not positive definite, so that the solution has no "
+                "derivative: let the loss depend on every parameter, give those that stay as "
+                "they are in the batch, or set damping"
+            )
+        return [torch.where(failed, torch.nan, y) for y in x]
 
     def _neumann(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
         term, total = b, b

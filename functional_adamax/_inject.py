@@ -149,7 +149,13 @@ def arguments(
     Raises:
         TypeError: an argument is missing or unknown, or one that cannot be given by name.
     """
-    bound = inspect.signature(factory).bind(*args, **kwargs)
+    signature = inspect.signature(factory)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(factory, "__name__", repr(factory))
+        taken = ", ".join(signature.parameters)
+        raise TypeError(f"{name}: {error}; it takes {taken}") from None
     explicit = set(bound.arguments)
     bound.apply_defaults()
     given: dict[str, Any] = {}

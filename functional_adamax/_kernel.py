@@ -101,6 +101,8 @@ def _is_kind_active(leaf: Leaf, decoupled: bool) -> bool:
     g, m = leaf.g, leaf.m
     if not (type(g) in _PLAIN and g.is_cpu and isinstance(m, Tensor)):
         return False
+    if g.layout != torch.strided:
+        return False
     return is_active(g.dtype, m.dtype, mode_of(leaf, decoupled))
 
 

@@ -100,12 +100,12 @@ class Method(Transform):
             _tree.match(spec, getattr(state, name), f"state.{name}", "state.step") for name in kept
         ]
         like = columns[0] if kept else list(map(_fitting, steps, leaves, grads))
+        if params is not None:
+            _check.same_places(spec, leaves, like, "params")
         _check.gradients(spec, grads, like, self.name)
         _check.scalars(spec, steps, like, "state.step")
         for name, column in zip(kept, columns, strict=True):
             _check.same_places(spec, column, like, f"state.{name}")
-        if params is not None:
-            _check.same_places(spec, leaves, like, "params")
         hyper = {"lr": self.lr, "weight_decay": self.weight_decay, **self.hyper()}
         values = [_hyper.per_leaf(k, v, state.step, like) for k, v in hyper.items()]
         new, after, moments = list(grads), list(steps), []

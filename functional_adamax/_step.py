@@ -9,7 +9,7 @@ import torch
 
 from . import _context, _tree
 from ._apply import apply_updates
-from ._chain import call_update
+from ._chain import call_update, checked_link
 from ._transform import Donated, GradientTransformation, Update
 from ._tree import Tree
 
@@ -46,6 +46,7 @@ def step(
     Raises:
         ValueError: with ``donate``, two of the donated tensors, or a donated tensor and a
             gradient, share memory.
+        TypeError: ``tx`` is no transform.
         Exception: whatever ``tx.update`` raises for bad input. Everything is checked
             before anything is written.
 
@@ -57,6 +58,8 @@ def step(
         >>> params
         tensor([0.5000, 2.5000])
     """
+    if not hasattr(tx, "update"):
+        checked_link("tx", tx)  # which says what it is instead
     if donate:
         if isinstance(tx.update, Update) and tx.update.transform.overwrite(grads, state, params):
             return params, state

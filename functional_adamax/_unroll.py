@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from . import _check, _context, _remat, _tree
+from ._chain import checked_link
 from ._step import step
 from ._transform import GradientTransformation
 from ._tree import Tree
@@ -101,6 +102,7 @@ def unroll(
 
     Raises:
         ValueError: no batch at all, a loss that is no scalar, or an option out of its range.
+        TypeError: ``tx`` is no transform, or ``batches`` cannot be iterated.
         RuntimeError: with ``checkpoint``, a later step uses a tensor that may be differentiated
             and that is neither in its batch nor used by the first step.
 
@@ -113,9 +115,8 @@ def unroll(
         (tensor([1.4087, 3.4018]),)
     """
     _check_options(checkpoint, truncate, detach_first)
-    batches = list(batches)
-    if not batches:
-        raise ValueError("batches must hold a batch for each step, got none")
+    batches = batches_of(batches)
+    tx = checked_link("tx", tx)
     state = tx.init(params) if state is None else state
     recording = torch.is_grad_enabled()
     if recording and not _context.transforming():
@@ -137,6 +138,16 @@ def unroll(
                     carry, buffers, value = take(carry, buffers, batch)
                     values.append(value)
     return Unrolled(*carry, torch.stack(values), buffers)
+
+
+def batches_of(given: Iterable[Any]) -> list[Any]:
+    """Return the batches as a list, of one at least."""
+    if not isinstance(given, Iterable):
+        raise TypeError(f"batches must be iterable, with a batch for each step, got {given!r}")
+    batches = list(given)
+    if not batches:
+        raise ValueError("batches must hold a batch for each step, got none")
+    return batches
 
 
 def _check_options(checkpoint: Any, truncate: Any, detach_first: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 import functional_adamax as fa
 
@@ -165,6 +165,51 @@ def test_damping_modules_buffers_and_frozen_leaves() -> None:
     assert torch.autograd.grad(end.params["0.weight"].sum(), target)[0].isfinite().all()
 
 
+def test_batches_count_as_often_as_they_come() -> None:
+    targets = torch.tensor([1.0, 5.0], dtype=D, requires_grad=True)
+    tx = fa.multi_steps(fa.sgd(0.5), 4)
+    start = torch.tensor(0.0, dtype=D)
+    end = fa.implicit(lambda p, i: (p - targets[i]) ** 2 / 2, tx, start, [0, 0, 0, 1] * 100)
+    torch.testing.assert_close(end.params, torch.tensor(2.0, dtype=D))
+    slope = torch.autograd.grad(end.params, targets)[0]
+    torch.testing.assert_close(slope, torch.tensor([0.75, 0.25], dtype=D))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("held", ["unused", "frozen"])
+def test_a_leaf_that_is_no_unknown_is_refused(dtype: torch.dtype, held: str) -> None:
+    target = torch.tensor(1.0, dtype=dtype, requires_grad=True)
+    start = {"free": torch.zeros((), dtype=dtype), "held": torch.ones((), dtype=dtype)}
+
+    def loss(p: Any, batch: Any, target: torch.Tensor) -> torch.Tensor:
+        return (p["free"] - target * (p["held"] if held == "frozen" else 1.0)) ** 2 / 2
+
+    tx = fa.chain(fa.sgd(0.1), fa.freeze(fa.by_path(lambda name: name == "held")))
+
+    def outer(target: torch.Tensor) -> torch.Tensor:
+        end = fa.implicit(lambda p, _: loss(p, _, target), tx, start, range(200)).params
+        return end["free"] * end["held"]
+
+    with pytest.raises(RuntimeError, match="Hessian of the loss is not positive definite"):
+        torch.autograd.grad(outer(target), target)
+    assert grad(outer)(target.detach()).isnan()
+
+
+def test_forward_mode_is_refused() -> None:
+    target = torch.ones(2, dtype=D)
+
+    def solution(target: torch.Tensor) -> torch.Tensor:
+        def loss(p: torch.Tensor, _: Any) -> torch.Tensor:
+            return ((p - target) ** 2).sum()
+
+        return fa.implicit(loss, fa.sgd(0.3), torch.zeros(2, dtype=D), range(100)).params
+
+    torch.testing.assert_close(jacrev(solution)(target), torch.eye(2, dtype=D))
+    for take in (jacfwd(solution), hessian(lambda x: solution(x).sum())):
+        with pytest.raises(NotImplementedError, match="implicit has derivatives in reverse mode"):
+            take(target)
+
+
 def test_errors_of_implicit() -> None:
     def loss(p: torch.Tensor, batch: Any) -> torch.Tensor:
         return p.square().sum()
@@ -174,7 +219,7 @@ def test_errors_of_implicit() -> None:
         ({"iterations": 0}, "iterations must be a number >= 1, got 0"),
         ({"damping": -1.0}, "damping must be in"),
         ({"tolerance": -1.0}, "tolerance must be in"),
-        ({"step_size": 0.0}, "step_size must be None or a number in"),
+        ({"step_size": 0.0}, "step_size must be a number in"),
     ):
         with pytest.raises(ValueError, match=message):
             fa.implicit(loss, fa.adamax(), torch.ones(2), range(2), **options)

@@ -69,7 +69,8 @@ LAYERS = [
         "compat._values",
     },
     {"compat._shell"},
-    {"compat._convert", "compat._lift", "compat._optimizer"},
+    {"compat._optimizer"},
+    {"compat._convert", "compat._lift"},
     {"compat._adamax", "compat._inner", "compat._wrap"},
     {"compat.__init__"},
 ]

@@ -395,6 +395,20 @@ def test_errors_of_unroll() -> None:
             fa.unroll(parabola, tx, p, range(2), **options)
     with pytest.raises(ValueError, match="batches must hold a batch for each step, got none"):
         fa.unroll(parabola, tx, p, [])
+    with pytest.raises(TypeError, match="batches must be iterable, with a batch for each step"):
+        fa.unroll(parabola, tx, p, 5)  # type: ignore[arg-type]
+    for given, got in (
+        (fa.adamax, "the function adamax: call it"),
+        (torch.optim.Adam([p]), "Adam$"),
+        (None, "None"),
+    ):
+        for call in (
+            lambda given=given: fa.unroll(parabola, given, p, range(2)),
+            lambda given=given: fa.step(given, p, None, p),
+            lambda given=given: fa.chain(given),
+        ):
+            with pytest.raises(TypeError, match=rf"must be a pair .* of functions, got {got}"):
+                call()
     for loss in (lambda p, _: p, lambda p, _: 1.0):
         with pytest.raises(ValueError, match="loss must return a scalar tensor, got"):
             fa.unroll(loss, tx, p, range(2))

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .. import _check, _transform, _tree
-from .._adamax import AdamaxState, init_leaf, moment_dtype
+from .._adamax import Adamax, AdamaxState, init_leaf, moment_dtype
 from .._tree import Tree
 from ._loading import scalar_dtype
+from ._optimizer import Optimizer as CompatOptimizer
 
 
 def state_from_torch(
@@ -45,6 +46,7 @@ def state_from_torch(
         stepped gets the state ``init`` would give it.
 
     Raises:
+        TypeError: it is no Adamax.
         ValueError: names, number or shapes of the parameters do not fit.
 
     Example:
@@ -153,6 +155,7 @@ def hyperparameters_from_torch(
         groups differ is a tree shaped like ``params``.
 
     Raises:
+        TypeError: it is no Adamax.
         ValueError: names or number of the parameters do not fit, or the groups differ in
             ``maximize`` or ``state_dtype``, which a transform has once.
 
@@ -205,14 +208,27 @@ def _plain(value: Any) -> Any:
 def _as_dict(given: dict[str, Any] | Optimizer) -> dict[str, Any]:
     """The state dict, of an Adamax."""
     state_dict = given.state_dict() if isinstance(given, Optimizer) else given
-    needed = {"lr", "betas", "eps", "weight_decay"}
-    entries = state_dict["state"].values()
-    if any(needed - group.keys() for group in state_dict["param_groups"]) or any(
-        entry and not entry.keys() >= {"step", "exp_avg", "exp_inf"} for entry in entries
-    ):
-        kind = type(given).__name__ if isinstance(given, Optimizer) else "that of another optimizer"
-        raise TypeError(f"state_dict must be that of an Adamax, got {kind}")
+    if isinstance(given, Optimizer):
+        right, got = _is_adamax(given), type(given).__name__
+    else:
+        groups, entries = state_dict["param_groups"], state_dict["state"].values()
+        right = all({"lr", "betas", "eps", "weight_decay"} <= x.keys() for x in groups) and all(
+            not x or set(AdamaxState._fields) <= x.keys() for x in entries
+        )
+        got = "that of another optimizer"
+    if not right:
+        raise TypeError(
+            f"an Adamax is needed, or its state dict, got {got}: "
+            "make the transform, and init its state"
+        )
     return state_dict
+
+
+def _is_adamax(optimizer: Optimizer) -> bool:
+    if not isinstance(optimizer, CompatOptimizer):
+        return isinstance(optimizer, torch.optim.Adamax)
+    transforms = map(optimizer.transform_of, optimizer.param_groups)
+    return all(isinstance(x, Adamax) and not x.decoupled for x in transforms)
 
 
 def _pairs(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.optimizer import Optimizer
 
-from .. import _adamax, _step, _tree
+from .. import _adamax, _check, _step, _tree
+from .._chain import checked_link
 from .._transform import GradientTransformation
 from ._convert import hyperparameters_from_torch, state_from_torch
 
@@ -98,7 +99,8 @@ def inner_loop(
         ``(functional, inner)``: call ``functional(x)``, then ``inner.step(loss)``.
 
     Raises:
-        TypeError: hyperparameters beside a transform, which has its own, or unknown ones.
+        TypeError: ``optimizer`` is neither, nor another Adamax; hyperparameters beside a
+            transform, which has its own, or unknown ones.
         ValueError: the optimizer's parameters are not those of the module.
 
     Example:
@@ -111,7 +113,8 @@ def inner_loop(
         >>> lr.grad.shape, module.weight.grad.shape
         (torch.Size([]), torch.Size([1, 2]))
     """
-    functional = FunctionalModule(module)
+    with torch.enable_grad():
+        functional = FunctionalModule(module)
     if isinstance(optimizer, Optimizer):
         names = {p: name for name, p in module.named_parameters()}
         given = [p for group in optimizer.param_groups for p in group["params"]]
@@ -130,7 +133,8 @@ def inner_loop(
             "make the transform with them"
         )
     else:
-        tx, state = optimizer, optimizer.init(functional.params)
+        tx = checked_link("optimizer", optimizer)
+        state = tx.init(functional.params)
     with torch.enable_grad():
         yield functional, InnerOptimizer(functional, tx, state, first_order)
 
@@ -147,7 +151,8 @@ def hyperparameters_to_torch(
         optimizer: its groups receive numbers; an ``lr`` that is a tensor is replaced by one.
 
     Raises:
-        ValueError: the parameters of one group have different values: give each its own group.
+        ValueError: the parameters of one group have different values: give each its own group;
+            or a tensor of several elements.
         TypeError: an unknown hyperparameter.
 
     Example:
@@ -164,7 +169,7 @@ def hyperparameters_to_torch(
     position = {params[name]: i for i, name in enumerate(_tree.names(_tree.flatten(params)[1]))}
 
     def of_group(name: str, value: Any, group: dict[str, Any]) -> float:
-        values = [_number(x) for x in _tree.spread(value, params, name)]
+        values = [_number(name, x) for x in _tree.spread(value, params, name)]
         found = {values[position[p]] for p in group["params"]}
         if len(found) != 1:
             raise ValueError(
@@ -186,5 +191,7 @@ def hyperparameters_to_torch(
         group[name] = torch.full_like(old, new) if isinstance(old, Tensor) else new
 
 
-def _number(value: Any) -> float:
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} must have one element, got {_check.describe(value)}")
     return float(value.detach() if isinstance(value, Tensor) else value)

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .. import _context, _kernel, _step, _tree
+from .._chain import checked_link
 from .._inject import arguments
 from .._kernel import Group
-from .._transform import Donated, GradientTransformation, Update
+from .._transform import Donated, GradientTransformation, Transform, Update
 from .._tree import EmptyState, Tree
 from ._closure import Gradients
 from ._compiled import advance_compiled
@@ -78,11 +79,12 @@ class Optimizer(Shell):
     ) -> None:
         if couple not in ("group", "all"):
             raise ValueError(f"couple must be 'group' or 'all', got {couple!r}")
-        if not callable(factory) and not isinstance(factory, tuple):
-            raise TypeError(f"factory must be a transform or make one, got {factory!r}")
-        self._factory: Factory = factory  # type: ignore[assignment]
-        if isinstance(factory, tuple):
-            self._factory = partial(_itself, GradientTransformation(*factory))
+        self._factory: Factory = check_factory(factory)
+        if isinstance(factory, tuple) and hyperparameters:
+            raise TypeError(
+                f"a transform has its hyperparameters, got {sorted(hyperparameters)} beside it: "
+                "give its factory instead"
+            )
         self._couple = couple
         given = arguments(self._factory, (), hyperparameters)[1]
         self._names = list(given)  # of the hyperparameters
@@ -153,10 +155,15 @@ class Optimizer(Shell):
         self._written = written or []
         return written is not None
 
+    def transform_of(self, group: dict[str, Any]) -> Transform | None:
+        """The transform of a group, where it is one of the library's."""
+        update = self._factory(**self._values(group)).update
+        return update.transform if isinstance(update, Update) else None
+
     def _native(self, group: dict[str, Any]) -> Group | None:
         """The step of a group as the native kernel takes it, if its transform has one."""
-        update = self._factory(**self._values(group)).update
-        return update.transform.native(group["params"]) if isinstance(update, Update) else None
+        transform = self.transform_of(group)
+        return None if transform is None else transform.native(group["params"])
 
     def _prepare(
         self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
@@ -304,6 +311,21 @@ class Optimizer(Shell):
 
 def _nothing() -> None:
     """The step of parameters without gradients."""
+
+
+def check_factory(given: Any) -> Factory:
+    """Return a function that makes a transform, also of a transform that is there."""
+    if isinstance(given, tuple):
+        return partial(_itself, checked_link("factory", given))
+    if isinstance(given, type) and issubclass(given, torch.optim.Optimizer):
+        raise TypeError(
+            f"factory must make a transform, got the class {given.__name__}: use it as it is, or "
+            "compat.as_transform makes a transform of it"
+        )
+    if not callable(given):
+        raise TypeError(f"factory must be a transform or make one, got {given!r}")
+    factory: Factory = given
+    return factory
 
 
 def _itself(transform: GradientTransformation) -> GradientTransformation:

@@ -18,15 +18,15 @@ Factory = Callable[..., GradientTransformation]
 
 
 class Schedules:
-    """The schedules of each group, and the values they left there for users to see.
+    """The schedules of each group, whose values they leave there for users to see.
 
     A value that somebody else sets in the group rules instead of the schedule, until the one that
-    the schedule left is put back. A group that was not added has no schedules.
+    the schedule left is put back: ``scheduled_lr`` keeps it, in checkpoints too. A group that was
+    not added has no schedules.
     """
 
     def __init__(self) -> None:
         self._of: list[dict[str, Any]] = []
-        self._shown: list[dict[str, Any]] = []
         self._evaluate = False  # for a factory that takes numbers only
 
     def __bool__(self) -> bool:
@@ -39,9 +39,8 @@ class Schedules:
         factory(**values | first)  # it checks the numbers
         self._evaluate |= bool(schedules) and not _takes(factory, values)
         self._of.append(schedules)
-        self._shown.append({})
         for name, value in first.items():
-            self._show(len(self._of) - 1, group, name, value)
+            _show(group, name, value)
 
     def transform(self, factory: Factory, values: dict[str, Any]) -> GradientTransformation:
         """The transform of the hyperparameters ``values``."""
@@ -53,33 +52,26 @@ class Schedules:
         return Injected(factory, {}, scheduled, rest).pair()
 
     def adopt(self, groups: list[dict[str, Any]]) -> None:
-        """Take the values that stand in loaded ``groups`` for those the schedules left."""
-        for i, schedules in enumerate(self._of):
-            self._shown[i] = {name: groups[i][name] for name in schedules}
+        """Take values in ``groups`` loaded without schedules for such that schedules left."""
+        for group, schedules in zip(groups, self._of, strict=False):
+            for name in schedules:
+                group.setdefault(_key(name), group[name])
 
     def value(self, i: int, group: dict[str, Any], name: str) -> Any:
         """The hyperparameter of group ``i``: the schedule if it rules, else what the group says."""
         schedule = self._schedules(i).get(name)
         if schedule is None:
             return group[name]
-        return schedule if self._rules(i, group, name) else partial(_held, group[name])
+        return schedule if _rules(group, name) else partial(_held, group[name])
 
     def show(self, i: int, group: dict[str, Any], count: Tensor) -> None:
         """Leave the values at ``count`` in group ``i``, of the schedules that rule."""
         for name, schedule in self._schedules(i).items():
-            if self._rules(i, group, name):
-                self._show(i, group, name, schedule(count))
+            if _rules(group, name):
+                _show(group, name, schedule(count))
 
     def _schedules(self, i: int) -> dict[str, Any]:
         return self._of[i] if i < len(self._of) else {}
-
-    def _rules(self, i: int, group: dict[str, Any], name: str) -> bool:
-        return same(group[name], self._shown[i].get(name))
-
-    def _show(self, i: int, group: dict[str, Any], name: str, value: Any) -> None:
-        if not torch.compiler.is_compiling():  # which would make a constant of a number
-            value = _tree.tree_map(_number, value)
-        group[name] = self._shown[i][name] = value
 
 
 def _takes(factory: Factory, values: dict[str, Any]) -> bool:
@@ -88,6 +80,20 @@ def _takes(factory: Factory, values: dict[str, Any]) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _key(name: str) -> str:
+    return f"scheduled_{name}"
+
+
+def _rules(group: dict[str, Any], name: str) -> bool:
+    return same(group[name], group[_key(name)])
+
+
+def _show(group: dict[str, Any], name: str, value: Any) -> None:
+    if not torch.compiler.is_compiling():  # which would make a constant of a number
+        value = _tree.tree_map(_number, value)
+    group[name] = group[_key(name)] = value
 
 
 def _number(value: Any) -> Any:

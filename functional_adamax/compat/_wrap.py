@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from .._inject import arguments
-from ._optimizer import Optimizer
+from ._optimizer import Optimizer, check_factory
 from ._schedules import Factory
 
 
@@ -34,8 +34,9 @@ def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
         >>> Lion([w], lr=0.5).param_groups[0]["lr"]
         0.5
     """
-    if not callable(factory):
-        raise TypeError(f"factory must be a function that makes a transform, got {factory!r}")
+    if isinstance(factory, tuple):
+        raise TypeError("factory must be a function that makes a transform, got a transform")
+    check_factory(factory)
     words = getattr(factory, "__name__", "transform").split("_")
     title = name or "".join(word[:1].upper() + word[1:] for word in words)
     signature = inspect.signature(factory)

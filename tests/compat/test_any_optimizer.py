@@ -316,7 +316,7 @@ def test_a_failed_step_makes_no_state() -> None:
     assert not optimizer.state
     v.grad = torch.ones(2).to_sparse()
     sparse = compat.Optimizer([{"params": [w]}, {"params": [v]}], fa.adamax)
-    with pytest.raises(RuntimeError, match="sparse"):
+    with pytest.raises(RuntimeError, match=r"grads\[0\]: Adamax does not support sparse gradients"):
         sparse.step()
     assert not sparse.state
     assert w.tolist() == [1.0, 1.0]

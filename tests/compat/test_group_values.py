@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from itertools import pairwise
 from typing import Any
 
@@ -180,6 +182,38 @@ def test_any_hyperparameter_may_be_a_schedule(factory: Any, given: Any, couple: 
     optimizer.step()
     resumed.step()
     assert torch.equal(u, w)
+
+
+def copied(optimizer: Any, fresh: Any) -> Any:
+    return copy.deepcopy(optimizer)
+
+
+def pickled(optimizer: Any, fresh: Any) -> Any:
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+def resumed(optimizer: Any, fresh: Any) -> Any:
+    fresh.load_state_dict(optimizer.state_dict())
+    return fresh
+
+
+@pytest.mark.parametrize("again", [copied, pickled, resumed])
+@pytest.mark.parametrize("value", [0.7, None], ids=["set", "scheduled"])
+def test_who_rules_is_kept(again: Any, value: float | None) -> None:
+    (w,), (v,) = parameters(3), parameters(3)
+    optimizer = compat.Optimizer([w], fa.adam, lr=HALF)
+    optimizer.step()
+    if value is not None:
+        optimizer.param_groups[0]["lr"] = value
+    v.data.copy_(w.data)
+    other = again(optimizer, compat.Optimizer([v], fa.adam, lr=HALF))
+    for one in (optimizer, other):
+        for _ in range(2):
+            one.param_groups[0]["params"][0].grad = torch.ones(3)
+            one.step()
+    assert torch.equal(w, other.param_groups[0]["params"][0])
+    assert optimizer.param_groups[0] | {"params": 0} == other.param_groups[0] | {"params": 0}
+    assert optimizer.param_groups[0]["lr"] == (value or 0.125)
 
 
 def test_a_schedule_in_one_group_and_a_number_in_the_other() -> None:

@@ -11,7 +11,14 @@ import torch
 from trees import assert_equal, tree_map
 
 import functional_adamax as fa
-from functional_adamax.compat import Adamax, hyperparameters_to_torch, inner_loop
+from functional_adamax.compat import (
+    Adamax,
+    Optimizer,
+    hyperparameters_from_torch,
+    hyperparameters_to_torch,
+    inner_loop,
+    state_from_torch,
+)
 
 D = torch.float64
 
@@ -148,8 +155,49 @@ def test_a_transform_is_given_the_loss_and_what_the_step_is_given() -> None:
     assert seen == [{"value": loss, "temperature": 2.0}]
 
 
+def test_it_trains_without_grad_mode() -> None:
+    module = network()
+    with torch.no_grad(), inner_loop(module, fa.sgd(0.1)) as (functional, inner):
+        x, y = support()
+        before = (functional(x) - y).square().mean()
+        inner.step(before)
+        assert (functional(x) - y).square().mean() < before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.optim.Adam,
+        lambda params: torch.optim.SGD(params, lr=0.1),
+        lambda params: Optimizer(params, fa.adamaxw),
+    ],
+    ids=["Adam", "SGD", "adamaxw"],
+)
+def test_another_optimizer_is_not_taken_for_an_adamax(make: Any) -> None:
+    module = network()
+    optimizer, params = make(module.parameters()), dict(module.named_parameters())
+    for call in (
+        lambda: inner_loop(module, optimizer).__enter__(),
+        lambda: state_from_torch(optimizer, params),
+        lambda: hyperparameters_from_torch(optimizer, params),
+    ):
+        with pytest.raises(TypeError, match="an Adamax is needed, or its state dict, got"):
+            call()
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    if type(optimizer) is torch.optim.Adam:
+        with pytest.raises(TypeError, match="got that of another optimizer"):
+            state_from_torch(optimizer.state_dict(), params)
+    wrapped = Optimizer(module.parameters(), fa.adamax, lr=0.3)
+    with inner_loop(module, wrapped) as (_, inner):
+        assert inner.tx == fa.adamax(0.3)
+
+
 def test_errors_of_inner_loops() -> None:
     module = network()
+    with pytest.raises(ValueError, match="lr must have one element, got a torch.float32 tensor"):
+        hyperparameters_to_torch({"lr": torch.ones(2)}, module, Adamax(module.parameters()))
     cases: list[tuple[Any, dict[str, Any], Any, str]] = [
         (fa.adamax(), {"lr": 0.1}, TypeError, r"a transform has its hyperparameters, got \['lr'\]"),
         (Adamax([*module.parameters()][:1]), {}, ValueError, "must have the parameters of the"),
