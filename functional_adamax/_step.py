@@ -140,11 +140,15 @@ def _writable(grads: Tree, state: Any, params: Tree) -> bool:
     return all(x.is_contiguous() or _tree.is_dense(x) for x in donated)
 
 
+class SharedMemoryError(ValueError):
+    """A donated step would write what it has yet to read."""
+
+
 def reject_shared_memory(grads: Tree, state: Any, params: Tree) -> None:
     """Raise where two donated tensors, or a donated one and a gradient, share memory.
 
     Raises:
-        ValueError: with the paths of the two.
+        SharedMemoryError: with the paths of the two.
     """
     trees = {"grads": grads, "params": params, "state": state}
     flat = {name: _tree.flatten(tree) for name, tree in trees.items()}
@@ -160,7 +164,7 @@ def reject_shared_memory(grads: Tree, state: Any, params: Tree) -> None:
             if start < other_end and not (is_grad and other_is_grad):
                 first = _tree.paths(flat[other][1], other)[j]
                 second = _tree.paths(flat[name][1], name)[i]
-                raise ValueError(
+                raise SharedMemoryError(
                     f"donated tensors must not share memory, but {first} and {second} do: "
                     "clone one of them, or call step with donate=False"
                 )

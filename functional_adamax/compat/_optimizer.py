@@ -174,16 +174,25 @@ class Optimizer(Shell):
         units = [[i] for i in everything]
         if self._couple == "all" and everything:
             units = [everything]
-        if torch.compiler.is_compiling():
-            return [self._prepare_unit(unit, closure, extra) for unit in units]
+        if torch.compiler.is_compiling():  # nothing runs before all is traced
+            return [partial(self._step_unit, unit, closure, extra) for unit in units]
         known = set(self.state)
         try:
             self._make_state()
-            return [self._prepare_unit(unit, closure, extra) for unit in units]
+            plans = [self._prepare_unit(unit, closure, extra) for unit in units]
+            if len(units) > 1 and _tree.tied([p for g in self.param_groups for p in g["params"]]):
+                return [partial(self._step_unit, unit, closure, extra) for unit in units]
+            return plans
         except Exception:
             for p in set(self.state) - known:
                 del self.state[p]
             raise
+
+    def _step_unit(
+        self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
+    ) -> None:
+        """Step some groups after those before them, whose parameters may be the same memory."""
+        self._prepare_unit(groups, closure, extra)()
 
     def _make_state(self) -> None:
         """Make state that is not the transform's to make, before any group is looked at."""
@@ -229,10 +238,11 @@ class Optimizer(Shell):
     ) -> Donated:
         """Check a step, and compute what has to be computed, without writing."""
         del groups
-        if _tree.tied(_tree.flatten(params)[0]):  # stepped from the old values; the last stays
+        try:
+            return _step.prepare(tx, grads, state, params, **extra)
+        except _step.SharedMemoryError:  # all are stepped from the old values, and the last stays
             new = _step.step(tx, grads, state, params, **extra)
             return lambda: new
-        return _step.prepare(tx, grads, state, params, **extra)
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
         return {name: group[name] for name in self._names if name in group}

@@ -12,12 +12,22 @@ from .._tree import Tree
 
 
 def tree_of(groups: Sequence[dict[str, Any]], columns: Sequence[Sequence[Any]]) -> Tree:
-    """Values for the parameters of ``groups``: by name where each has its own, or a list."""
+    """Values for the parameters of ``groups``: by name where they have names, or a list."""
     values = [x for column in columns for x in column]
     names = [name for group in groups for name in group.get("param_names", ())]
-    if not len(set(names)) == len(names) == len(values):
-        return values
-    return dict(zip(names, values, strict=True))
+    return dict(zip(_distinct(names), values, strict=True)) if len(names) == len(values) else values
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Put a number before a name that comes again: ``1.bias`` still ends in ``bias``."""
+    given, found = set(names), dict[str, None]()
+    for name in names:
+        one, again = name, 0
+        while one in found or (again and one in given):
+            again += 1
+            one = f"{again}.{name}"
+        found[one] = None
+    return list(found)
 
 
 def joined(groups: Sequence[dict[str, Any]], name: str, rows: list[Any]) -> Any:
