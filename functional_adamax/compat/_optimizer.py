@@ -170,10 +170,7 @@ class Optimizer(Shell):
     ) -> list[Run]:
         if closure is not None:
             extra = {"value": loss, **extra}
-        everything = list(range(len(self.param_groups)))
-        units = [[i] for i in everything]
-        if self._couple == "all" and everything:
-            units = [everything]
+        units = self._units()
         if torch.compiler.is_compiling():  # nothing runs before all is traced
             return [partial(self._step_unit, unit, closure, extra) for unit in units]
         known = set(self.state)
@@ -187,6 +184,11 @@ class Optimizer(Shell):
             for p in set(self.state) - known:
                 del self.state[p]
             raise
+
+    def _units(self) -> list[list[int]]:
+        """The groups whose parameters are one tree, together."""
+        everything = list(range(len(self.param_groups)))
+        return [everything] if self._couple == "all" and everything else [[i] for i in everything]
 
     def _step_unit(
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
@@ -209,9 +211,7 @@ class Optimizer(Shell):
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
     ) -> Run:
         """Plan the step of some groups, whose parameters are one tree."""
-        members = [self.param_groups[i] for i in groups]
-        params = tree_of(members, [group["params"] for group in members])
-        leaves, spec = _tree.flatten(params)
+        leaves, spec = _tree.flatten(self._params(groups))
         values = self._hyperparameters(groups)
         tx = self._schedules.transform(self._factory, values)
         layout = self._layout(groups, tx, outline_of(values), leaves, spec)
@@ -226,6 +226,45 @@ class Optimizer(Shell):
         tree = _tree.unflatten(spec, used)
         run = self._plan(groups, tx, grads, state, tree, extra)
         return partial(self._store, run, layout, used, groups)
+
+    def _params(self, groups: list[int]) -> Tree:
+        members = [self.param_groups[i] for i in groups]
+        return tree_of(members, [group["params"] for group in members])
+
+    def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
+        """Return the parameters of a group, and their state as the functional form has it.
+
+        So ``params, state = optimizer.functional_state()`` is what ``averaged``,
+        ``schedule_free_eval_params``, ``tree_get`` and others take.
+
+        Args:
+            group: which group; of all together if they are coupled. Default: the first.
+
+        Returns:
+            ``(params, state)``: a dict by their names, or a list, of the parameters, and a state of
+            their transform. They are detached, and share the memory that the optimizer steps. A
+            parameter without a first gradient has no state.
+
+        Example:
+            >>> import functional_adamax as fa
+            >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+            >>> optimizer = Optimizer([w], fa.schedule_free(fa.sgd(0.5), 0.5))
+            >>> w.grad = torch.ones(1)
+            >>> optimizer.step()
+            >>> params, state = optimizer.functional_state()
+            >>> fa.schedule_free_eval_params(state, params)
+            [tensor([0.5000])]
+        """
+        place = range(len(self.param_groups))[group]
+        groups = next(unit for unit in self._units() if place in unit)
+        leaves, spec = _tree.flatten(self._params(groups))
+        params = [p.detach() for p in leaves]
+        stepped = [x if self.state.get(p) else None for x, p in zip(params, leaves, strict=True)]
+        values = self._hyperparameters(groups)
+        tx = self._schedules.transform(self._factory, values)
+        layout = Layout.of(tx.init(_tree.unflatten(spec, stepped)), spec, outline_of(values))
+        state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
+        return _tree.unflatten(spec, params), state
 
     def _plan(
         self,
