@@ -8,7 +8,6 @@ import io
 import pickle
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -350,58 +349,6 @@ def test_factories_of_any_signature() -> None:
     muon = compat.as_transform(torch.optim.Muon, lr=0.1)
     params = torch.ones(3, 3)
     assert fa.step(muon, torch.randn(3, 3), muon.init(params), params)[0].shape == (3, 3)
-
-
-@pytest.mark.filterwarnings("ignore:.*are the same (memory|tensor)")
-@pytest.mark.parametrize("factory", [fa.adam, fa.adamaxw, fa.sgd])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_one_memory_in_two_groups_is_stepped_in_turn(factory: Any, compiled: bool) -> None:
-    def run(step_of: Any) -> torch.Tensor:
-        x = torch.ones(3)
-        groups = [{"params": [nn.Parameter(x)]}, {"params": [nn.Parameter(x)]}]
-        optimizer = compat.Optimizer(groups, factory, lr=0.1)
-        step = step_of(optimizer.step)
-        for i in range(3):
-            for k, group in enumerate(groups):
-                group["params"][0].grad = torch.full((3,), i + k + 1.0)
-            step()
-        return x
-
-    def one_by_one() -> torch.Tensor:
-        x = torch.ones(3)
-        pair = [compat.Optimizer([nn.Parameter(x)], factory, lr=0.1) for _ in range(2)]
-        for i in range(3):
-            for k, optimizer in enumerate(pair):
-                optimizer.param_groups[0]["params"][0].grad = torch.full((3,), i + k + 1.0)
-                optimizer.step()
-        return x
-
-    torch._dynamo.reset()
-    step_of = partial(torch.compile, backend="eager") if compiled else lambda step: step
-    torch.testing.assert_close(run(step_of), one_by_one(), rtol=1e-6, atol=0.0)
-
-
-@pytest.mark.parametrize("factory", [fa.adam, fa.adamaxw])
-def test_parameters_that_overlap_are_stepped_from_the_old_values(factory: Any) -> None:
-    x = torch.ones(3)
-    p, q = nn.Parameter(x), nn.Parameter(x[1:])
-    p.grad, q.grad = torch.ones(3), torch.ones(2)
-    compat.Optimizer([p, q], factory, lr=0.1, weight_decay=0.0).step()
-    torch.testing.assert_close(x, torch.full((3,), 0.9))
-    r = nn.Parameter(torch.ones(2))
-    r.grad = r.data
-    compat.Optimizer([r], factory, lr=0.1, weight_decay=0.0).step()
-    torch.testing.assert_close(r.detach(), torch.full((2,), 0.9))
-
-
-def test_tied_parameters_are_stepped() -> None:
-    x = torch.ones(4)
-    p, q = nn.Parameter(x), nn.Parameter(x)
-    p.grad = q.grad = torch.ones(4)
-    optimizer = compat.Optimizer([p, q], fa.sgd, lr=0.1)
-    with pytest.warns(UserWarning, match="are the same tensor"):
-        optimizer.step()
-    torch.testing.assert_close(x, torch.full((4,), 0.9))
 
 
 def test_gradients_elsewhere_leave_those_of_other_groups_alone() -> None:
