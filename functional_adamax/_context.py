@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from torch._C._functorch import (
     peek_interpreter_stack,
 )
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 
 def transforming() -> bool:
     """Whether a transform of ``torch.func`` is running."""
@@ -35,6 +37,14 @@ def forward_mode() -> bool:
 def batching() -> bool:
     """Whether ``vmap`` is going on."""
     return any(layer.key() == TransformType.Vmap for layer in get_interpreter_stack() or [])
+
+
+def uncompiled(function: Function) -> Function:
+    """Return ``function``, which a compiler then runs as it is."""
+    if torch.compiler.is_compiling():
+        disabled: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+        return disabled
+    return function
 
 
 def traced() -> bool:

@@ -98,15 +98,27 @@ def implicit(
     _hyper.check("damping", damping)
     if not (_hyper.is_number(step_size) and 0.0 < step_size < math.inf):
         raise ValueError(f"step_size must be a number in (0, inf), got {step_size!r}")
+    solve = _Solver(solver, iterations, tolerance, damping, step_size)
+    given = loss, tx, params, batches_of(batches), state, buffers, solve
+    return _context.uncompiled(_implicit)(*given)
+
+
+def _implicit(
+    loss: Callable[..., Tensor],
+    tx: GradientTransformation,
+    params: Tree,
+    batches: list[Any],
+    state: Any,
+    buffers: Tree,
+    solve: _Solver,
+) -> Unrolled:
     if _context.forward_mode():
         raise NotImplementedError(
             "implicit has derivatives in reverse mode only: take torch.func.jacrev for jacfwd and "
             "for both parts of hessian, or unroll"
         )
-    batches = batches_of(batches)
     with torch.no_grad():
         end: Unrolled = detach(unroll(loss, tx, params, batches, state=state, buffers=buffers))
-    solve = _Solver(solver, iterations, tolerance, damping, step_size)
     return end._replace(params=_solution(loss, solve, end.params, end.buffers, batches))
 
 

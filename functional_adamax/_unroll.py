@@ -118,12 +118,26 @@ def unroll(
     batches = batches_of(batches)
     tx = checked_link("tx", tx)
     state = tx.init(params) if state is None else state
+    run = _context.uncompiled(_run) if checkpoint else _run
+    take = partial(_step, loss, tx, first_order)
+    return run(take, params, state, buffers, batches, checkpoint, truncate, detach_first)
+
+
+def _run(
+    take: _remat.Step,
+    params: Tree,
+    state: Any,
+    buffers: Tree,
+    batches: list[Any],
+    checkpoint: bool | int,
+    truncate: int | None,
+    detach_first: int,
+) -> Unrolled:
     recording = torch.is_grad_enabled()
     if recording and not _context.transforming():
         # A gradient by one leaf must not pass through another, nor through what the loss uses.
         params = _tree.tree_map(lambda x: x.view_as(x) if _check.trainable(x) else x, params)
     carry, buffers = (params, state), detach(buffers)
-    take = partial(_step, loss, tx, first_order)
     values: list[Tensor] = []
     for start, stop in _stretches(len(batches), truncate, detach_first):
         carry = detach(carry) if start else carry

@@ -195,6 +195,27 @@ def test_a_leaf_that_is_no_unknown_is_refused(dtype: torch.dtype, held: str) -> 
     assert grad(outer)(target.detach()).isnan()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # by which torch goes on after a break
+@pytest.mark.parametrize("kind", ["implicit", "checkpoint"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiler_runs_it_as_it_is(kind: str, backend: str) -> None:
+    def outer(target: torch.Tensor) -> torch.Tensor:
+        def loss(p: torch.Tensor, _: Any) -> torch.Tensor:
+            return ((p - target) ** 2).sum()
+
+        start = torch.zeros(2, dtype=D)
+        if kind == "implicit":
+            end = fa.implicit(loss, fa.sgd(0.25), start, range(60))
+        else:
+            end = fa.unroll(loss, fa.sgd(0.25), start, range(6), checkpoint=2)
+        return end.params.sum() + target
+
+    target = torch.tensor(1.0, dtype=D, requires_grad=True)
+    torch._dynamo.reset()
+    (found,) = torch.autograd.grad(torch.compile(outer, backend=backend)(target), target)
+    torch.testing.assert_close(found, torch.autograd.grad(outer(target), target)[0])
+
+
 def test_forward_mode_is_refused() -> None:
     target = torch.ones(2, dtype=D)
 

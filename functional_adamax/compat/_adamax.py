@@ -20,6 +20,7 @@ from .. import _adamax, _context, _execute, _hyper, _step, _tree
 from .._adamax import AdamaxState
 from .._kernel import Group
 from .._rule import Leaf
+from .._schedule import is_schedule
 from .._transform import Donated, GradientTransformation
 from .._tree import Tree
 from ._groups import check_group, uses_foreach, warn_about_group
@@ -81,7 +82,7 @@ class Adamax(Optimizer):
 
     Raises:
         ValueError: a hyperparameter out of its range, in torch's words.
-        TypeError: ``state_dtype`` is no real floating dtype.
+        TypeError: ``state_dtype`` is no real floating dtype, or ``lr`` is a schedule.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -110,6 +111,11 @@ class Adamax(Optimizer):
         capturable: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
+        if is_schedule(lr):
+            raise TypeError(
+                f"lr must be a number or a tensor, as in torch, got {lr!r}: "
+                "compat.Optimizer(params, functional_adamax.adamax, lr=...) takes schedules"
+            )
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
         if not lr >= 0.0:

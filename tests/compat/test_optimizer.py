@@ -12,6 +12,7 @@ import torch
 from twins import assert_twins, copies, one, parameters, set_grads
 
 import compat
+import functional_adamax as fa
 import functional_adamax.compat
 from functional_adamax.compat import Adamax, Optimizer
 
@@ -118,6 +119,11 @@ def test_copies_go_on_with_the_same_bits(how: str, options: dict[str, Any]) -> N
         optimizer.step()
         twin.step()
         assert_twins(optimizer, twin)
+
+
+def test_a_schedule_is_sent_to_the_class_that_takes_it() -> None:
+    with pytest.raises(TypeError, match=r"lr must be a number .* compat.Optimizer\(params, "):
+        Adamax([torch.nn.Parameter(torch.ones(2))], lr=fa.linear_schedule(0.1, 0.0, 10))
 
 
 def test_an_old_pickle_without_the_newer_flags_steps() -> None:
