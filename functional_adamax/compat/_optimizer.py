@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .. import _context, _kernel, _step, _tree
-from .._chain import checked_link
 from .._inject import arguments
 from .._kernel import Group
 from .._transform import Donated, GradientTransformation, Transform, Update
 from .._tree import EmptyState, Tree
 from ._closure import Gradients
 from ._compiled import advance_compiled
+from ._factory import Factory, check_factory
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
-from ._schedules import Factory, Schedules
+from ._schedules import Schedules
 from ._shell import Run, Shell
 from ._values import joined, tree_of
 
@@ -211,10 +211,8 @@ class Optimizer(Shell):
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
     ) -> Run:
         """Plan the step of some groups, whose parameters are one tree."""
-        leaves, spec = _tree.flatten(self._params(groups))
-        values = self._hyperparameters(groups)
-        tx = self._schedules.transform(self._factory, values)
-        layout = self._layout(groups, tx, outline_of(values), leaves, spec)
+        leaves, spec, tx, outline = self._unit(groups)
+        layout = self._layout(groups, tx, outline, leaves, spec)
         used = [p if self.state.get(p) else None for p in leaves]
         if all(p is None for p in used):
             return _nothing
@@ -227,9 +225,13 @@ class Optimizer(Shell):
         run = self._plan(groups, tx, grads, state, tree, extra)
         return partial(self._store, run, layout, used, groups)
 
-    def _params(self, groups: list[int]) -> Tree:
+    def _unit(self, groups: list[int]) -> tuple[list[Tensor], Any, GradientTransformation, Any]:
+        """Parameters and structure of some groups as one tree, their transform, its outline."""
         members = [self.param_groups[i] for i in groups]
-        return tree_of(members, [group["params"] for group in members])
+        params = tree_of(members, [group["params"] for group in members])
+        values = self._hyperparameters(groups)
+        tx = self._schedules.transform(self._factory, values)
+        return *_tree.flatten(params), tx, outline_of(values)
 
     def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
         """Return the parameters of a group, and their state as the functional form has it.
@@ -257,12 +259,10 @@ class Optimizer(Shell):
         """
         place = range(len(self.param_groups))[group]
         groups = next(unit for unit in self._units() if place in unit)
-        leaves, spec = _tree.flatten(self._params(groups))
+        leaves, spec, tx, outline = self._unit(groups)
         params = [p.detach() for p in leaves]
         stepped = [x if self.state.get(p) else None for x, p in zip(params, leaves, strict=True)]
-        values = self._hyperparameters(groups)
-        tx = self._schedules.transform(self._factory, values)
-        layout = Layout.of(tx.init(_tree.unflatten(spec, stepped)), spec, outline_of(values))
+        layout = Layout.of(tx.init(_tree.unflatten(spec, stepped)), spec, outline)
         state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
         return _tree.unflatten(spec, params), state
 
@@ -360,23 +360,3 @@ class Optimizer(Shell):
 
 def _nothing() -> None:
     """The step of parameters without gradients."""
-
-
-def check_factory(given: Any) -> Factory:
-    """Return a function that makes a transform, also of a transform that is there."""
-    if isinstance(given, tuple):
-        return partial(_itself, checked_link("factory", given))
-    if isinstance(given, type) and issubclass(given, torch.optim.Optimizer):
-        raise TypeError(
-            f"factory must make a transform, got the class {given.__name__}: use it as it is, or "
-            "compat.as_transform makes a transform of it"
-        )
-    if not callable(given):
-        raise TypeError(f"factory must be a transform or make one, got {given!r}")
-    factory: Factory = given
-    return factory
-
-
-def _itself(transform: GradientTransformation) -> GradientTransformation:
-    """The factory of one transform."""
-    return transform

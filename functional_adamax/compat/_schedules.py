@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,7 @@ from .. import _tree
 from .._inject import Injected, at_start, schedules_in
 from .._schedule import is_schedule
 from .._transform import GradientTransformation, same
-
-Factory = Callable[..., GradientTransformation]
+from ._factory import Factory
 
 
 class Schedules:

@@ -9,8 +9,8 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 
 from .._inject import arguments
-from ._optimizer import Optimizer, check_factory
-from ._schedules import Factory
+from ._factory import Factory, check_factory
+from ._optimizer import Optimizer
 
 
 def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
