@@ -91,6 +91,7 @@ def scalar(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         cast: Tensor = _hyper.cast(value.reshape(()) if value.shape == (1,) else value, like)
         return cast
+    value = value if isinstance(value, (int, float)) else float(value)
     number: Tensor = torch.ones_like(like) * value  # not full_like, which compiles it in
     return number.to(like.dtype)
 

@@ -253,9 +253,8 @@ class _Stationary(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        del output
         ctx.problem, *tensors = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*output, *tensors[ctx.problem.n_points :])  # to differentiate again
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:

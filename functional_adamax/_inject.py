@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ class Injected(Transform):
 
     def _at(self, count: Tensor) -> list[tuple[str, Any]]:
         values = self.numbers | {k: schedule(count) for k, schedule in self.schedules.items()}
-        return sorted(values.items())
+        return [(name, values[name]) for name in sorted(values)]
 
     def _made(self, hyperparams: dict[str, Any]) -> GradientTransformation:
         return self.factory(**hyperparams, **self.static)
@@ -83,7 +84,7 @@ def _tensor(device: torch.device, value: Any) -> Any:
     if isinstance(value, Tensor):
         dtype = dtype if value.is_floating_point() else value.dtype
         return value.to(device=device, dtype=dtype, copy=True)
-    return torch.tensor(value, dtype=dtype, device=device) if isinstance(value, float) else value
+    return torch.tensor(value, dtype=dtype, device=device) if _is_fractional(value) else value
 
 
 def inject_hyperparams(
@@ -191,5 +192,9 @@ def _is_numeric(value: Any) -> bool:
     """Whether ``value`` is a float or a floating tensor, or a tree of them."""
     leaves = [x for x in _tree.flatten(value)[0] if x is not None]
     return bool(leaves) and all(
-        isinstance(x, float) or (isinstance(x, Tensor) and x.is_floating_point()) for x in leaves
+        _is_fractional(x) or (isinstance(x, Tensor) and x.is_floating_point()) for x in leaves
     )
+
+
+def _is_fractional(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, Integral)

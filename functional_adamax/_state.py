@@ -179,9 +179,11 @@ def set_hyperparams(state: Tree, **values: Any) -> Tree:
         try:
             news = spec.flatten_up_to(value)
         except ValueError:
+            news = None
+        if news is None or any(map(_tree.is_node, news)):
             raise ValueError(
                 f"{name} must have the structure of what it replaces, {old!r}, got {value!r}"
-            ) from None
+            )
         state = _replaced(
             state, {path: _tree.unflatten(spec, list(map(_like, news, olds)))}, "state"
         )

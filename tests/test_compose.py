@@ -294,6 +294,7 @@ def test_what_is_injected_is_copied() -> None:
         ({"lr": float("nan")}, ValueError, "lr must be finite, got nan"),
         ({"betas": 0.5}, ValueError, "betas must have the structure of what it replaces"),
         ({"betas": (0.5,)}, ValueError, "betas must have the structure of what it replaces"),
+        ({"lr": {"a": 0.5}}, ValueError, "lr must have the structure of what it replaces"),
     ],
 )
 def test_hyperparameters_that_do_not_fit_the_state(

@@ -13,7 +13,7 @@ import torch
 from trees import assert_close, assert_equal, grads_like
 
 import functional_adamax as fa
-from functional_adamax.compat import Adamax
+from functional_adamax.compat import Adamax, Optimizer
 
 TREE = {"enc": {"w": torch.randn(4, 3), "b": torch.randn(3)}, "dec": [torch.randn(3), None]}
 
@@ -173,6 +173,14 @@ def test_numbers_of_numpy_are_numbers(kind: Any) -> None:
         classic.grad = torch.ones(3)
         Adamax([classic], lr=value, foreach=foreach).step()
     assert classic.tolist() == [1 - 2 * value.item()] * 3
+    if kind is not np.int64:  # of which none is injected
+        state = fa.inject_hyperparams(fa.adamax)(lr=value).init(classic.detach())
+        assert fa.get_hyperparams(state)["lr"] == value.item()
+    pair = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (value, 0.1)]
+    for group in pair:
+        group["params"][0].grad = torch.ones(1)
+    Optimizer(pair, fa.sgd, couple="all", lr=1.0).step()
+    assert pair[0]["params"][0].item() == 1 - value.item()
 
 
 BAD = {

@@ -165,6 +165,26 @@ def test_damping_modules_buffers_and_frozen_leaves() -> None:
     assert torch.autograd.grad(end.params["0.weight"].sum(), target)[0].isfinite().all()
 
 
+def test_second_derivatives() -> None:
+    def solution(x: torch.Tensor) -> torch.Tensor:
+        def loss(p: torch.Tensor, _: Any) -> torch.Tensor:
+            return (p - x**2).cosh() + 0.1 * p**2
+
+        return fa.implicit(loss, fa.sgd(0.3), torch.zeros((), dtype=D), [0] * 400).params
+
+    x, h = torch.tensor(0.8, dtype=D, requires_grad=True), 1e-4
+    (slope,) = torch.autograd.grad(solution(x), x, create_graph=True)
+    wanted = (solution(x + h) - 2 * solution(x) + solution(x - h)) / h**2
+    found = [
+        torch.autograd.grad(slope, x)[0],
+        grad(grad(solution))(x.detach()),
+        jacrev(jacrev(solution))(x.detach()),
+        vmap(grad(grad(solution)))(x.detach().expand(2))[1],
+    ]
+    for second in found:
+        torch.testing.assert_close(second, wanted.detach(), rtol=1e-6, atol=0.0)
+
+
 def test_batches_count_as_often_as_they_come() -> None:
     targets = torch.tensor([1.0, 5.0], dtype=D, requires_grad=True)
     tx = fa.multi_steps(fa.sgd(0.5), 4)

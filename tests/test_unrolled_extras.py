@@ -49,6 +49,27 @@ def test_steps_of_sam_are_differentiated(checkpoint: Any) -> None:
     torch.testing.assert_close(found, want, rtol=1e-13, atol=0.0)
 
 
+@pytest.mark.parametrize("kind", ["masked", "partition"])
+def test_gradients_elsewhere_for_some_of_the_leaves(kind: str) -> None:
+    def loss(p: Any, batch: Any) -> torch.Tensor:
+        return (p["a"] ** 2 * p["b"] ** 2).sum() * batch
+
+    start = {"a": torch.tensor([1.0, 2.0], dtype=D), "b": torch.tensor([2.0, 1.0], dtype=D)}
+    tx, held = fa.sam(fa.sgd(0.1), 0.05), fa.freeze({"a": False, "b": True})
+    masked = fa.chain(fa.masked(tx, {"a": True, "b": False}), held)
+    parts = fa.partition({"sam": tx, "held": fa.set_to_zero()}, {"a": "sam", "b": "held"})
+    end = fa.unroll(loss, masked if kind == "masked" else parts, start, [0.5, 0.6])
+    alone = fa.unroll(lambda a, x: loss({**start, "a": a}, x), tx, start["a"], [0.5, 0.6])
+    torch.testing.assert_close(end.params["a"], alone.params)
+    assert torch.equal(end.params["b"], start["b"])
+
+
+def test_batches_may_be_a_dataset() -> None:
+    rows = torch.utils.data.TensorDataset(torch.arange(1.0, 4.0))
+    end = fa.unroll(lambda p, row: (p * row[0]) ** 2, fa.sgd(0.0), torch.tensor(1.0), rows)
+    assert end.values.tolist() == [1.0, 4.0, 9.0]
+
+
 def test_gradients_elsewhere_are_constants_in_first_order() -> None:
     p = torch.tensor([1.5, -0.7], dtype=D, requires_grad=True)
     tx = fa.sam(fa.scale(-0.1), 0.05)

@@ -111,11 +111,7 @@ class Adamax(Optimizer):
         capturable: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        if is_schedule(lr):
-            raise TypeError(
-                f"lr must be a number or a tensor, as in torch, got {lr!r}: "
-                "compat.Optimizer(params, functional_adamax.adamax, lr=...) takes schedules"
-            )
+        _reject_schedule(lr)
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
         if not lr >= 0.0:
@@ -145,6 +141,7 @@ class Adamax(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
         if isinstance(param_group, dict):
+            _reject_schedule(param_group.get("lr"))
             _hyper.check_state_dtype(param_group.get("state_dtype"))
         super().add_param_group(param_group)
         warn_about_group(self.param_groups[-1])
@@ -245,7 +242,7 @@ class Adamax(Optimizer):
             if isinstance(row[1], Tensor)
         ]
         given = (group["lr"], *group["betas"], group["eps"], _decay(group))
-        rates = tuple(map(_hyper.single, given))
+        rates = tuple(map(_scalar, given))
         write = partial(_write, rows, group["maximize"], (params, state))
         if _context.recorded(x for row in (*rows, rates) for x in row if isinstance(x, Tensor)):
             if compiling and not torch.is_grad_enabled():
@@ -261,12 +258,27 @@ class Adamax(Optimizer):
         return partial(write, (lr, *rates[1:]), foreach=foreach)
 
 
+def _reject_schedule(lr: Any) -> None:
+    if is_schedule(lr):
+        raise TypeError(
+            f"lr must be a number or a tensor, as in torch, got {lr!r}: "
+            "compat.Optimizer(params, functional_adamax.adamax, lr=...) takes schedules"
+        )
+
+
 def _decay(group: dict[str, Any]) -> Any:
     """The weight decay, which torch leaves out where it is zero, as a tensor too."""
     decay = group["weight_decay"]
     if isinstance(decay, Tensor) and not torch.compiler.is_compiling() and decay == 0:
         return 0.0
     return decay
+
+
+def _scalar(value: Any) -> Any:
+    """A tensor of one element as one of shape (); a number as one of Python."""
+    if isinstance(value, Tensor):
+        return value.reshape(())
+    return value if isinstance(value, (int, float)) else float(value)
 
 
 def _write(

@@ -7,6 +7,7 @@ What belongs to all parameters, such as a count, stands in each of the dicts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -113,12 +114,12 @@ def keep(entry: dict[str, Any], name: str, value: Any, replace: bool) -> None:
 def outline_of(values: dict[str, Any]) -> Any:
     """What of the hyperparameters may decide on the structure of the state: not the numbers."""
     return {
-        name: _size(value) if isinstance(value, (int, float)) else is_schedule(value) or type(value)
+        name: _size(value) if isinstance(value, Real) else is_schedule(value) or type(value)
         for name, value in values.items()
     }
 
 
-def _size(value: float) -> str:
+def _size(value: Real) -> str:
     return "zero" if value == 0 else "number"
 
 

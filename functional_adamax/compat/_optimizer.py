@@ -103,7 +103,20 @@ class Optimizer(Shell):
         recording = torch.is_grad_enabled()  # which leaving inference mode would switch on
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
             self._restore()  # what it makes is written outside of inference mode
-        self._schedules.adopt(self.param_groups)
+        if "_schedules" not in state:
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """Find out of loaded groups which of their values schedules left there."""
+        for unit in self._units() if self._schedules else []:
+            for i in unit:
+                self._schedules.adopt(i, self.param_groups[i], None)
+            leaves, spec, tx, outline = self._unit(unit)
+            layout = Layout.of(self._init(tx, leaves, spec), spec, outline)
+            count = None if layout.clock is None else layout.read(layout.clock, self.state, leaves)
+            for i in unit:
+                if isinstance(count, Tensor):
+                    self._schedules.adopt(i, self.param_groups[i], count)
 
     def _restore(self) -> None:
         """Make a loaded state that of live parameters, and loaded groups complete."""
@@ -260,11 +273,14 @@ class Optimizer(Shell):
         place = range(len(self.param_groups))[group]
         groups = next(unit for unit in self._units() if place in unit)
         leaves, spec, tx, outline = self._unit(groups)
-        params = [p.detach() for p in leaves]
-        stepped = [x if self.state.get(p) else None for x, p in zip(params, leaves, strict=True)]
-        layout = Layout.of(tx.init(_tree.unflatten(spec, stepped)), spec, outline)
+        layout = Layout.of(self._init(tx, leaves, spec), spec, outline)
         state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
-        return _tree.unflatten(spec, params), state
+        return _tree.unflatten(spec, [p.detach() for p in leaves]), state
+
+    def _init(self, tx: GradientTransformation, leaves: list[Tensor], spec: Any) -> Any:
+        """A first state for the parameters that have state."""
+        stepped = [p.detach() if self.state.get(p) else None for p in leaves]
+        return tx.init(_tree.unflatten(spec, stepped))
 
     def _plan(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +41,7 @@ def joined(groups: Sequence[dict[str, Any]], name: str, rows: list[Any]) -> Any:
         return rows[0]
     if all(isinstance(row, (tuple, list)) and len(row) == len(rows[0]) for row in rows):
         return tuple(joined(groups, name, list(column)) for column in zip(*rows, strict=True))
-    if not all(isinstance(x, (int, float, Tensor)) and not isinstance(x, bool) for x in rows):
+    if not all(isinstance(x, (Real, Tensor)) and not isinstance(x, bool) for x in rows):
         raise ValueError(
             f"with couple='all' groups may differ in numbers only, got for {name}: {rows}"
         )

@@ -124,6 +124,20 @@ def test_a_schedule_of_ours_settles_and_can_be_ruled_out() -> None:
     assert counters["stats"]["unique_graphs"] <= 5  # state, a tensor shown, the number set
 
 
+def test_a_value_changed_in_place_rules_over_a_schedule() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdamaxW([p], lr=0.1, weight_decay=fa.linear_schedule(0.1, 0.0, 10))
+    group, shown = optimizer.param_groups[0], []
+    torch._dynamo.reset()
+    step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+    p.grad = torch.ones(3)
+    for factor in (1.0, 1.0, 0.5, 1.0, 2.0, 1.0):
+        step()
+        group["weight_decay"] *= factor
+        shown.append(float(group["weight_decay"]))
+    assert shown == pytest.approx([0.1, 0.09, 0.04, 0.04, 0.08, 0.05])
+
+
 @pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
 @pytest.mark.parametrize("kind", [Adamax, AdamaxW])
 @pytest.mark.parametrize("taken", [True, False], ids=["the kernel", "the rule, at run time"])

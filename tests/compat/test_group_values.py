@@ -216,6 +216,22 @@ def test_who_rules_is_kept(again: Any, value: float | None) -> None:
     assert optimizer.param_groups[0]["lr"] == (value or 0.125)
 
 
+def test_a_checkpoint_without_a_schedule_is_taken_up_by_one() -> None:
+    (w,), (v,) = parameters(3), parameters(3)
+    constant = compat.Optimizer([w], fa.adam, lr=0.3)
+    constant.step()
+    scheduled = compat.Optimizer([v], fa.adam, lr=HALF)
+    scheduled.load_state_dict(constant.state_dict())
+    scheduled.step()
+    assert scheduled.param_groups[0]["lr"] == 0.5
+    again = compat.Optimizer([w], fa.adam, lr=0.3)
+    again.load_state_dict(scheduled.state_dict())
+    again.param_groups[0]["lr"] = 0.01
+    scheduled.load_state_dict(again.state_dict())
+    scheduled.step()
+    assert scheduled.param_groups[0]["lr"] == 0.01  # the count goes on, so somebody set it
+
+
 def test_a_schedule_in_one_group_and_a_number_in_the_other() -> None:
     a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     groups = [{"params": [a], "wd": HALF}, {"params": [b], "wd": 1.0}]

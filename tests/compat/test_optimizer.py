@@ -124,6 +124,18 @@ def test_copies_go_on_with_the_same_bits(how: str, options: dict[str, Any]) -> N
 def test_a_schedule_is_sent_to_the_class_that_takes_it() -> None:
     with pytest.raises(TypeError, match=r"lr must be a number .* compat.Optimizer\(params, "):
         Adamax([torch.nn.Parameter(torch.ones(2))], lr=fa.linear_schedule(0.1, 0.0, 10))
+    p, optimizer = one()
+    with pytest.raises(TypeError, match="lr must be a number"):
+        optimizer.add_param_group({"params": [p], "lr": fa.linear_schedule(0.1, 0.0, 10)})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_a_rate_of_one_element_has_any_shape(foreach: bool | None) -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    Adamax([p], lr=torch.tensor([[0.5]]), foreach=foreach).step()
+    assert p.tolist() == [0.5, 0.5]
 
 
 def test_an_old_pickle_without_the_newer_flags_steps() -> None:
