@@ -122,13 +122,9 @@ def _rules(value: Any, left: Any) -> bool | Tensor:
 def _chosen(rules: Tensor, schedule: Any, value: Any, count: Tensor) -> Any:
     """What the schedule says where it rules, else the value."""
     said, spec = _tree.flatten(schedule(count))
-    values = _tree.match(spec, value, "the value", "what the schedule returns")
+    pairs = zip(said, _tree.flatten(value)[0], strict=True)
     return _tree.unflatten(
-        spec,
-        [
-            torch.where(rules, x, y) if isinstance(y, Tensor) else y
-            for x, y in zip(said, values, strict=True)
-        ],
+        spec, [torch.where(rules, x, y) if isinstance(y, Tensor) else y for x, y in pairs]
     )
 
 

@@ -138,6 +138,25 @@ def test_a_value_changed_in_place_rules_over_a_schedule() -> None:
     assert shown == pytest.approx([0.1, 0.09, 0.04, 0.04, 0.08, 0.05])
 
 
+def test_a_pair_with_a_schedule_in_it_compiles() -> None:
+    def run(compiled: bool) -> tuple[list[float], torch.Tensor]:
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = wrap(fa.adam)([p], betas=lambda count: (0.9 - 0.1 * count, 0.999))
+        torch._dynamo.reset()
+        step = optimizer.step
+        if compiled:
+            step = torch.compile(step, backend="eager", fullgraph=True)
+        for i in range(4):
+            p.grad = torch.full((3,), i + 1.0)
+            step()
+        return [*map(float, optimizer.param_groups[0]["betas"])], p.detach()
+
+    (betas, p), (wanted_betas, wanted) = run(True), run(False)
+    assert betas == pytest.approx(wanted_betas)
+    assert betas == pytest.approx([0.6, 0.999])
+    assert_close(p, wanted, torch.full((1,), 4.0))
+
+
 @pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
 @pytest.mark.parametrize("kind", [Adamax, AdamaxW])
 @pytest.mark.parametrize("taken", [True, False], ids=["the kernel", "the rule, at run time"])
