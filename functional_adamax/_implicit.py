@@ -195,14 +195,14 @@ class _Solver:
             x, r = _plus(x, length, d), _plus(r, -length, hd)
             last, square = square, _dot(r, r)
             d = _plus(r, _ratio(square, last, going), d)
-        failed = broken & ~(square <= solved)
+        failed = broken & (square > solved)
         if not _context.transforming() and failed:
             raise RuntimeError(
                 "the Hessian of the loss is not positive definite, so that the solution has no "
                 "derivative: let the loss depend on every parameter, give those that stay as "
                 "they are in the batch, or set damping"
             )
-        return [torch.where(failed, torch.nan, y) for y in x]
+        return [torch.where(failed | square.isnan(), torch.nan, y) for y in x]
 
     def _neumann(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
         term, total = b, b

@@ -215,6 +215,19 @@ def test_a_leaf_that_is_no_unknown_is_refused(dtype: torch.dtype, held: str) -> 
     assert grad(outer)(target.detach()).isnan()
 
 
+def test_nan_in_the_outer_loss_is_nan_in_its_derivative() -> None:
+    def outer(target: torch.Tensor) -> torch.Tensor:
+        def loss(p: torch.Tensor, _: Any) -> torch.Tensor:
+            return ((p - target) ** 2).sum()
+
+        end = fa.implicit(loss, fa.sgd(0.25), torch.zeros(2, dtype=D), range(60))
+        return (end.params * torch.tensor([torch.nan, 1.0], dtype=D)).sum()
+
+    target = torch.tensor(1.0, dtype=D, requires_grad=True)
+    assert torch.autograd.grad(outer(target), target)[0].isnan()
+    assert grad(outer)(target.detach()).isnan()
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # by which torch goes on after a break
 @pytest.mark.parametrize("kind", ["implicit", "checkpoint"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
