@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from . import _apply, _rule, _tree
-from ._rule import Columns, Leaf
+from . import _kernel_proof, _rule, _tree
+from ._rule import Columns, Leaf, Pull
 
 _native: Any = None
 if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
@@ -26,8 +24,7 @@ if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
         from . import _native
 
 _LARGE_PAGE = 2**21  # bytes
-_PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
-_RATE_DTYPES = (torch.float32, torch.float64)
+_PLAIN = {Tensor, torch.nn.Parameter}
 _NO_DECAY, _COUPLED, _DECOUPLED = range(3)
 _KINDS = {
     (torch.float32, torch.float32): (_NO_DECAY, _COUPLED, _DECOUPLED),
@@ -58,23 +55,6 @@ class Group(NamedTuple):
     weight_decay: Any
     maximize: bool
     decoupled: bool
-
-
-class Pull(NamedTuple):
-    """A step of one leaf, without decay, to be differentiated in reverse."""
-
-    g: Tensor
-    u: Tensor
-    m_new: Tensor
-    u_new: Tensor
-    d_out: Tensor  # cotangents of the results
-    d_m_new: Tensor | None  # both or none
-    d_u_new: Tensor | None
-    scale: Any  # a number or a tensor of shape ()
-    b1: float
-    b2: float
-    eps: float
-    wants_state: bool  # whether the cotangents of m and u are asked for
 
 
 def ready(
@@ -218,7 +198,9 @@ def overwrite(group: Group, columns: tuple[list[Any], ...]) -> bool:
 
 def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:
     """Return the cotangents of g, m and u of steps the kernel took, or None if it cannot."""
-    if not _native.are_pullable(steps):
+    threads = torch.get_num_threads()
+    results: list[list[Tensor | None]] | None = _native.pull(steps, threads)
+    if results is None:
         steps = [
             x._replace(
                 d_out=laid_out(x.d_out, x.g),
@@ -227,9 +209,7 @@ def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:
             )
             for x in steps
         ]
-        if not _native.are_pullable(steps):
-            return None
-    results: list[list[Tensor | None]] = _native.pull(steps, torch.get_num_threads())
+        results = _native.pull(steps, threads)
     return results
 
 
@@ -253,57 +233,12 @@ def _name(value: torch.dtype, moment: torch.dtype) -> str:
 
 @cache
 def is_active(value: torch.dtype, moment: torch.dtype, mode: int) -> bool:
-    """Whether the kernel is there and gives the bits of the rule, for a kind and a decay."""
+    """Whether the kernel is there and has the bits of the rule, for a kind and a decay."""
     kind = (value, moment)
     if _native is None or mode not in _KINDS.get(kind, ()):
         return False
-    with temporarily_clear_interpreter_stack(), torch.no_grad():  # a vmap may be running
-        if not all(map(_agrees, _trials(value, moment, mode))):
-            return False
+    decay = 0.0 if mode == _NO_DECAY else 0.1
+    if not _kernel_proof.holds(value, moment, decay, mode == _DECOUPLED, step, pull):
+        return False
     _native.activate(list(_KINDS).index(kind), mode)
     return True
-
-
-def _trials(
-    value: torch.dtype, moment: torch.dtype, mode: int
-) -> Iterator[tuple[Leaf, bool, bool, bool]]:
-    """Steps of a few thousand random elements of all magnitudes, special values among them."""
-    generator = torch.Generator().manual_seed(0)
-    special = [0.0, -0.0, 1e-45, 5e-324, 1e-38, 1e-30, 1e30, torch.inf, -torch.inf, torch.nan, 1.0]
-    real = moment.to_real() if moment.is_complex else moment
-    wide = torch.float64 if real == torch.float64 else torch.float32
-    pairs = torch.tensor(list(product(special, special)), dtype=wide, device="cpu").unbind(1)
-
-    def numbers(i: int, dtype: torch.dtype) -> Tensor:
-        x, magnitude = torch.randn(2, 2004, generator=generator, dtype=wide, device="cpu")
-        row = torch.cat([x * 10 ** (4 * magnitude), pairs[i], pairs[i][:1]])
-        return torch.view_as_complex(row.view(-1, 2)) if dtype.is_complex else row.to(dtype)
-
-    p, g, m = numbers(1, value), numbers(0, value), numbers(1, moment)
-    u = numbers(1, moment)
-    u = torch.complex(u.real.abs(), u.imag.abs()) if moment.is_complex else u.abs()
-    rates = [0.002, *(torch.tensor(0.002, dtype=x, device="cpu") for x in _RATE_DTYPES)]
-    cases = product(((0.9, 0.999, 1e-8), (0.3, 0.7, 0.1)), (False, True), (False, True), rates)
-    for i, ((b1, b2, eps), maximize, add, lr) in enumerate(cases):
-        t = torch.tensor(float(i**2), dtype=torch.float64, device="cpu")
-        if maximize and value.is_complex:
-            continue
-        decay = 0.0 if mode == _NO_DECAY else 0.1
-        leaf = Leaf(p, g, m, u, t, lr, b1, b2, eps, decay)
-        yield leaf, maximize, mode == _DECOUPLED, add
-
-
-def _agrees(trial: tuple[Leaf, bool, bool, bool]) -> bool:
-    leaf, maximize, decoupled, add = trial
-    update, *state = _rule.step(leaf, maximize, decoupled)
-    (found,) = step([leaf], maximize, decoupled, add)
-    wanted = [_apply.add(leaf.p, update) if add else update, *state]
-    return all(map(_same_bits, found[:4], wanted))
-
-
-def _same_bits(x: Tensor, y: Tensor) -> bool:
-    """Equality that tells zeros apart by their sign, and takes every NaN for the same."""
-    if x.is_complex():
-        x, y = torch.view_as_real(x), torch.view_as_real(y)
-    alike = (x == y) & (x.signbit() == y.signbit()) | (x.isnan() & y.isnan())
-    return x.dtype == y.dtype and bool(alike.all())

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _apply, _context, _kernel, _rule
-from ._kernel import Pull
-from ._rule import Leaf
+from ._rule import Leaf, Pull
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -121,7 +120,7 @@ class _Steps(torch.autograd.Function):
             or _context.batched_by_autograd(cotangents)
         )
         found = _kernel.pull(pulls) if native else None
-        by_g, by_m, by_u = zip(*(found or map(_derivative, pulls)), strict=True)
+        by_g, by_m, by_u = zip(*(found or map(_rule.pull, pulls)), strict=True)
         by_scale = [
             (x.d_out * x.m_new / x.u_new).sum() if needed else None
             for x, needed in zip(pulls, needs_scale, strict=True)
@@ -149,20 +148,3 @@ def _filled(row: tuple[Any, ...]) -> Pull:
             d_u_new=zeros if pull.d_u_new is None else pull.d_u_new,
         )
     return pull
-
-
-def _derivative(pull: Pull) -> list[Tensor]:
-    """The cotangents of g, m and u.
-
-    A tie in the maximum shares a cotangent in halves and a NaN hands it to both sides, as torch's
-    maximum does.
-    """
-    g, u, m_new, u_new, d_out, d_m, d_u, scale, b1, b2, eps, _ = pull
-    by_m = d_out * scale / u_new
-    by_u = -(by_m * m_new / u_new)
-    if d_m is not None:
-        by_m, by_u = by_m + d_m, by_u + d_u
-    old, new = u * b2, g.abs() + eps
-    half = torch.where(old == new, by_u / 2, by_u)
-    by_new, by_old = half.masked_fill(new < old, 0), half.masked_fill(old < new, 0)
-    return [by_m * (1 - b1) + by_new * g.sgn(), by_m * b1, by_old * b2]

@@ -48,6 +48,23 @@ class Columns(NamedTuple):
     t: list[Any]
 
 
+class Pull(NamedTuple):
+    """A step of one leaf, without decay, to be differentiated in reverse."""
+
+    g: Tensor
+    u: Tensor
+    m_new: Tensor
+    u_new: Tensor
+    d_out: Tensor  # cotangents of the results
+    d_m_new: Tensor | None  # both or none
+    d_u_new: Tensor | None
+    scale: Any  # a number or a tensor of shape ()
+    b1: float
+    b2: float
+    eps: float
+    wants_state: bool  # whether the cotangents of m and u are asked for
+
+
 def step(leaf: Leaf, maximize: bool, decoupled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The whole step of one leaf that has a gradient; returns ``(update, t, m, u)``.
 
@@ -147,6 +164,23 @@ def direction(
     m = torch.lerp(wide(m), wide(g), cast(1 - double(b1), wide(m))).to(dtype)
     u = torch.maximum((wide(u) * cast(b2, wide(u))).to(dtype), g.abs() + cast(eps, g))
     return quotient(wide(m), factor, wide(u), floor), m, u
+
+
+def pull(x: Pull) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of ``direction``, in reverse: the cotangents of g, m and u.
+
+    A tie in the maximum shares a cotangent in halves and a NaN hands it to both sides, as torch's
+    maximum does.
+    """
+    g, u, m_new, u_new, d_out, d_m, d_u, scale, b1, b2, eps, _ = x
+    by_m = d_out * scale / u_new
+    by_u = -(by_m * m_new / u_new)
+    if d_m is not None:
+        by_m, by_u = by_m + d_m, by_u + d_u
+    old, new = u * b2, g.abs() + eps
+    half = torch.where(old == new, by_u / 2, by_u)
+    by_new, by_old = half.masked_fill(new < old, 0), half.masked_fill(old < new, 0)
+    return by_m * (1 - b1) + by_new * g.sgn(), by_m * b1, by_old * b2
 
 
 def real_views(*tensors: Tensor) -> list[Tensor]:

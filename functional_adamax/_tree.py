@@ -205,7 +205,12 @@ def _has_memory(leaf: Any) -> bool:
 
 def is_dense(x: Tensor) -> bool:
     """Whether the elements of ``x`` lie side by side in memory, in whatever order."""
-    return span(x) == x.numel() and 0 not in x.stride()
+    covered = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1 and stride != covered and x.numel() != 0:
+            return False
+        covered *= size
+    return True
 
 
 def span(x: Tensor) -> int:

@@ -31,7 +31,7 @@ _DEVICE = "cuda"
 _DTYPES = (torch.float32, torch.float64)
 _HALF = (torch.float16, torch.bfloat16)
 _NUMBER = (int, float)
-_PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer}
+_PLAIN = {Tensor, torch.nn.Parameter}
 _proven: dict[Any, bool] = {}  # for each form of the kernels whether it is used
 
 

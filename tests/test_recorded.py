@@ -93,6 +93,26 @@ def test_derivatives_of_the_rule(
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_kernel_differentiates_to_the_bit(
+    dtype: torch.dtype, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if _kernel._native is None:
+        pytest.skip("built without a compiler")
+    x = leaf(dtype, **{"b1": 0.3, **CHANGES[change]})
+    cotangents: list[Any] = list(torch.randn(3, SIZE, dtype=dtype).unbind())
+    found = []
+    for native in (True, False):
+        if not native:
+            monkeypatch.setattr(_kernel, "_native", None)
+        (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
+        found.append(derivatives(x, row, cotangents))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(a.signbit() | a.isnan(), b.signbit() | b.isnan())
+
+
 @pytest.mark.parametrize("change", ["plain", "decay", "learned rate"])
 def test_second_derivatives(executor: str, change: str) -> None:
     x = leaf(torch.float64, **CHANGES[change])

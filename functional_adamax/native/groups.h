@@ -4,10 +4,10 @@
    the parameters; NULL if there is none. */
 static PyObject *entry_of(PyObject *state, PyObject *p, Py_ssize_t *place)
 {
-    enum { AHEAD = 8 };
+    enum { NEAR = 8 };
     PyObject *key, *entry;
     Py_ssize_t next = *place;
-    for (int i = 0; i < AHEAD && PyDict_Next(state, &next, &key, &entry); i++)
+    for (int i = 0; i < NEAR && PyDict_Next(state, &next, &key, &entry); i++)
         if (key == p) {
             *place = next;
             return entry;

@@ -130,7 +130,6 @@ static PyMethodDef methods[] = {
     {"activate", native_activate, METH_VARARGS, "Let a kind of leaves be taken, with a decay."},
     {"are_ready", native_are_ready, METH_VARARGS, "Whether leaves can be taken as they are."},
     {"are_apart", native_are_apart, METH_O, "Whether a step in place may write in any order."},
-    {"are_pullable", native_are_pullable, METH_O, "Whether pulls are plain memory."},
     {"step", native_step, METH_VARARGS, "Step leaves into new tensors."},
     {"write", native_write, METH_VARARGS,
      "Step in place; the tensors written, or None with nothing written."},
@@ -140,7 +139,8 @@ static PyMethodDef methods[] = {
      "Step columns of leaves in place; the tensors written, or None with nothing written."},
     {"stepped", native_stepped, METH_VARARGS,
      "Step columns of leaves into new tensors; their columns, or None."},
-    {"pull", native_pull, METH_VARARGS, "Differentiate steps, in reverse."},
+    {"pull", native_pull, METH_VARARGS,
+     "Differentiate steps, in reverse; None where memory is not plain."},
     {"expect_writes", native_expect_writes, METH_O, "Ask for large pages for a new tensor."},
     {NULL, NULL, 0, NULL},
 };
@@ -164,7 +164,6 @@ static int find_torch(void)
     if (torch == NULL || nn == NULL ||
         (types[0] = PyObject_GetAttrString(torch, "Tensor")) == NULL ||
         (types[1] = PyObject_GetAttrString(nn, "Parameter")) == NULL ||
-        (types[2] = PyObject_GetAttrString(nn, "Buffer")) == NULL ||
         (empty_like = PyObject_GetAttrString(torch, "empty_like")) == NULL)
         return 0;
     PyObject *float32 = PyObject_GetAttrString(torch, "float32");

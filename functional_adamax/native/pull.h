@@ -1,6 +1,5 @@
-/* The derivative of a step: the cotangents of g, m and u from those of out, m_new and u_new;
-   included once for each REAL, with FABS, NAME(name) and TARGET. As torch's maximum does, a tie
-   shares a cotangent in halves, and a NaN hands it to both sides. */
+/* The derivative of a step, `pull` of _rule.py: the cotangents of g, m and u from those of out,
+   m_new and u_new; included once for each REAL, with FABS, NAME(name) and TARGET. */
 
 static inline __attribute__((always_inline)) void
 NAME(pull_body)(const Pull *row, ptrdiff_t start, ptrdiff_t end, int state_in, int state_out)
@@ -8,8 +7,8 @@ NAME(pull_body)(const Pull *row, ptrdiff_t start, ptrdiff_t end, int state_in, i
     const REAL *g_ = row->g, *u_ = row->u, *m_new = row->m_new, *u_new = row->u_new;
     const REAL *d_out = row->d_out, *d_m_new = row->d_m_new, *d_u_new = row->d_u_new;
     REAL *d_g = row->d_g, *d_m = row->d_m, *d_u = row->d_u;
-    const REAL weight = (REAL)row->weight, b2 = (REAL)row->b2, eps = (REAL)row->eps;
-    const REAL scale = (REAL)row->scale;
+    const REAL weight = (REAL)(1 - row->b1), b1 = (REAL)row->b1, b2 = (REAL)row->b2;
+    const REAL eps = (REAL)row->eps, scale = (REAL)row->scale;
 
 #pragma GCC ivdep
     for (ptrdiff_t i = start; i < end; i++) {
@@ -23,10 +22,10 @@ NAME(pull_body)(const Pull *row, ptrdiff_t start, ptrdiff_t end, int state_in, i
         REAL old = u_[i] * b2, now = FABS(g) + eps;
         REAL half = old == now ? (REAL)0.5 * du : du;
         REAL sign = g > 0 ? (REAL)1 : g < 0 ? (REAL)-1 : (REAL)0;
-        d_g[i] = weight * dm + (now < old ? (REAL)0 : half * sign);
+        d_g[i] = dm * weight + (now < old ? (REAL)0 : half) * sign;
         if (state_out) {
-            d_m[i] = dm * (1 - weight);
-            d_u[i] = old < now ? (REAL)0 : half * b2;
+            d_m[i] = dm * b1;
+            d_u[i] = (old < now ? (REAL)0 : half) * b2;
         }
     }
 }

@@ -1,6 +1,6 @@
 /* The derivative of steps: from cotangents to rows of work. */
 
-/* The fields of Pull in _kernel.py. */
+/* The fields of Pull in _rule.py. */
 enum {
     PULL_G, PULL_U, M_NEW, U_NEW, D_OUT, D_M_NEW, D_U_NEW, SCALE, PULL_B1, PULL_B2, PULL_EPS, WANTS
 };
@@ -18,13 +18,12 @@ static int take_pull(PyObject *pull, View *v)
     return v[PULL_G].type <= F64 && is_dense(&v[PULL_G]);
 }
 
+/* Make the results and a row of work; 0 where the tensors cannot be taken, or with an error. */
 static int prepare_pull(PyObject *pull, PyObject *result, Work *work)
 {
     View v[D_U_NEW + 1];
-    if (!take_pull(pull, v)) {
-        PyErr_SetString(PyExc_ValueError, "a pull is not ready");
+    if (!take_pull(pull, v))
         return 0;
-    }
     PyObject *g = PyTuple_GetItem(pull, PULL_G);
     int wanted = PyObject_IsTrue(PyTuple_GetItem(pull, WANTS));
     Pull *row = &work->row.pull;
@@ -38,7 +37,7 @@ static int prepare_pull(PyObject *pull, PyObject *result, Work *work)
     row->d_m_new = v[D_M_NEW].start;
     row->d_u_new = v[D_U_NEW].start;
     row->scale = PyFloat_AsDouble(PyTuple_GetItem(pull, SCALE));
-    row->weight = 1 - PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B1));
+    row->b1 = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B1));
     row->b2 = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_B2));
     row->eps = PyFloat_AsDouble(PyTuple_GetItem(pull, PULL_EPS));
     row->d_g = new_like(g, 0, result, 0);
@@ -47,10 +46,8 @@ static int prepare_pull(PyObject *pull, PyObject *result, Work *work)
         row->d_m = new_like(g, 0, result, 1);
         row->d_u = new_like(g, 0, result, 2);
     } else {
-        for (int i = 1; i < 3; i++) {
-            Py_INCREF(Py_None);
-            PyList_SetItem(result, i, Py_None);
-        }
+        for (int i = 1; i < 3; i++)
+            PyList_SetItem(result, i, Py_NewRef(Py_None));
     }
     return !PyErr_Occurred();
 }
@@ -80,17 +77,9 @@ static PyObject *native_pull(PyObject *self, PyObject *arguments)
         run(work, count, threads);
     else
         Py_CLEAR(results);
+    int full = work == NULL;
     PyMem_Free(work);
-    return results != NULL || PyErr_Occurred() ? results : PyErr_NoMemory();
-}
-
-static PyObject *native_are_pullable(PyObject *self, PyObject *pulls)
-{
-    (void)self;
-    View v[D_U_NEW + 1];
-    Py_ssize_t count = PyList_Size(pulls);
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (!take_pull(PyList_GetItem(pulls, i), v))
-            return PyErr_Occurred() ? NULL : PyBool_FromLong(0);
-    return count < 0 ? NULL : PyBool_FromLong(1);
+    if (full && !PyErr_Occurred())
+        return PyErr_NoMemory();
+    return results != NULL || PyErr_Occurred() ? results : Py_NewRef(Py_None);
 }

@@ -18,7 +18,7 @@ typedef struct {
     void *stream;
 } DLPackExchange;
 
-enum { DLPACK_CPU = 1, DLPACK_INT = 0, DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4, DLPACK_COMPLEX = 5 };
+enum { DLPACK_CPU = 1, DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4, DLPACK_COMPLEX = 5 };
 
 typedef enum { F32, F64, BF16, F16, C64, C128, OTHER } Type;
 
@@ -32,7 +32,7 @@ typedef struct {
 } View;
 
 static const DLPackExchange *exchange;
-static PyObject *types[3], *empty_like, *as_float32;
+static PyObject *types[2], *empty_like, *as_float32;
 static PyObject *is_neg, *is_conj, *is_inference, *grad, *requires_grad;
 
 static Type type_of(const DLTensor *dl)
@@ -53,7 +53,7 @@ static Type type_of(const DLTensor *dl)
 static int is_tensor(PyObject *x)
 {
     PyObject *type = (PyObject *)Py_TYPE(x);
-    return type == types[0] || type == types[1] || type == types[2];
+    return type == types[0] || type == types[1];
 }
 
 /* Whether a method without arguments answers False. */
@@ -189,7 +189,8 @@ static Range *sorted(Range *ranges, Range *spare, Py_ssize_t count)
         first = start < first ? start : first;
         last = start > last ? start : last;
     }
-    for (int shift = 0; last > first && shift < 64 && (last - first) >> shift; shift += 8) {
+    const int bits = 8 * sizeof first;
+    for (int shift = 0; shift < bits && (last - first) >> shift; shift += 8) {
         Py_ssize_t place[257] = {0};
         for (Py_ssize_t i = 0; i < count; i++)
             place[1 + (((uintptr_t)ranges[i].start - first) >> shift & 255)]++;

@@ -12,7 +12,7 @@ typedef struct {
 typedef struct {
     const void *g, *u, *m_new, *u_new, *d_out, *d_m_new, *d_u_new;
     void *d_g, *d_m, *d_u;
-    double weight, b2, eps, scale;
+    double b1, b2, eps, scale;
 } Pull;
 
 typedef void (*Kernel)(const void *row, ptrdiff_t start, ptrdiff_t end);
