@@ -30,9 +30,9 @@ bench: $(VENV)/.bench  ## steps, training and inner loops against the peers
 	$(BIN)/python benchmarks/meta.py --threads 1 --write docs/inner-loops.md
 
 clean:
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) build out *.egg-info functional_adamax/_native*.so
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard functional_adamax/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,10 +19,16 @@ from functional_adamax import _kernel, _triton
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> None:
-    source = tmp_path / "source"
+def copied(folder: Path) -> Path:
+    """The sources, without what was built in their place."""
+    source = folder / "source"
     ignored = shutil.ignore_patterns(".venv", ".git", "*.egg-info", "*.so", "build", "out")
     shutil.copytree(ROOT, source, ignore=ignored)
+    return source
+
+
+def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> None:
+    source = copied(tmp_path)
     command = "-m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir"
     subprocess.run([sys.executable, *command.split(), tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -37,6 +44,26 @@ def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> N
         for path in (ROOT / package).rglob(pattern)
     }
     assert files - {kernel} == wanted
+
+
+def test_what_the_sdist_holds_is_what_an_installation_needs(tmp_path: Path) -> None:
+    source = copied(tmp_path)
+    command = [sys.executable, "-c", "import setuptools.build_meta as b; print(b.build_sdist('.'))"]
+    subprocess.run(command, check=True, cwd=source, capture_output=True)
+    (sdist,) = source.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        files = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "functional_adamax/native").iterdir()}
+    assert wanted | {"setup.py", "LICENSE", "functional_adamax/__init__.pyi"} <= files
+    assert not any(name.startswith("tests") for name in files)
+
+
+def test_the_stub_of_the_kernel_names_its_functions() -> None:
+    if _kernel._native is None:
+        pytest.skip("built without a compiler")
+    stub = ast.parse((ROOT / "functional_adamax/_native.pyi").read_text())
+    functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert functions == {name for name in dir(_kernel._native) if not name.startswith("_")}
 
 
 def test_the_public_names_are_those_of_the_stub() -> None:

@@ -5,7 +5,7 @@
    optimizer; the loop over the elements runs without the GIL. */
 
 #define _GNU_SOURCE
-#define Py_LIMITED_API 0x030A0000
+#define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <math.h>
 #include <pthread.h>

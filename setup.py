@@ -1,0 +1,25 @@
+"""The native kernel; without a compiler it is left out, and torch's operations do."""
+
+from __future__ import annotations
+
+import sysconfig
+from glob import glob
+
+from setuptools import Extension, setup
+
+STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")  # else there is no stable interface
+
+kernel = Extension(
+    "functional_adamax._native",
+    sources=["functional_adamax/native/native.c"],
+    depends=sorted(glob("functional_adamax/native/*.h")),
+    libraries=["m"],
+    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
+    py_limited_api=True,
+    optional=True,
+)
+
+setup(
+    ext_modules=[kernel] if STABLE else [],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE else {},
+)
