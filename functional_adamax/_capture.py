@@ -68,6 +68,7 @@ class Closure(TorchFunctionMode):
         self.start = _context.node_number(None)
         self.inside: dict[int, weakref.ref[Tensor]] = {}
         self._enter(arguments)
+        self._enter([_context.differentiated_outside(x, at) for x in arguments])
 
     def _enter(self, tree: Any) -> None:
         for x in _tensors(tree):

@@ -18,6 +18,7 @@ from torch._C._functorch import (
     maybe_current_level,
     maybe_get_level,
     peek_interpreter_stack,
+    unwrap_if_dead,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -79,6 +80,12 @@ def level() -> int:
     """The number of the innermost running transform, 0 outside of all."""
     current: int | None = maybe_current_level()
     return current or 0
+
+
+def living(x: Tensor) -> Tensor:
+    """Return ``x``, or what it wraps where the transform that wrapped it has ended."""
+    unwrapped: Tensor = unwrap_if_dead(x)
+    return unwrapped
 
 
 def differentiated_outside(x: Any, at: int) -> Tensor | None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from . import _capture, _check, _context, _hyper, _tree
+from . import _capture, _check, _context, _hyper, _rule, _tree
 from ._remat import batched_alike, floats
 from ._transform import GradientTransformation
 from ._tree import Tree
@@ -170,12 +171,21 @@ class _Solver:
     step_size: float
 
     def __call__(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
-        def damped(v: Vector) -> Vector:
-            return _plus(product(v), self.damping, v)
+        dtypes = [y.dtype for y in b]
 
-        return self._cg(damped, b) if self.kind == "cg" else self._neumann(damped, b)
+        def damped(v: Vector) -> Vector:  # halves are added up in float32
+            image = product([x.to(dtype) for x, dtype in zip(v, dtypes, strict=True)])
+            return _plus(list(map(_rule.wide, image)), self.damping, v)
+
+        solve = self._cg if self.kind == "cg" else self._neumann
+        found = solve(damped, list(map(_rule.wide, b)))
+        return [x.to(dtype) for x, dtype in zip(found, dtypes, strict=True)]
 
     def _cg(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
+        asking = not (_context.transforming() or _context.batched_by_autograd(b))
+        largest = torch.stack([y.abs().max() for y in b if y.numel()]).max()
+        unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)  # for tiny and huge b
+        b = [y / unit for y in b]
         x, r, d = [torch.zeros_like(y) for y in b], b, b
         square = _dot(r, r)
         eps = torch.finfo(square.dtype).eps
@@ -184,11 +194,11 @@ class _Solver:
         broken = steepest > 0  # kept as tensors: vmap solves one system for each member
         for _ in range(self.iterations):
             going = (square > limit) & ~broken
-            if not _context.transforming() and not going:
+            if asking and not going:
                 break
             hd = product(d)
             curvature, size = _dot(d, hd), _dot(d, d)
-            steepest = torch.maximum(steepest, _ratio(curvature, size, going).detach())
+            steepest = torch.maximum(steepest, _ratio(curvature, size, going))
             broken = broken | (going & ~(curvature > eps * steepest * size))
             going = going & ~broken
             length = _ratio(square, curvature, going)
@@ -196,13 +206,13 @@ class _Solver:
             last, square = square, _dot(r, r)
             d = _plus(r, _ratio(square, last, going), d)
         failed = broken & (square > solved)
-        if not _context.transforming() and failed:
+        if asking and failed:
             raise RuntimeError(
-                "the Hessian of the loss is not positive definite, so that the solution has no "
-                "derivative: let the loss depend on every parameter, give those that stay as "
-                "they are in the batch, or set damping"
+                "the Hessian of the loss is not positive definite, or not to the precision of "
+                f"{square.dtype}, so that the solution has no derivative: let the loss depend on "
+                "every parameter, give those that stay as they are in the batch, or set damping"
             )
-        return [torch.where(failed | square.isnan(), torch.nan, y) for y in x]
+        return [torch.where(failed | ~square.isfinite(), torch.nan, y) * unit for y in x]
 
     def _neumann(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
         term, total = b, b
@@ -217,60 +227,107 @@ def _plus(x: Vector, factor: Any, y: Vector) -> Vector:
 
 
 def _dot(x: Vector, y: Vector) -> Tensor:
-    return torch.stack([(a * b).sum() for a, b in zip(x, y, strict=True)]).sum()
+    """The scalar product, for complex vectors that of their components."""
+    return torch.stack([(a.conj() * b).real.sum() for a, b in zip(x, y, strict=True)]).sum()
 
 
 def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
-    """``a / b``, and zero, with zero derivative, elsewhere."""
+    """``a / b``, and zero elsewhere."""
     return torch.where(where, a / torch.where(where, b, torch.ones_like(b)), torch.zeros_like(a))
 
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
+    """The loss is stationary in the parameters; given are the closed-over tensors and the data."""
+
     objective: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
     solve: _Solver
     closed: tuple[Tensor, ...]
-    n_points: int
+    unknowns: int
 
-    def slope(self, points: Sequence[Tensor], rest: Sequence[Tensor], at: int) -> Vector:
-        """The gradient by the parameters; ``rest`` are the closed-over tensors, then the data."""
-        new = rest[: len(self.closed)]
-        with _capture.Closure(at, [*points, *rest], self.closed, new, _capture.refuse):
-            data = rest[len(self.closed) :]
+    def residual(self, points: Sequence[Tensor], given: Sequence[Tensor], at: int) -> Vector:
+        """What is zero at the solution: the gradient by the parameters."""
+        new = given[: len(self.closed)]
+        with _capture.Closure(at, [*points, *given], self.closed, new, _capture.refuse):
+            data = given[len(self.closed) :]
             slope: Vector = grad(lambda x: self.objective(x, data))(list(points))
         return slope
 
+    def linear(self, points: Vector, given: Vector) -> tuple[_Linear, Vector]:
+        """The problem of the product of H^-1 with a vector, and what H is computed from."""
+        return _Linear(self), [*points, *given]
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """``(H + damping) x = b``; given are what H is computed from, then b."""
+
+    problem: _Problem
+
+    @property
+    def unknowns(self) -> int:
+        return self.problem.unknowns
+
+    @property
+    def solve(self) -> _Solver:
+        return replace(self.problem.solve, damping=0.0)
+
+    def residual(self, x: Sequence[Tensor], given: Sequence[Tensor], at: int) -> Vector:
+        points, rest, b = _parts(given, self.unknowns, len(given) - 2 * self.unknowns)
+        pull = vjp(lambda *p: tuple(self.problem.residual(p, rest, at)), *points)[1]
+        damped = _plus(list(pull(tuple(x))), self.problem.solve.damping, list(x))
+        return _plus(damped, -1.0, b)
+
+    def linear(self, points: Vector, given: Vector) -> tuple[_Linear, Vector]:
+        del points  # whatever x is, H is the same
+        return self, given[: -self.unknowns]
+
+
+def _parts(tensors: Sequence[Tensor], *sizes: int) -> list[Vector]:
+    ends = [*accumulate(sizes), len(tensors)]
+    return [list(tensors[i:j]) for i, j in zip([0, *ends], ends, strict=False)]
+
 
 class _Stationary(torch.autograd.Function):
-    """The points as they are, with the derivative of the implicit function theorem."""
+    """The unknowns as they are, with the derivative of the implicit function theorem.
+
+    It solves a linear problem, whose solution is differentiated in the same way.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(problem: _Problem, *tensors: Tensor) -> Any:
-        points = [x.view_as(x) for x in tensors[: problem.n_points]]
+    def forward(problem: _Problem | _Linear, *tensors: Tensor) -> Any:
+        points = [x.view_as(x) for x in tensors[: problem.unknowns]]
         return tuple(batched_alike(tensors, points) if _context.batching() else points)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.problem, *tensors = inputs
-        ctx.save_for_backward(*output, *tensors[ctx.problem.n_points :])  # to differentiate again
+        ctx.save_for_backward(*output, *tensors[ctx.problem.unknowns :])  # to differentiate again
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         problem, at = ctx.problem, _context.level()
-        points = list(ctx.saved_tensors[: problem.n_points])
-        rest = list(ctx.saved_tensors[problem.n_points :])
-        needed = ctx.needs_input_grad[1 + problem.n_points :]
-        wanted = [i for i, x in enumerate(rest) if floats(x) and needed[i]]
+        saved = map(_context.living, ctx.saved_tensors)
+        points, given = _parts(list(saved), problem.unknowns)
+        needed = ctx.needs_input_grad[1 + problem.unknowns :]
+        wanted = [i for i, x in enumerate(given) if floats(x) and needed[i]]
 
-        pull = vjp(lambda *x: tuple(problem.slope(x, rest, at)), *points)[1]
-        solved = problem.solve(lambda v: list(pull(tuple(v))), list(cotangents))
+        with torch.no_grad():
+            pull = vjp(lambda *x: tuple(problem.residual(x, given, at)), *points)[1]
+            solved = problem.solve(lambda v: list(pull(tuple(v))), list(cotangents))
+        if _context.transforming():  # from outside of which no_grad is not seen
+            solved = detach(solved)
+        if torch.is_grad_enabled():
+            linear, known = problem.linear(points, given)
+            rest = *known, *cotangents
+            solved = _Stationary.apply(linear, *solved, *rest)  # type: ignore[no-untyped-call]
 
-        def by_data(*primals: Tensor) -> tuple[Tensor, ...]:
-            return tuple(problem.slope(points, _tree.placed(rest, wanted, primals), at))
+        def by_given(*primals: Tensor) -> tuple[Tensor, ...]:
+            return tuple(problem.residual(points, _tree.placed(given, wanted, primals), at))
 
-        pull = vjp(by_data, *(rest[i] for i in wanted))[1]
+        pull = vjp(by_given, *(given[i] for i in wanted))[1]
         grads = pull(tuple(-x for x in solved))
-        nothing = [None] * problem.n_points
-        return None, *nothing, *_tree.placed([None] * len(rest), wanted, grads)
+        nothing = [None] * problem.unknowns
+        return None, *nothing, *_tree.placed([None] * len(given), wanted, grads)
