@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch._C import _len_torch_function_stack
+from torch._functorch.autograd_function import custom_function_call
 from torch.func import vjp
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_iter, tree_map
 
 from . import _context
@@ -49,7 +51,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 class Closure(TorchFunctionMode):
     """A context in which the tensors ``new`` stand for the closed-over tensors ``old``.
 
-    Any other tensor that is differentiated up to level ``at``, and is neither in ``arguments`` nor
+    Any other tensor that is followed up to level ``at``, and is neither in ``arguments`` nor
     computed in the context, is handed to ``unknown``.
     """
 
@@ -65,14 +67,22 @@ class Closure(TorchFunctionMode):
         self.at = at
         self.table = {id(x): y for x, y in zip(old, new, strict=True)}
         self.unknown = unknown
+        modes = reversed(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+        self.around = [mode for mode in modes if isinstance(mode, Closure)]
         self.start = _context.node_number(None)
         self.inside: dict[int, weakref.ref[Tensor]] = {}
         self._enter(arguments)
-        self._enter([_context.differentiated_outside(x, at) for x in arguments])
+        self._enter([_context.followed_outside(x, at) for x in arguments])
 
     def _enter(self, tree: Any) -> None:
         for x in _tensors(tree):
             self.inside[id(x)] = weakref.ref(x)
+
+    def _here(self, x: Tensor) -> Tensor:
+        """What stands for ``x`` around this context: its level is one that is running."""
+        for closure in self.around:
+            x = closure.table.get(id(x), x)
+        return x
 
     def _is_inside(self, x: Tensor) -> bool:
         known = self.inside.get(id(x))
@@ -84,13 +94,16 @@ class Closure(TorchFunctionMode):
         if func in _QUESTIONS:
             return func(*given[0], **given[1])
         for x in _tensors(given):
-            root = _context.differentiated_outside(x, self.at)
+            if id(x) in self.table:
+                continue
+            here = self._here(x)
+            root = _context.followed_outside(here, self.at)
             if root is None or self._is_inside(root):
                 continue
-            if root is not x:
-                _refuse_transformed(root)
-            if id(x) not in self.table:
+            if root is here:
                 self.unknown(x, func)
+            else:
+                _refuse_transformed(root)
         if any(id(x) in self.table for x in _tensors(given)):
             given = tree_map(lambda x: self.table.get(id(x), x), given)
         result = func(*given[0], **given[1])
@@ -99,23 +112,28 @@ class Closure(TorchFunctionMode):
 
 
 def closed_over(function: Callable[..., Any], *arguments: Tensor) -> list[Tensor]:
-    """Run ``function`` and return the differentiated tensors it used besides ``arguments``.
+    """Run ``function`` and return the tensors it used besides ``arguments``.
 
-    It runs in a transform, whose tensors are told from those outside by their level.
+    Those that may be differentiated, and those of a transform, which cannot be used when it has
+    ended. It runs in a transform, whose tensors are told from those outside by their level.
     """
     found: dict[int, Tensor] = {}
+    at = _context.level()
 
     def note(x: Tensor, func: Callable[..., Any]) -> None:
-        del func
+        if func is custom_function_call and at == 0:
+            _refuse_applied(x)
         found[id(x)] = x
 
-    with Closure(_context.level(), arguments, (), (), note):
+    with Closure(at, arguments, (), (), note):
         vjp(function, *arguments)
     return list(found.values())
 
 
 def refuse(x: Tensor, func: Callable[..., Any]) -> None:
     """Raise for a tensor that a function uses now and did not use when ``closed_over`` ran it."""
+    if not _context.tracked(x):
+        return
     raise RuntimeError(
         f"{getattr(func, '__name__', func)} was given a tensor of shape {tuple(x.shape)} that may "
         "be differentiated and that the first step did not use; its gradient would be lost. Pass "
@@ -124,11 +142,28 @@ def refuse(x: Tensor, func: Callable[..., Any]) -> None:
 
 
 def _refuse_transformed(x: Tensor) -> None:
+    if not _context.tracked(x):
+        return
     raise RuntimeError(
         f"the loss closes over a tensor of shape {tuple(x.shape)} that may be differentiated and "
         "hands it to a transform of torch.func as an argument; checkpoint cannot follow it there. "
         "Pass it to the loss in the batch, or do not ask for checkpoint"
     )
+
+
+def _refuse_applied(x: Tensor) -> None:
+    raise RuntimeError(
+        f"the loss closes over a tensor of shape {tuple(x.shape)} that may be differentiated and "
+        "hands it to a torch.autograd.Function; checkpoint cannot follow it there. Pass it to the "
+        "loss in the batch, or do not ask for checkpoint"
+    )
+
+
+def apply(function: Any, *inputs: Any) -> Any:
+    """Apply an autograd function, to which a mode would not see its tensors go."""
+    if _len_torch_function_stack():
+        inputs = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs)
+    return function.apply(*inputs)
 
 
 def ignore(x: Tensor, func: Callable[..., Any]) -> None:

@@ -88,10 +88,11 @@ def living(x: Tensor) -> Tensor:
     return unwrapped
 
 
-def differentiated_outside(x: Any, at: int) -> Tensor | None:
-    """Return the tensor from level ``at`` or below that ``x`` is or wraps, if it is tracked there.
+def followed_outside(x: Any, at: int) -> Tensor | None:
+    """Return the tensor from level ``at`` or below that ``x`` is or wraps, if it is followed there.
 
-    None for a tensor of level ``at + 1``, and for what transforms above that made of such tensors.
+    That is, if it is tracked, or belongs to a transform. None for a tensor of level ``at + 1``, and
+    for what transforms above that made of such tensors.
     """
     if not isinstance(x, Tensor):
         return None
@@ -99,10 +100,14 @@ def differentiated_outside(x: Any, at: int) -> Tensor | None:
         if maybe_get_level(x) == at + 1:
             return None
         x = get_unwrapped(x)
-    root = x
+    return x if is_functorch_wrapped_tensor(x) or x.requires_grad else None
+
+
+def tracked(x: Tensor) -> bool:
+    """Whether ``x`` may be differentiated, at any level."""
     while is_functorch_wrapped_tensor(x) and not x.requires_grad:
         x = get_unwrapped(x)
-    return root if x.requires_grad else None
+    return x.requires_grad
 
 
 def batched_by_autograd(tensors: Iterable[Tensor | None]) -> bool:

@@ -152,7 +152,7 @@ def _solution(
     with torch.no_grad():
         closed = _capture.closed_over(used, *points, *(given[i] for i in numbers))
     problem = _Problem(objective, solve, tuple(closed), len(points))
-    solved = _Stationary.apply(problem, *points, *closed, *given)  # type: ignore[no-untyped-call]
+    solved = _capture.apply(_Stationary, problem, *points, *closed, *given)
     return _tree.unflatten(spec, _tree.placed(leaves, where, solved))
 
 
@@ -309,8 +309,8 @@ class _Stationary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         problem, at = ctx.problem, _context.level()
-        saved = map(_context.living, ctx.saved_tensors)
-        points, given = _parts(list(saved), problem.unknowns)
+        saved = list(map(_context.living, ctx.saved_tensors))
+        points, given = _parts(saved, problem.unknowns)
         needed = ctx.needs_input_grad[1 + problem.unknowns :]
         wanted = [i for i, x in enumerate(given) if floats(x) and needed[i]]
 
@@ -322,7 +322,7 @@ class _Stationary(torch.autograd.Function):
         if torch.is_grad_enabled():
             linear, known = problem.linear(points, given)
             rest = *known, *cotangents
-            solved = _Stationary.apply(linear, *solved, *rest)  # type: ignore[no-untyped-call]
+            solved = _capture.apply(_Stationary, linear, *solved, *rest)
 
         def by_given(*primals: Tensor) -> tuple[Tensor, ...]:
             return tuple(problem.residual(points, _tree.placed(given, wanted, primals), at))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _apply, _context, _kernel, _rule
+from . import _apply, _capture, _context, _kernel, _rule
 from ._rule import Leaf, Pull
 
 _DTYPES = (torch.float32, torch.float64)
@@ -59,9 +59,7 @@ def step(
         else:
             results = [_by_the_rule(*x, inside) for x in zip(core, scales, strict=True)]
     columns = list(zip(*core, strict=True))[:4]
-    outputs = _Steps.apply(  # type: ignore[no-untyped-call]
-        core, results, native, *chain(*columns), *scales
-    )
+    outputs = _capture.apply(_Steps, core, results, native, *chain(*columns), *scales)
     rows = []
     for leaf, out, m, u, (_, t, *_) in zip(leaves, *_columns(outputs, 3), results, strict=True):
         if not inside:

@@ -59,7 +59,7 @@ def loop(
             len(data),
         )
         inputs = [*tensors, *shared, *own, *data]
-        outputs = _Rerun.apply(segment, Ambience(inputs), *inputs)  # type: ignore[no-untyped-call]
+        outputs = _capture.apply(_Rerun, segment, Ambience(inputs), *inputs)
         carry = layout.build(outputs[: len(tensors)])
         shared = outputs[len(tensors) : segment.n_differentiated - 1]
         values.append(outputs[segment.n_differentiated - 1])
@@ -186,7 +186,8 @@ class _Rerun(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        tensors, last = list(ctx.saved_tensors), ctx.segment.n_differentiated
+        tensors = list(map(_context.living, ctx.saved_tensors))
+        last = ctx.segment.n_differentiated
         primal = tensors[: len(tensors) - ctx.segment.n_buffers]
         needed = ctx.needs_input_grad[2:]
         wanted = [i for i, x in enumerate(primal) if floats(x) and needed[i]]

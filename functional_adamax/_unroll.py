@@ -140,8 +140,9 @@ def _run(
     carry, buffers = (params, state), detach(buffers)
     values: list[Tensor] = []
     for start, stop in _stretches(len(batches), truncate, detach_first):
-        carry = detach(carry) if start else carry
-        with torch.set_grad_enabled(recording and start >= detach_first):
+        follow = start >= detach_first
+        carry = detach(carry) if start or not follow else carry
+        with torch.set_grad_enabled(recording and follow):
             part = batches[start:stop]
             if checkpoint and torch.is_grad_enabled() and not _context.forward_mode():
                 length = math.isqrt(len(part)) if checkpoint is True else checkpoint
@@ -149,7 +150,8 @@ def _run(
                 values.extend(value.unbind())
             else:
                 for batch in part:
-                    carry, buffers, value = take(carry, buffers, batch)
+                    after = take(carry, buffers, batch)
+                    carry, buffers, value = after if follow else detach(after)  # from tangents
                     values.append(value)
     return Unrolled(*carry, torch.stack(values), buffers)
 
@@ -157,12 +159,12 @@ def _run(
 def batches_of(given: Iterable[Any]) -> list[Any]:
     """Return the batches as a list, of one at least."""
     try:
-        iter(given)
+        iterator = iter(given)
     except TypeError:
         raise TypeError(
             f"batches must be iterable, with a batch for each step, got {given!r}"
         ) from None
-    batches = list(given)
+    batches = list(iterator)
     if not batches:
         raise ValueError("batches must hold a batch for each step, got none")
     return batches
@@ -222,7 +224,7 @@ def _gradients(
         return _scalar(loss(tree, layout.build(copies), batch)), copies
 
     points = [leaves[i] for i in where]
-    if _context.transforming():
+    if _context.transforming() or torch.is_inference_mode_enabled():  # where autograd is off
         found, (value, copies) = grad_and_value(function, has_aux=True)(points)
     else:
         found, value, copies = _autograd(function, points, keep=not first_order)
@@ -240,9 +242,7 @@ def _autograd(
     """``grad_and_value`` without the machinery of transforms, for small loops."""
     recording = torch.is_grad_enabled()
     with nullcontext() if recording else torch.enable_grad():
-        points = [
-            x if recording and x.requires_grad else x.detach().requires_grad_() for x in points
-        ]
+        points = [x if recording and x.requires_grad else _followed(x) for x in points]
         value, buffers = function(points)
         if not value.requires_grad:  # the loss uses no parameter
             return [torch.zeros_like(x) for x in points], value, buffers
@@ -256,6 +256,11 @@ def _autograd(
     if not recording:
         return found, value.detach(), buffers
     return found, value, buffers
+
+
+def _followed(x: Tensor) -> Tensor:
+    """``x`` for autograd to follow, but not to where it is from; a tangent, if any, stays."""
+    return (x.detach() if x.requires_grad else x.view_as(x)).requires_grad_()
 
 
 def _scalar(value: Any) -> Tensor:

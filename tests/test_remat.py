@@ -4,18 +4,114 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate, repeat
 from typing import Any
 
 import pytest
 import torch
 from loops import D, data, network, regression
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jacrev, vmap
 from torch.profiler import ProfilerActivity, profile
 from trees import assert_equal, tree_map
 
 import functional_adamax as fa
 from functional_adamax import _kernel
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_loops_in_loops(inside: bool, outside: bool) -> None:
+    """By what the inner loop closes over, in all modes."""
+    start = torch.tensor([1.0, 2.0], dtype=D)
+
+    def trained(lr: torch.Tensor, inside: bool, outside: bool) -> torch.Tensor:
+        def loss(a: torch.Tensor, _: Any) -> torch.Tensor:
+            def inner(q: torch.Tensor, _: Any) -> torch.Tensor:
+                return (a * q**2).sum()
+
+            end = fa.unroll(inner, fa.sgd(lr), start, range(3), checkpoint=inside)
+            return (end.params**2).sum()
+
+        half = torch.tensor(0.5, dtype=D)
+        return fa.unroll(loss, fa.sgd(0.01), half, range(3), checkpoint=outside).params
+
+    lr = torch.tensor(0.1, dtype=D, requires_grad=True)
+    (wanted,) = torch.autograd.grad(trained(lr, False, False), lr)
+    assert wanted > 0.3
+
+    def function(lr: torch.Tensor) -> torch.Tensor:
+        return trained(lr, inside, outside)
+
+    torch.testing.assert_close(torch.autograd.grad(function(lr), lr)[0], wanted)
+    torch.testing.assert_close(grad(function)(lr.detach()), wanted)
+    torch.testing.assert_close(vmap(grad(function))(lr.detach().expand(2))[1], wanted)
+
+
+class Doubled(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> torch.Tensor:
+        return 2 * cotangent
+
+
+def test_closed_over_tensors_that_go_to_autograd_functions() -> None:
+    """Ours are followed, others are refused, but for what is computed inside or in a batch."""
+    half, weight = torch.tensor(0.5, dtype=D), torch.tensor([1.0, 2.0], dtype=D).requires_grad_()
+    tx = fa.adamax(0.1, eps=0.1)
+
+    def stepped(a: torch.Tensor, _: Any) -> torch.Tensor:
+        q, _state = fa.step(tx, 2 * weight * a, tx.init(weight), weight)
+        return (q**2).sum() * a**2
+
+    def solved(a: torch.Tensor, _: Any) -> torch.Tensor:
+        def inner(p: torch.Tensor, _: Any) -> torch.Tensor:
+            return (weight**2 * (p - a) ** 2).sum() + (p**2).sum()
+
+        return (
+            fa.implicit(inner, fa.sgd(0.1), torch.ones(2, dtype=D), range(40)).params ** 2
+        ).sum()
+
+    def doubled(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (Doubled.apply(x) * Doubled.apply(a) * a).sum()
+
+    cases: dict[Any, list[Any]] = {stepped: [0] * 3, solved: [0] * 3, doubled: [weight]}
+    for loss, batches in cases.items():
+        found = []
+        for checkpoint in (False, True):
+            end = fa.unroll(loss, fa.sgd(0.01), half, batches, checkpoint=checkpoint)
+            found.append(torch.autograd.grad(end.params, weight)[0])
+        torch.testing.assert_close(found[1], found[0])
+        assert found[0].all()
+    with pytest.raises(RuntimeError, match=r"hands it to a torch\.autograd\.Function"):
+        fa.unroll(lambda a, _: doubled(a, weight), fa.sgd(0.01), half, [0] * 3, checkpoint=True)
+
+
+def test_data_of_a_transform_is_closed_over() -> None:
+    x, y = torch.randn(4, 5, 2, dtype=D), torch.randn(4, 5, dtype=D)
+
+    def trained(p: torch.Tensor, x: torch.Tensor, y: torch.Tensor, checkpoint: bool) -> Any:
+        def loss(p: torch.Tensor, _: Any) -> torch.Tensor:
+            return (x @ p - y).square().mean()
+
+        tx = fa.adamax(0.1, eps=0.1)
+        return fa.unroll(loss, tx, p, range(5), checkpoint=checkpoint).params.sum()
+
+    def meta(p: torch.Tensor, checkpoint: bool) -> torch.Tensor:
+        return vmap(partial(trained, p, checkpoint=checkpoint))(x, y).sum()
+
+    p = torch.tensor([1.0, 2.0], dtype=D)
+    torch.testing.assert_close(grad(meta)(p, True), grad(meta)(p, False))
+    torch.testing.assert_close(jacrev(jacrev(meta))(p, True), jacrev(jacrev(meta))(p, False))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)

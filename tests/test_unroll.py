@@ -382,6 +382,51 @@ def test_a_transform_without_state_can_be_unrolled() -> None:
     torch.testing.assert_close(end.params, p0 * 0.8**3)
 
 
+OPTIONS: list[dict[str, Any]] = [{}, {"first_order": True}, {"detach_first": 2}, {"truncate": 2}]
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"checkpoint": True}], ids=str)
+@pytest.mark.parametrize("tx", [fa.sgd(0.01), fa.adamax(0.1)])
+def test_forward_mode_of_both_kinds(tx: Any, options: dict[str, Any]) -> None:
+    """By the start, and by a rate, of parameters and values."""
+    jacobian = torch.autograd.functional.jacobian
+    forward = {"vectorize": True, "strategy": "forward-mode"}
+    start, rate = torch.tensor([1.0, 2.0], dtype=D), torch.tensor(0.01, dtype=D)
+
+    def by_start(p: torch.Tensor) -> Any:
+        return fa.unroll(lambda p, _: (p**4).sum(), tx, p, range(4), **options)
+
+    def by_rate(lr: torch.Tensor) -> Any:
+        return fa.unroll(lambda p, _: (p**4).sum(), fa.sgd(lr), start, range(4), **options)
+
+    for function, x in ((by_start, start), (by_rate, rate)):
+        for which in ("params", "values"):
+            one: Any = lambda x, f=function, w=which: getattr(f(x), w)  # noqa: E731
+            wanted = jacobian(one, x)
+            torch.testing.assert_close(jacobian(one, x, **forward), wanted)
+            torch.testing.assert_close(jacfwd(one)(x), wanted)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_it_trains_in_inference_mode(checkpoint: bool) -> None:
+    with torch.inference_mode():
+        loop = (lambda p, _: (p**2).sum(), fa.sgd(0.1), torch.ones(2), range(3))
+        torch.testing.assert_close(
+            fa.unroll(*loop, checkpoint=checkpoint).params, torch.full((2,), 0.8**3)
+        )
+        torch.testing.assert_close(fa.implicit(*loop).params, torch.full((2,), 0.8**3))
+
+
+def test_batches_are_iterated_once() -> None:
+    def shuffled() -> Any:
+        torch.manual_seed(0)
+        return torch.utils.data.DataLoader(range(6), batch_size=1, shuffle=True)
+
+    wanted = torch.cat(list(shuffled())).float()
+    found = fa.unroll(lambda p, x: (p * x).sum(), fa.sgd(0.0), torch.ones(1), shuffled()).values
+    assert torch.equal(found, wanted)
+
+
 def test_errors_of_unroll() -> None:
     p = torch.ones(2)
     tx = fa.adamax()
