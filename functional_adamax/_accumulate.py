@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _check, _finite, _hyper, _norm, _tree
-from ._chain import call_update
+from ._chain import call_update, checked_link
 from ._schedule import Schedule
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
@@ -66,10 +66,15 @@ class MultiSteps(Transform):
         before, spec = _tree.flatten(state.acc_grads)
         leaves = _tree.match(spec, updates, "updates", "the params that init was given")
         _check.gradients(spec, leaves, before, self.name, "updates")
-        k = self.every_k(state.gradient_step) if callable(self.every_k) else self.every_k
+        k = self.every_k
+        if callable(k):
+            k = k(state.gradient_step)
+            if not isinstance(k, Tensor):
+                _check_every_k(k)
         kept = torch.ones_like(state.mini_step, dtype=torch.bool)
         if self.skip is not None:
-            kept = kept & ~self.skip(updates, state.gradient_step, params).to(kept.device)
+            skipped = self.skip(updates, state.gradient_step, params)
+            kept = ~_finite.flag(skipped, "skip", kept.device)
         mini_step = torch.where(kept, state.mini_step + 1, state.mini_step)
         due = kept & (mini_step >= k)
         gathered = [
@@ -184,15 +189,18 @@ def multi_steps(
         >>> first, second
         (tensor([0.]), tensor([-2.]))
     """
-    inner = _finite.pair(inner, "multi_steps")
-    if isinstance(every_k, int) and not isinstance(every_k, bool):
-        if every_k < 1:
-            raise ValueError(f"every_k must be at least 1, got {every_k}")
-    elif not callable(every_k):
-        raise TypeError(
-            "every_k must be an integer, or a function of the number of steps to one, "
-            f"got {every_k!r}"
-        )
+    inner = checked_link("inner", inner)
+    if not callable(every_k):
+        _check_every_k(every_k)
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a function (updates, gradient_step, params), got {skip!r}")
     return MultiSteps(inner, every_k, bool(use_grad_mean), skip).pair()
+
+
+def _check_every_k(k: Any) -> None:
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise TypeError(
+            f"every_k must be an integer, or a function of the number of steps to one, got {k!r}"
+        )
+    if k < 1:
+        raise ValueError(f"every_k must be at least 1, got {k}")

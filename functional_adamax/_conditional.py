@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _tree
+from . import _finite, _tree
 from ._chain import call_update, checked_link
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
@@ -46,32 +46,15 @@ class Conditionally(Transform):
             raise TypeError(
                 f"state must be the ConditionalState that init returned, got {type(state).__name__}"
             )
-        new, inner = call_update(self.inner, updates, state.inner, params, extra)
+        holds = _finite.flag(self.condition(state.count), "condition", state.count.device)
+        shown = _tree.tree_map(lambda u: _finite.presentable(u, holds), updates)
+        new, inner = call_update(self.inner, shown, state.inner, params, extra)
         if self.otherwise == "zero":
             updates = _tree.tree_map(lambda u: None if u is None else torch.zeros_like(u), updates)
-        holds = self.condition(state.count)
         return (
-            select(holds, new, updates),
-            ConditionalState(state.count + 1, select(holds, inner, state.inner)),
+            _finite.select(holds, new, updates),
+            ConditionalState(state.count + 1, _finite.select(holds, inner, state.inner)),
         )
-
-
-def select(condition: Any, new: Tree, old: Tree) -> Tree:
-    """Return ``new`` where a condition of shape () holds, else ``old``, a tree like it.
-
-    Both are computed; nothing is multiplied, so what is not taken leaves no NaN behind.
-    """
-    xs, spec = _tree.flatten(new)
-    ys = _tree.match(spec, old, "the tree kept", "the new one")
-    return _tree.unflatten(spec, [_choice(condition, x, y) for x, y in zip(xs, ys, strict=True)])
-
-
-def _choice(condition: Any, x: Any, y: Any) -> Any:
-    if not isinstance(x, Tensor):
-        return x
-    if not isinstance(condition, Tensor):
-        return x if condition else y.to(x.dtype)
-    return torch.where(condition.to(x.device), x, y.to(x.dtype))
 
 
 def conditionally(
@@ -85,7 +68,7 @@ def conditionally(
     Args:
         inner: any transform. It is computed on every call, and its results are taken or not.
         condition: from the number of ``update`` calls so far (() int64, first call: 0) to a bool
-            or a tensor of shape () of bools.
+            or a tensor of shape () of bools. What is not taken reaches no derivative.
         otherwise: "pass" lets the updates through as they are, "zero" makes them zero.
             Default: "pass".
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _check, _tree
-from ._chain import call_update
+from ._chain import call_update, checked_link
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
@@ -122,23 +122,38 @@ def is_finite(leaves: list[Any], like: Tensor) -> Tensor:
 
 
 def presentable(u: Any, used: Tensor) -> Any:
-    """``u`` if the result is used; else with 1 for what is not finite.
+    """``u`` if the result is used, else 1.
 
     A transform that runs in vain then has finite derivatives, and their zero multiples are zero;
-    at 1, not at 0, where square roots and quotients have none.
+    at 0, square roots and quotients have none.
     """
-    return None if u is None else torch.where(used.to(u.device) | u.isfinite(), u, 1.0)
+    return None if u is None else torch.where(used.to(u.device), u, 1.0)
 
 
 def select(condition: Tensor, new: Tree, old: Tree) -> Tree:
     """``new`` where the 0-d ``condition`` holds, else ``old``, a tree of the same structure."""
     leaves, spec = _tree.flatten(old)
-    others = _tree.match(spec, new, "the new inner state", "the state before")
+    others = _tree.match(spec, new, "the new tree", "the one before")
     chosen = [
-        torch.where(condition.to(y.device), x, y) if isinstance(y, Tensor) else y
+        torch.where(condition.to(y.device), x, y.to(x.dtype)) if isinstance(y, Tensor) else y
         for x, y in zip(others, leaves, strict=True)
     ]
     return _tree.unflatten(spec, chosen)
+
+
+def flag(value: Any, name: str, device: torch.device) -> Tensor:
+    """What a function of the user's says, as a bool tensor of shape ().
+
+    Raises:
+        TypeError: it says something else.
+    """
+    if isinstance(value, bool):
+        return torch.tensor(value, device=device)
+    if isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 0:
+        return value.to(device)
+    raise TypeError(
+        f"{name} must return a bool, or a bool tensor of shape (), got {_check.describe(value)}"
+    )
 
 
 def zeros_unless(condition: Tensor, updates: Tree) -> Tree:
@@ -147,17 +162,6 @@ def zeros_unless(condition: Tensor, updates: Tree) -> Tree:
         lambda u: torch.where(condition.to(u.device), u, 0.0) if isinstance(u, Tensor) else u,
         updates,
     )
-
-
-def pair(inner: Any, what: str) -> GradientTransformation:
-    """Return ``inner`` as a pair.
-
-    Raises:
-        TypeError: it is no pair of functions.
-    """
-    if not (isinstance(inner, tuple) and len(inner) == 2 and all(map(callable, inner))):
-        raise TypeError(f"{what}: inner must be a pair (init, update) of functions, got {inner!r}")
-    return GradientTransformation(*inner)
 
 
 def zero_nans(*, infinities: bool = False) -> GradientTransformation:
@@ -214,7 +218,7 @@ def apply_if_finite(
         >>> updates, state.total_notfinite
         (tensor([0., 0.]), tensor(1))
     """
-    inner = pair(inner, "apply_if_finite")
+    inner = checked_link("inner", inner)
     n = max_consecutive_errors
     if not isinstance(n, int) or isinstance(n, bool):
         raise TypeError(f"max_consecutive_errors must be an integer, got {n!r}")

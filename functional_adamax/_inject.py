@@ -58,10 +58,14 @@ class Injected(Transform):
                 f"state must be the InjectState that init returned, got {type(state).__name__}"
             )
         count = state.count
-        scheduled = {k: schedule(count) for k, schedule in self.schedules.items()}
-        made = self._made(state.hyperparams | scheduled)
+        tensor = partial(_tensor, count.device)
+        said = {
+            k: _tree.tree_map(lambda x: x if isinstance(x, Tensor) else tensor(x), schedule(count))
+            for k, schedule in self.schedules.items()  # the number 0 would switch a stage off
+        }
+        made = self._made(state.hyperparams | said)
         new, inner = call_update(made, updates, state.inner, params, extra)
-        shown = {k: _tree.tree_map(partial(_tensor, count.device), v) for k, v in scheduled.items()}
+        shown = {k: _tree.tree_map(tensor, value) for k, value in said.items()}
         return new, InjectState(count + 1, state.hyperparams | shown, inner)
 
     def _at(self, count: Tensor) -> list[tuple[str, Any]]:
@@ -88,7 +92,7 @@ def _tensor(device: torch.device, value: Any) -> Any:
 
 
 def inject_hyperparams(
-    factory: Callable[..., GradientTransformation], static: Sequence[str] = ()
+    factory: Callable[..., GradientTransformation], static: str | Sequence[str] = ()
 ) -> Callable[..., GradientTransformation]:
     """Return ``factory`` with its hyperparameters in the state.
 
@@ -103,7 +107,7 @@ def inject_hyperparams(
             from the count to such values is a schedule, whose value at each update does. What
             else it is given (ints, bools, dtypes, masks) stays outside, and so does a default of
             zero that is not given, such as ``weight_decay=0``, which switches its stage off.
-        static: names of arguments that stay outside as well. Default: none.
+        static: names of arguments, or one, that stay outside as well. Default: none.
 
     Returns:
         A function with the signature of ``factory``, which makes a transform with the state
@@ -120,7 +124,8 @@ def inject_hyperparams(
     """
     if not callable(factory):
         raise TypeError(f"factory must be a function that makes a transform, got {factory!r}")
-    return partial(_injected, factory, tuple(static))
+    names = (static,) if isinstance(static, str) else tuple(static)
+    return partial(_injected, factory, names)
 
 
 def _injected(
@@ -130,6 +135,8 @@ def _injected(
     **kwargs: Any,
 ) -> GradientTransformation:
     explicit, given = arguments(factory, args, kwargs)
+    if unknown := set(static) - set(given):
+        raise TypeError(f"static must name arguments of the factory, got {sorted(unknown)}")
     schedules = {k: v for k, v in schedules_in(given).items() if k not in static}
     factory(**given | at_start(schedules))  # it checks the numbers
     off = {k for k, v in given.items() if isinstance(v, float) and v == 0} - explicit

@@ -53,6 +53,7 @@ class Masked(Transform):
         updates = _like_params(updates, params)
         where = _resolved(self.mask, updates if params is None else params, "mask", bool)
         inside = None if params is None else _only(params, where)
+        extra = _inside(extra, params, where)
         new, state = call_update(self.inner, _only(updates, where), state, inside, extra)
         return _merged(updates, [(where, new)]), state
 
@@ -85,8 +86,9 @@ class Partition(Transform):
         for label, tx in self.transforms.items():
             where = parts[label]
             inside = None if params is None else _only(params, where)
+            given = _inside(extra, params, where)
             part, states[label] = call_update(
-                tx, _only(updates, where), state[label], inside, extra
+                tx, _only(updates, where), state[label], inside, given
             )
             new.append((where, part))
         return _merged(updates, new), states
@@ -156,6 +158,27 @@ def _only(tree: Tree, where: list[bool]) -> Tree:
     return _tree.unflatten(spec, [x if w else None for x, w in zip(leaves, where, strict=True)])
 
 
+@dataclass(frozen=True)
+class _Around:
+    """Gradients at a point that is given for some parameters; the others stay where they are."""
+
+    grad_fn: Callable[[Tree], Tree]
+    params: Tree
+    where: list[bool]
+
+    def __call__(self, part: Tree) -> Tree:
+        grads = self.grad_fn(_merged(self.params, [(self.where, part)]))
+        return _only(_like_params(grads, self.params), self.where)
+
+
+def _inside(extra: dict[str, Any], params: Tree, where: list[bool]) -> dict[str, Any]:
+    """The extra arguments as a transform takes them that sees some of the parameters only."""
+    grad_fn = extra.get("grad_fn")
+    if params is None or not callable(grad_fn):
+        return extra
+    return {**extra, "grad_fn": _Around(grad_fn, params, where)}
+
+
 def _merged(updates: Tree, parts: list[tuple[list[bool], Tree]]) -> Tree:
     """Return ``updates`` with each part in its places."""
     leaves, spec = _tree.flatten(updates)
@@ -180,6 +203,8 @@ def by_path(function: Callable[[str], Any]) -> Callable[[Tree], Tree]:
         >>> mask({"weight": torch.zeros(2), "bias": torch.zeros(1)})
         {'weight': True, 'bias': False}
     """
+    if not callable(function):
+        raise TypeError(f"function must be one of the names of leaves, got {function!r}")
     return ByPath(function)
 
 

@@ -198,11 +198,8 @@ def _step(
 ) -> tuple[tuple[Tree, Any], Tree, Tensor]:
     params, state = carry
 
-    def grad_fn(point: Tree) -> Tree:  # None, outside of a mask for example, is where it is
-        leaves, spec = _tree.flatten(params)
-        there = _tree.match(spec, point, "the point", "params")
-        filled = [x if y is None else y for x, y in zip(leaves, there, strict=True)]
-        return _gradients(loss, first_order, _tree.unflatten(spec, filled), buffers, batch)[0]
+    def grad_fn(point: Tree) -> Tree:
+        return _gradients(loss, first_order, point, buffers, batch)[0]
 
     grads, value, after = _gradients(loss, first_order, params, buffers, batch)
     return step(tx, grads, state, params, value=value, grad_fn=grad_fn), after, value

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _hyper, _rule, _tree
 from ._adamax import Adamax, AdamaxState
-from ._chain import call_update
+from ._chain import call_update, checked_link
 from ._hyper import Hyperparameter
 from ._method import sign
 from ._transform import GradientTransformation, Stateless, Transform
@@ -209,8 +209,4 @@ def cautious(inner: GradientTransformation, *, ascending: bool = False) -> Gradi
     Source: Liang et al. 2024, arXiv 2411.16085, Algorithm 1, with the scale of the authors'
     code, one over the mean bounded by 1e-3, for the paper's d / (|mask| + 1).
     """
-    if not (isinstance(inner, tuple) and len(inner) == 2 and all(map(callable, inner))):
-        raise TypeError(
-            f"cautious: inner must be a pair (init, update) of functions, got {inner!r}"
-        )
-    return Cautious(GradientTransformation(*inner), ascending).pair()
+    return Cautious(checked_link("inner", inner), ascending).pair()

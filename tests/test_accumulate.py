@@ -261,8 +261,54 @@ def test_empty_trees_and_missing_params() -> None:
         assert tx.update(tree, tx.init(tree))[0] == tree
 
 
+@pytest.mark.parametrize("wrapper", ["multi_steps", "apply_if_finite", "conditionally"])
+def test_what_is_computed_in_vain_reaches_no_derivative(wrapper: str) -> None:
+    """Where it would have none, or an infinite one: 0 / 0, or the root of 0."""
+    inner = fa.adam(0.1, eps=0.0)
+    tx, first = {
+        "multi_steps": (fa.multi_steps(inner, 2), lambda x: x),
+        "apply_if_finite": (
+            fa.apply_if_finite(inner, 3),
+            lambda x: torch.where(x > 0, torch.inf, x),
+        ),
+        "conditionally": (fa.conditionally(inner, lambda count: count > 0, "zero"), lambda x: x),
+    }[wrapper]
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        params = torch.zeros(2)
+        one, state = tx.update(first(x), tx.init(params), params)
+        two, state = tx.update(x + 1, state, params)
+        return (one + two).sum()
+
+    x = torch.tensor([0.0, 2.0])
+    assert total(x) == pytest.approx(-0.2)
+    torch.testing.assert_close(torch.func.grad(total)(x), torch.zeros(2), rtol=0, atol=1e-6)
+
+
+def test_functions_of_the_user_that_say_something_else() -> None:
+    params = torch.ones(2)
+
+    def run(tx: fa.GradientTransformation) -> Any:
+        return tx.update(params, tx.init(params), params)
+
+    assert run(fa.multi_steps(fa.sgd(0.1), 1, skip=lambda *_: False))[0][0] == pytest.approx(-0.1)
+    for tx, words in (
+        (fa.multi_steps(fa.sgd(0.1), 1, skip=lambda *_: 1), "skip must return a bool, .* got int"),
+        (fa.conditionally(fa.sgd(0.1), lambda n: n % 2), "condition must return .* torch.int64"),
+        (fa.conditionally(fa.sgd(0.1), lambda n: None), "condition must return .* got None"),
+        (fa.conditionally(fa.sgd(0.1), lambda n: n > params), "condition .* of shape \\(2,\\)"),
+        (fa.multi_steps(fa.sgd(0.1), lambda n: None), "every_k must be an integer"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            run(tx)
+    with pytest.raises(ValueError, match="every_k must be at least 1, got 0"):
+        run(fa.multi_steps(fa.sgd(0.1), lambda n: 0))
+    with pytest.raises(TypeError, match="function must be one of the names of leaves, got 'w'"):
+        fa.by_path("w")  # type: ignore[arg-type]
+
+
 def test_errors_say_what_to_do() -> None:
-    with pytest.raises(TypeError, match=r"multi_steps: inner must be a pair .*, got 3"):
+    with pytest.raises(TypeError, match=r"inner must be a pair .*, got 3"):
         fa.multi_steps(3, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every_k must be at least 1, got 0"):
         fa.multi_steps(fa.identity(), 0)

@@ -238,7 +238,7 @@ def partial_lr(count: torch.Tensor) -> torch.Tensor:
 
 
 def test_errors_say_what_to_do() -> None:
-    with pytest.raises(TypeError, match=r"apply_if_finite: inner must be a pair .*, got 3"):
+    with pytest.raises(TypeError, match=r"inner must be a pair .*, got 3"):
         fa.apply_if_finite(3, 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="max_consecutive_errors must be an integer, got 1.5"):
         fa.apply_if_finite(fa.identity(), 1.5)  # type: ignore[arg-type]

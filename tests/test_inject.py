@@ -107,6 +107,24 @@ def test_schedules_of_what_is_no_rate() -> None:
         fa.inject_hyperparams(fa.add_decayed_weights)(lambda count: -1.0)
 
 
+def test_schedules_that_pass_through_zero_switch_nothing_off() -> None:
+    params = torch.ones(1)
+    tx = fa.inject_hyperparams(fa.sgd)(0.1, momentum=lambda count: 0.9 if count != 1 else 0.0)
+    state, found = tx.init(params), []
+    for _ in range(3):
+        updates, state = tx.update(params, state)
+        found.append(updates.item())
+    assert found == pytest.approx([-0.1, -0.1, -0.19])
+
+
+def test_static_names_arguments() -> None:
+    for static in ("lr", ("lr",)):
+        state = fa.inject_hyperparams(fa.adamax, static)(0.1).init(torch.zeros(1))
+        assert sorted(fa.get_hyperparams(state)) == ["betas", "eps"]
+    with pytest.raises(TypeError, match=r"static must name arguments .*, got \['rate'\]"):
+        fa.inject_hyperparams(fa.adamax, ["rate"])(0.1)
+
+
 def test_what_is_injected_is_copied() -> None:
     table = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
     tx = fa.inject_hyperparams(fa.sgd)(lr=lambda count: table[count % 3])

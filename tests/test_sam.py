@@ -11,6 +11,7 @@ from torch.func import grad, vmap
 from trees import assert_equal, clone
 
 import functional_adamax as fa
+from functional_adamax import compat
 
 TARGET = torch.linspace(-1, 1, 6, dtype=torch.float64)
 
@@ -61,6 +62,35 @@ def test_scaling_the_parameters_changes_nothing_if_adaptive() -> None:
     q = p * factor
     y, _ = tx.update(grad(two)(q), fa.EmptyState(), q, grad_fn=grad(two))
     torch.testing.assert_close(x, y * factor, rtol=1e-11, atol=1e-12)
+
+
+def test_a_part_is_perturbed() -> None:
+    """Under a mask, labels, and masks of masks: the rest stays where it is."""
+    params = {"w": torch.tensor([3.0, 4.0]), "b": torch.ones(1)}
+
+    def loss(p: Any) -> torch.Tensor:
+        return (p["w"] ** 2).sum() * p["b"].sum() / 2
+
+    gradient = torch.func.grad(loss)
+    inside = fa.sam(fa.sgd(0.5), rho=1.0)
+    for tx in (
+        fa.masked(inside, {"w": True, "b": False}),
+        fa.masked(fa.masked(inside, {"w": True, "b": False}), True),
+        fa.partition({"x": inside, "y": fa.set_to_zero()}, {"w": "x", "b": "y"}),
+    ):
+        updates, _ = tx.update(gradient(params), tx.init(params), params, grad_fn=gradient)
+        torch.testing.assert_close(updates["w"], torch.tensor([-1.8, -2.4]))
+        pairs = [(name, torch.nn.Parameter(x.clone())) for name, x in params.items()]
+        optimizer = compat.Optimizer(pairs, tx)
+
+        def closure(optimizer: Any = optimizer, pairs: Any = pairs) -> torch.Tensor:
+            optimizer.zero_grad()
+            value = loss(dict(pairs))
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        torch.testing.assert_close(pairs[0][1].detach(), torch.tensor([1.2, 1.6]))
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -130,7 +130,7 @@ def test_under_vmap_the_share_is_that_of_each_member() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(TypeError, match=r"cautious: inner must be a pair .*, got 0.1"):
+    with pytest.raises(TypeError, match=r"inner must be a pair .*, got 0.1"):
         fa.cautious(0.1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\), got 1.0"):
         fa.scale_by_amsmax(1.0)
