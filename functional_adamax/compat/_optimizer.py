@@ -19,14 +19,14 @@ from .._inject import arguments
 from .._kernel import Group
 from .._transform import Donated, GradientTransformation, Transform, Update
 from .._tree import EmptyState, Tree
+from . import _schedules
 from ._closure import Gradients
 from ._compiled import advance_compiled
 from ._factory import Factory, check_factory
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
-from ._schedules import Schedules
 from ._shell import Run, Shell
-from ._values import joined, tree_of
+from ._values import tree_of
 
 
 class Optimizer(Shell):
@@ -42,9 +42,9 @@ class Optimizer(Shell):
             parameters of all groups at once. That matters to transforms that couple parameters,
             such as ``clip_by_global_norm``, or tell them apart, such as ``add_noise``, which
             gives groups by themselves the same noise. Default: "group".
-        **hyperparameters: of the factory, with its defaults. Of one that is a schedule the group
-            shows the value of the last step; a value that you set there rules instead, until
-            the one shown is put back.
+        **hyperparameters: of the factory, with its defaults. Of one that is a schedule, ``lr``
+            for example, the group shows the value of the last step, as ``lr`` and as
+            ``scheduled_lr``; while you set another ``lr`` there, that rules instead.
 
     Raises:
         TypeError: ``factory`` is neither, or a hyperparameter is missing or unknown.
@@ -88,35 +88,27 @@ class Optimizer(Shell):
         self._couple = couple
         given = arguments(self._factory, (), hyperparameters)[1]
         self._names = list(given)  # of the hyperparameters
-        self._schedules = Schedules()
+        self._evaluates = False  # the schedules, for a factory that takes no functions
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
         self._written: list[Tensor] = []  # by the native kernel in the last step
         super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_factory", "_couple", "_names", "_schedules")
+        ours = ("_factory", "_couple", "_names", "_evaluates")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in ours}}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return a checkpoint, as in torch; of schedules it has what they left in the groups."""
+        state = super().state_dict()
+        return {**state, "param_groups": _schedules.without_functions(state["param_groups"])}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        _schedules.take_over(state["param_groups"], self.__dict__.get("param_groups", []))
         super().__setstate__(state)
         self._layouts, self._written = {}, []
         recording = torch.is_grad_enabled()  # which leaving inference mode would switch on
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
             self._restore()  # what it makes is written outside of inference mode
-        if "_schedules" not in state:
-            self._adopt()
-
-    def _adopt(self) -> None:
-        """Find out of loaded groups which of their values schedules left there."""
-        for unit in self._units() if self._schedules else []:
-            for i in unit:
-                self._schedules.adopt(i, self.param_groups[i], None)
-            leaves, spec, tx, outline = self._unit(unit)
-            layout = Layout.of(self._init(tx, leaves, spec), spec, outline)
-            count = None if layout.clock is None else layout.read(layout.clock, self.state, leaves)
-            for i in unit:
-                if isinstance(count, Tensor):
-                    self._schedules.adopt(i, self.param_groups[i], count)
 
     def _restore(self) -> None:
         """Make a loaded state that of live parameters, and loaded groups complete."""
@@ -130,7 +122,9 @@ class Optimizer(Shell):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            self._schedules.add(self._factory, group, self._values(group))
+            values = self._values(group)
+            _schedules.take(group, self._factory, values)
+            self._evaluates |= not _schedules.takes_functions(self._factory, values)
         except Exception:
             self.param_groups.pop()
             raise
@@ -152,7 +146,7 @@ class Optimizer(Shell):
         compiling = torch.compiler.is_compiling()
         apart = self._init_group() if compiling else True
         traced = not compiling and _context.traced()
-        if torch.is_grad_enabled() or traced or self._schedules:
+        if torch.is_grad_enabled() or traced or any(map(_schedules.of, self.param_groups)):
             return False
         if self._couple == "all" and self.param_groups:
             self._hyperparameters(list(range(len(self.param_groups))))  # which checks that they fit
@@ -190,7 +184,8 @@ class Optimizer(Shell):
         try:
             self._make_state()
             plans = [self._prepare_unit(unit, closure, extra) for unit in units]
-            if len(units) > 1 and _tree.tied([p for g in self.param_groups for p in g["params"]]):
+            params = [p for group in self.param_groups for p in group["params"]]
+            if len(units) > 1 and not _tree.are_apart(params):
                 return [partial(self._step_unit, unit, closure, extra) for unit in units]
             return plans
         except Exception:
@@ -243,7 +238,9 @@ class Optimizer(Shell):
         members = [self.param_groups[i] for i in groups]
         params = tree_of(members, [group["params"] for group in members])
         values = self._hyperparameters(groups)
-        tx = self._schedules.transform(self._factory, values)
+        scheduled = [name for group in members for name in _schedules.of(group)]
+        evaluated = dict.fromkeys(scheduled if self._evaluates else ())
+        tx = _schedules.transform(self._factory, values, evaluated)
         return *_tree.flatten(params), tx, outline_of(values)
 
     def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
@@ -304,10 +301,10 @@ class Optimizer(Shell):
 
     def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
         """The values for the factory; a tree with one for each parameter where groups differ."""
-        values = {}
-        for name in self._values(self.param_groups[groups[0]]):
-            rows = [self._schedules.value(i, self.param_groups[i], name) for i in groups]
-            values[name] = joined([self.param_groups[i] for i in groups], name, rows)
+        members = [self.param_groups[i] for i in groups]
+        values = {name: _schedules.together(members, name) for name in self._values(members[0])}
+        for group in members if not torch.compiler.is_compiling() else []:
+            _schedules.check(group, self._factory, self._values(group))
         return values
 
     def _layout(
@@ -354,15 +351,15 @@ class Optimizer(Shell):
         count = None if layout.clock is None else layout.read(layout.clock, self.state, used)
         before = count.clone() if isinstance(count, Tensor) else None
         new_params, new_state = run()
-        for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
-            if p is not None and new is not p:
-                p.copy_(new)
         leaves, spec = _tree.flatten(new_state)
         if spec != layout.spec:
             raise ValueError(
                 "update must return a state of the structure of the one it is given, got "
                 f"{type(new_state).__name__} of {len(leaves)} leaves for {len(layout.slots)}"
             )
+        for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
+            if p is not None and new is not p:
+                p.copy_(new)
         # what autograd recorded is never written over; what a compiler traces stays in its place
         replace = self.defaults.get("differentiable", False) or not _context.traced()
         for slot, leaf in zip(layout.slots, leaves, strict=True):
@@ -371,7 +368,7 @@ class Optimizer(Shell):
                     keep(self.state[p], slot.name, leaf, replace)
         if before is not None:
             for i in groups:
-                self._schedules.show(i, self.param_groups[i], before)
+                _schedules.show(self.param_groups[i], before)
 
 
 def _nothing() -> None:

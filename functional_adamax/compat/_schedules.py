@@ -1,7 +1,14 @@
-"""Schedules among the hyperparameters of the parameter groups."""
+"""Schedules among the hyperparameters of the parameter groups.
+
+A group keeps its schedules under ``"schedules"``, which checkpoints leave out. Beside a
+hyperparameter that is one, such as ``lr``, it keeps under ``"scheduled_lr"`` what the schedule left
+there: any other value was set by somebody, and rules instead.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,78 +20,104 @@ from .._inject import Injected, at_start, schedules_in
 from .._schedule import is_schedule
 from .._transform import GradientTransformation, same
 from ._factory import Factory
+from ._values import joined
+
+Group = dict[str, Any]
+KEY = "schedules"
 
 
-class Schedules:
-    """The schedules of each group, whose values they leave there for users to see.
+def of(group: Group) -> dict[str, Any]:
+    """The schedules of a group, by the name of the hyperparameter."""
+    found: dict[str, Any] = group.get(KEY, {})
+    return found
 
-    A value that somebody else sets in the group rules instead of the schedule, until the one that
-    the schedule left is put back. A group that was not added has no schedules.
+
+def left(name: str) -> str:
+    """The key for what the schedule of a hyperparameter left."""
+    return f"scheduled_{name}"
+
+
+def take(group: Group, factory: Factory, values: dict[str, Any]) -> None:
+    """Check the ``values`` of a new group, and keep the schedules among them."""
+    schedules = schedules_in(values)
+    first = at_start(schedules)
+    factory(**values | first)  # it checks the numbers
+    if schedules:
+        group[KEY] = schedules
+    for name, value in first.items():
+        group[name], group[left(name)] = _shown(value), _shown(value)
+
+
+def take_over(groups: Sequence[Group], before: Sequence[Group]) -> None:
+    """Give loaded groups the schedules of those before them.
+
+    What they hold without saying that it was scheduled, such as a constant rate, is no value that
+    somebody set over the schedule.
     """
+    for group, old in zip(groups, before, strict=False):
+        if KEY in old:
+            group[KEY] = old[KEY]
+        for name in of(group):
+            group.setdefault(name, old[name])
+            group.setdefault(left(name), group[name])
 
-    def __init__(self) -> None:
-        self._of: list[dict[str, Any]] = []
-        self._left: list[dict[str, Any]] = []
-        self._evaluate = False  # for a factory that takes numbers only
 
-    def __bool__(self) -> bool:
-        return any(self._of)
+def without_functions(groups: Iterable[Group]) -> list[Group]:
+    """The groups as a checkpoint has them."""
+    return [{k: v for k, v in group.items() if k != KEY} for group in groups]
 
-    def add(self, factory: Factory, group: dict[str, Any], values: dict[str, Any]) -> None:
-        """Check the ``values`` of a new group, and take the schedules among them."""
-        schedules = schedules_in(values)
-        first = at_start(schedules)
-        factory(**values | first)  # it checks the numbers
-        self._evaluate |= bool(schedules) and not _takes(factory, values)
-        self._of.append(schedules)
-        self._left.append({name: _shown(value) for name, value in first.items()})
-        group.update(self._left[-1])
 
-    def transform(self, factory: Factory, values: dict[str, Any]) -> GradientTransformation:
-        """The transform of the hyperparameters ``values``."""
-        names = set().union(*self._of) if self._evaluate else ()
-        scheduled = {name: values[name] for name in names if is_schedule(values[name])}
-        if not scheduled:
-            return factory(**values)
-        rest = {name: value for name, value in values.items() if name not in scheduled}
-        return Injected(factory, {}, scheduled, rest).pair()
+def transform(
+    factory: Factory, values: dict[str, Any], evaluated: Iterable[str]
+) -> GradientTransformation:
+    """The transform of the hyperparameters ``values``.
 
-    def adopt(self, i: int, group: dict[str, Any], count: Tensor | None) -> None:
-        """Take the values of a loaded group for such that the schedules left.
+    Those that are ``evaluated`` may be schedules that ``factory`` does not take as functions.
+    """
+    scheduled = {name: values[name] for name in evaluated if is_schedule(values[name])}
+    if not scheduled:
+        return factory(**values)
+    rest = {name: value for name, value in values.items() if name not in scheduled}
+    return Injected(factory, {}, scheduled, rest).pair()
 
-        With the number of updates so far, those that the schedules did not leave are told apart.
-        """
-        for name, schedule in self._schedules(i).items():
-            left = group[name] if count is None else _shown(schedule((count - 1).clamp(min=0)))
-            self._left[i][name] = left
 
-    def value(self, i: int, group: dict[str, Any], name: str) -> Any:
-        """The hyperparameter of group ``i``: the schedule if it rules, else what the group says."""
-        schedule = self._schedules(i).get(name)
-        if schedule is None:
-            return group[name]
-        rules = _rules(group[name], self._left[i].get(name))
+def value(group: Group, name: str) -> Any:
+    """The hyperparameter of a group: the schedule if it rules, else what the group says."""
+    schedule = of(group).get(name)
+    if schedule is None:
+        return group[name]
+    if is_schedule(group[name]):  # a new one
+        group[KEY] = of(group) | {name: group[name]}
+        group[name] = group[left(name)]
+        return value(group, name)
+    now, before = _now(group, name)
+    rules = _rules(now, before)
+    if isinstance(rules, Tensor):
+        return partial(_chosen, rules, schedule, now)
+    return schedule if rules else partial(_held, now)
+
+
+def check(group: Group, factory: Factory, values: dict[str, Any]) -> None:
+    """Check the ``values`` that somebody set over a schedule, which ``factory`` takes for one."""
+    if not all(_rules(*_now(group, name)) for name in of(group)):
+        factory(**values)
+
+
+def show(group: Group, count: Tensor) -> None:
+    """Leave the values at ``count`` in a group, of the schedules that rule."""
+    for name, schedule in of(group).items():
+        now, before = _now(group, name)
+        rules = _rules(now, before)
         if isinstance(rules, Tensor):
-            return partial(_chosen, rules, schedule, group[name])
-        return schedule if rules else partial(_held, group[name])
-
-    def show(self, i: int, group: dict[str, Any], count: Tensor) -> None:
-        """Leave the values at ``count`` in group ``i``, of the schedules that rule."""
-        for name, schedule in self._schedules(i).items():
-            left = self._left[i]
-            rules = _rules(group[name], left.get(name))
-            if isinstance(rules, Tensor):
-                group[name] = _chosen(rules, schedule, group[name], count)
-                left[name] = _chosen(rules, schedule, left[name], count)
-            elif rules:
-                value = schedule(count)
-                group[name], left[name] = _shown(value), _shown(value)
-
-    def _schedules(self, i: int) -> dict[str, Any]:
-        return self._of[i] if i < len(self._of) else {}
+            group[name] = _chosen(rules, schedule, now, count)
+            group[left(name)] = _chosen(rules, schedule, before, count)
+        elif rules:
+            said = schedule(count)
+            group[name], group[left(name)] = _shown(said), _shown(said)
 
 
-def _takes(factory: Factory, values: dict[str, Any]) -> bool:
+def takes_functions(factory: Factory, values: dict[str, Any]) -> bool:
+    """Whether ``factory`` takes the schedules among ``values`` as they are."""
     try:
         factory(**values)
     except TypeError:
@@ -95,12 +128,26 @@ def _takes(factory: Factory, values: dict[str, Any]) -> bool:
 def _shown(value: Any) -> Any:
     """A value as it is shown: a number, or under a compiler, which keeps none, a new tensor."""
     if torch.compiler.is_compiling():
-        return _tree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
+        return _tree.tree_map(lambda x: _copy(x) if isinstance(x, Tensor) else x, value)
     return _tree.tree_map(_number, value)
 
 
 def _number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+torch.library.define("functional_adamax::copy", "(Tensor x) -> Tensor")
+_copy = torch.ops.functional_adamax.copy.default
+"""A copy that a compiler keeps: of clones of one tensor it makes one, and then a value written into
+what the group shows would be written into what the schedule left."""
+torch.library.impl("functional_adamax::copy", "CompositeExplicitAutograd", torch.clone)
+torch.library.register_fake("functional_adamax::copy", torch.empty_like)
+
+
+def _now(group: Group, name: str) -> tuple[Any, Any]:
+    """What a group says, and what the schedule left; pairs may be set as lists."""
+    now, before = group[name], group[left(name)]
+    return tuple(now) if isinstance(now, list) and isinstance(before, tuple) else now, before
 
 
 def _rules(value: Any, left: Any) -> bool | Tensor:
@@ -112,23 +159,55 @@ def _rules(value: Any, left: Any) -> bool | Tensor:
     if spec != other_spec:
         return False
     pairs = list(zip(values, others, strict=True))
-    both = [isinstance(x, Tensor) and isinstance(y, Tensor) for x, y in pairs]
-    if not all(t or same(x, y) for t, (x, y) in zip(both, pairs, strict=True)):
+    asked = [isinstance(x, Tensor) or isinstance(y, Tensor) for x, y in pairs]
+    if not all(t or same(x, y) for t, (x, y) in zip(asked, pairs, strict=True)):
         return False
-    equal = [(x == y).all() for t, (x, y) in zip(both, pairs, strict=True) if t]
+    equal = [torch.eq(*_tensors(x, y)).all() for t, (x, y) in zip(asked, pairs, strict=True) if t]
     return torch.stack(equal).all() if equal else True
+
+
+def _tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Two values, one of them a tensor at least, as tensors."""
+    like = x if isinstance(x, Tensor) else y
+    x, y = (z if isinstance(z, Tensor) else torch.full_like(like, z) for z in (x, y))
+    return x, y
 
 
 def _chosen(rules: Tensor, schedule: Any, value: Any, count: Tensor) -> Any:
     """What the schedule says where it rules, else the value."""
     said, spec = _tree.flatten(schedule(count))
     pairs = zip(said, _tree.flatten(value)[0], strict=True)
-    return _tree.unflatten(
-        spec, [torch.where(rules, x, y) if isinstance(y, Tensor) else y for x, y in pairs]
-    )
+    return _tree.unflatten(spec, [_where(rules, x, y) for x, y in pairs])
+
+
+def _where(rules: Tensor, x: Any, y: Any) -> Any:
+    if not (isinstance(x, Tensor) or isinstance(y, Tensor)):
+        return y
+    return torch.where(rules, *_tensors(x, y))
 
 
 def _held(value: Any, count: Tensor) -> Any:
     """The schedule of one value."""
     del count
     return value
+
+
+@dataclass(frozen=True, eq=False)
+class _Together:
+    """The schedule of several groups, as a tree of their values."""
+
+    groups: Sequence[Group]
+    name: str
+    rows: Sequence[Any]
+
+    def __call__(self, count: Tensor) -> Any:
+        now = [row(count) if is_schedule(row) else row for row in self.rows]
+        return joined(self.groups, self.name, now)
+
+
+def together(groups: Sequence[Group], name: str) -> Any:
+    """A hyperparameter for the parameters of several groups: a tree of values if they differ."""
+    rows = [value(group, name) for group in groups]
+    if any(map(is_schedule, rows)) and not all(same(row, rows[0]) for row in rows):
+        return _Together(groups, name, rows)
+    return joined(groups, name, rows)
