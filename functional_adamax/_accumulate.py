@@ -46,12 +46,10 @@ class MultiSteps(Transform):
 
     def init(self, params: Tree) -> MultiStepsState:
         leaves, spec = _check.parameters(params)
-        tensors = _tree.tensors(params)
-        device = tensors[0].device if tensors else None
         acc = [_zeros(p) if _check.trainable(p) else EmptyState() for p in leaves]
         return MultiStepsState(
-            torch.zeros((), dtype=torch.int64, device=device),
-            torch.zeros((), dtype=torch.int64, device=device),
+            _tree.count(params),
+            _tree.count(params),
             self.inner.init(params),
             _tree.unflatten(spec, acc),
         )
@@ -59,10 +57,7 @@ class MultiSteps(Transform):
     def update(
         self, updates: Tree, state: MultiStepsState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, MultiStepsState]:
-        if not isinstance(state, MultiStepsState):
-            raise TypeError(
-                f"state must be the MultiStepsState that init returned, got {type(state).__name__}"
-            )
+        _check.state(state, MultiStepsState)
         before, spec = _tree.flatten(state.acc_grads)
         leaves = _tree.match(spec, updates, "updates", "the params that init was given")
         _check.gradients(spec, leaves, before, self.name, "updates")
@@ -103,8 +98,7 @@ class MultiSteps(Transform):
 
 
 def _zeros(p: Tensor) -> Tensor:
-    half = p.dtype in (torch.float16, torch.bfloat16)
-    return torch.zeros_like(p, dtype=torch.float32 if half else p.dtype)
+    return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
 
 
 def skip_not_finite(updates: Tree, gradient_step: Tensor, params: Tree = None) -> Tensor:

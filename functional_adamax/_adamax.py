@@ -98,7 +98,7 @@ class Adamax(Transform):
         work = ready or [leaf for leaf in leaves if leaf.g is not None]
         if _is_entangled(work):
             return None
-        if not ready or not _kernel.are_apart(ready):  # which is faster, but names no names
+        if not ready or not _kernel.are_apart(ready):  # faster, but cannot name two leaves
             _step.reject_shared_memory(grads, state, params)
         return partial(_write, work, bool(ready), self.maximize, self.decoupled, params, state)
 
@@ -119,16 +119,12 @@ class Adamax(Transform):
         return _kernel.overwrite(group, columns)
 
     def native(self, params: list[Tensor] | None) -> Group:
-        b1, b2 = self.betas
-        rates = (self.lr, b1, b2, self.eps, self.weight_decay)
-        return Group(params, *rates, self.maximize, self.decoupled)
+        lr, b1, b2, eps, decay = self._rates().values()
+        return Group(params, lr, b1, b2, eps, decay, self.maximize, self.decoupled)
 
     def _columns(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Any, Columns]:
         """Check the structures of the trees, and return it with the leaves of each."""
-        if not isinstance(state, AdamaxState):
-            raise TypeError(
-                f"state must be the AdamaxState that init returned, got {type(state).__name__}"
-            )
+        _check.state(state, AdamaxState)
         t, spec = _tree.flatten(state.step)
         m = _tree.match(spec, state.exp_avg, "state.exp_avg", "state.step")
         u = _tree.match(spec, state.exp_inf, "state.exp_inf", "state.step")
@@ -193,20 +189,12 @@ def init_leaf(p: Any, state_dtype: torch.dtype | None) -> tuple[Any, Any, Any]:
     """Return (step, exp_avg, exp_inf) of one parameter before its first gradient."""
     if not _check.trainable(p):
         return EmptyState(), EmptyState(), EmptyState()
-    dtype = moment_dtype(p, state_dtype)
+    dtype = _rule.moment_dtype(p, state_dtype)
     return (
         torch.zeros((), dtype=_rule.step_dtype(p.device), device=p.device),
         _kernel.zeros_like(p, dtype),
         _kernel.zeros_like(p, dtype),
     )
-
-
-def moment_dtype(p: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of the moments of ``p``."""
-    if state_dtype is None:
-        return p.dtype
-    dtype: torch.dtype = state_dtype.to_complex() if p.is_complex() else state_dtype
-    return dtype
 
 
 def _results(spec: Any, rows: Sequence[Sequence[Any]]) -> tuple[Tree, AdamaxState]:
@@ -393,6 +381,6 @@ def _checked(transform: Adamax) -> Adamax:
     _hyper.check_pair("betas", transform.betas)
     _hyper.check("eps", transform.eps)
     _hyper.check("weight_decay", transform.weight_decay)
-    _hyper.check_state_dtype(transform.state_dtype)
+    _hyper.check_dtype("state_dtype", transform.state_dtype)
     _hyper.check_floor("derivative_floor", transform.derivative_floor)
     return transform

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from . import _apply, _check, _hyper, _rule, _tree
-from ._curve import check_int
 from ._hyper import Hyperparameter
-from ._momentum import accumulator, blend, check_dtype, check_state, per_leaf
+from ._momentum import blend, per_leaf
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -37,23 +36,19 @@ class Averaging(Transform):
 
     def init(self, params: Tree) -> AverageState:
         leaves, spec = _check.parameters(params)
-        tensors = _tree.tensors(params)
-        device = tensors[0].device if tensors else None
         copies = [per_leaf(p, self._copy) for p in leaves]
-        count = torch.zeros((), dtype=torch.int64, device=device)
+        count = _tree.count(params)
         return AverageState(count, _tree.unflatten(spec, copies))
 
     def _copy(self, p: Tensor) -> Tensor:
-        return p.to(accumulator(p, self.accumulator_dtype), copy=True)
+        return p.to(_rule.moment_dtype(p, self.accumulator_dtype), copy=True)
 
     def update(
         self, updates: Tree, state: AverageState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, AverageState]:
         del extra
-        check_state(state, AverageState)
-        if params is None:
-            call = "call update(grads, state, params)"
-            raise ValueError(f"params must be given to {self.name}, got None: {call}")
+        _check.state(state, AverageState)
+        _check.params_given(params, f"to {self.name}")
         averages, spec = _tree.flatten(state.average)
         leaves = _tree.match(spec, params, "params", "the params that init was given")
         given = _tree.match(spec, updates, "updates", "the params that init was given")
@@ -167,8 +162,8 @@ def params_ema(
     torch.optim.swa_utils, whose first call copies: there the average starts at ``p_1``.
     """
     _hyper.check("decay", decay, 1.0)
-    check_int("every", every, 1)
-    check_dtype(accumulator_dtype)
+    _hyper.check_int("every", every, 1)
+    _hyper.check_dtype("accumulator_dtype", accumulator_dtype)
     return ParamsEma(decay, debias, every, accumulator_dtype).pair()
 
 
@@ -202,9 +197,9 @@ def params_average(
 
     Source: Polyak & Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407, Algorithm 1.
     """
-    check_int("every", every, 1)
-    check_int("start", start, 0)
-    check_dtype(accumulator_dtype)
+    _hyper.check_int("every", every, 1)
+    _hyper.check_int("start", start, 0)
+    _hyper.check_dtype("accumulator_dtype", accumulator_dtype)
     return ParamsAverage(every, start, accumulator_dtype).pair()
 
 

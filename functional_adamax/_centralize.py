@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from . import _check, _tree
+from . import _check, _rule, _tree
 from ._transform import GradientTransformation, Stateless
 from ._tree import EmptyState, Tree
 
@@ -30,7 +29,7 @@ class Centralize(Stateless):
 
 
 def _centered(u: Tensor) -> Tensor:
-    wide = u.float() if u.dtype in (torch.float16, torch.bfloat16) else u
+    wide = _rule.wide(u)
     return (wide - wide.mean(tuple(range(1, u.dim())), keepdim=True)).to(u.dtype)
 
 

@@ -34,8 +34,21 @@ def parameters(params: Tree) -> tuple[list[Any], Any]:
     return leaves, spec
 
 
+def state(given: Any, kind: type, hint: str = "") -> None:
+    """Check that a state is of the kind that ``init`` returns.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(given, kind):
+        raise TypeError(
+            f"state must be the {kind.__name__} that init returned, "
+            f"got {type(given).__name__}{hint}"
+        )
+
+
 def warn(text: str) -> None:
-    """Warn at the line of the user's that led here, through this library and torch."""
+    """Warn at the user's own line: the first frame outside of this library and torch."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals["__name__"].split(".")[0] in (_PACKAGE, "torch"):
         frame, level = frame.f_back, level + 1
@@ -56,7 +69,7 @@ def warn_if_tied(leaves: list[Any], spec: Any) -> None:
 
 
 def trainable(leaf: Any) -> bool:
-    """Whether a parameter leaf can have a gradient and so has state."""
+    """Whether a leaf, such as a parameter, can have a gradient, and so state."""
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
@@ -68,7 +81,7 @@ def gradients(spec: Any, grads: list[Any], like: list[Any], what: str, name: str
         TypeError: a gradient for a leaf that can have none, or real for complex.
         ValueError: another shape or device.
     """
-    for i in range(len(grads)):  # of which a compiler makes less than of enumerate
+    for i in range(len(grads)):  # which Dynamo traces in fewer operations than enumerate
         g, x = grads[i], like[i]
         if g is None or _fits(g, x):
             continue
@@ -125,8 +138,18 @@ def describe(x: Any) -> str:
 def reject_missing_params(updates: Tree) -> None:
     """Raise unless there is nothing to decay: every update is None."""
     if any(update is not None for update in _tree.flatten(updates)[0]):
+        params_given(None, "for weight decay")
+
+
+def params_given(params: Tree, what: str, more: str = "") -> None:
+    """Check that ``params`` are there, to be given to, or for, something.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if params is None:
         raise ValueError(
-            "params must be given for weight decay, got None: call update(grads, state, params)"
+            f"params must be given {what}, got None: call update(grads, state, params{more})"
         )
 
 

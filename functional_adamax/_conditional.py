@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _finite, _tree
+from . import _check, _finite, _tree
 from ._chain import call_update, checked_link
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
@@ -33,19 +33,12 @@ class Conditionally(Transform):
     otherwise: str = "pass"
 
     def init(self, params: Tree) -> ConditionalState:
-        tensors = _tree.tensors(params)
-        device = tensors[0].device if tensors else None
-        return ConditionalState(
-            torch.zeros((), dtype=torch.int64, device=device), self.inner.init(params)
-        )
+        return ConditionalState(_tree.count(params), self.inner.init(params))
 
     def update(
         self, updates: Tree, state: ConditionalState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, ConditionalState]:
-        if not isinstance(state, ConditionalState):
-            raise TypeError(
-                f"state must be the ConditionalState that init returned, got {type(state).__name__}"
-            )
+        _check.state(state, ConditionalState)
         holds = _finite.flag(self.condition(state.count), "condition", state.count.device)
         shown = _tree.tree_map(lambda u: _finite.presentable(u, holds), updates)
         new, inner = call_update(self.inner, shown, state.inner, params, extra)

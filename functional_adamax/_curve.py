@@ -80,12 +80,6 @@ def check_scalar(
         raise ValueError(f"{name} must be in {left}{low:g}, {high:g}{right}, got {value}")
 
 
-def check_int(name: str, value: Any, low: int) -> None:
-    """Check that ``value`` is an int of at least ``low``."""
-    if not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be an int in [{low}, inf), got {value!r}")
-
-
 def scalar(value: Any, like: Tensor) -> Tensor:
     """Return a number or a tensor of one element as a 0-d tensor of the dtype of ``like``."""
     if isinstance(value, Tensor):

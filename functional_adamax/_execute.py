@@ -124,7 +124,7 @@ def write(
     """
     if foreach is None and not ready:
         foreach = all(_plain_cuda(leaf.p) for leaf in leaves)
-        ours = [_triton.takes(leaf, decoupled) for leaf in leaves]
+        ours = [_triton.takes(leaf) for leaf in leaves]
         if any(ours) and _triton.write(list(compress(leaves, ours)), maximize, decoupled):
             leaves = [leaf for leaf, taken in zip(leaves, ours, strict=True) if not taken]
     if not foreach:

@@ -57,10 +57,7 @@ class ZeroNans(Transform):
         self, updates: Tree, state: ZeroNansState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, ZeroNansState]:
         del params, extra
-        if not isinstance(state, ZeroNansState):
-            raise TypeError(
-                f"state must be the ZeroNansState that init returned, got {type(state).__name__}"
-            )
+        _check.state(state, ZeroNansState)
         before, spec = _tree.flatten(state.found)
         leaves = _tree.match(spec, updates, "updates", "the params that init was given")
         like = [u if isinstance(x, Tensor) else x for u, x in zip(leaves, before, strict=True)]
@@ -83,23 +80,14 @@ class ApplyIfFinite(Transform):
     max_consecutive_errors: int
 
     def init(self, params: Tree) -> ApplyIfFiniteState:
-        tensors = _tree.tensors(params)
-        device = tensors[0].device if tensors else None
-        return ApplyIfFiniteState(
-            torch.zeros((), dtype=torch.int64, device=device),
-            torch.ones((), dtype=torch.bool, device=device),
-            torch.zeros((), dtype=torch.int64, device=device),
-            self.inner.init(params),
-        )
+        count = _tree.count(params)
+        finite = torch.ones_like(count, dtype=torch.bool)
+        return ApplyIfFiniteState(count, finite, count.clone(), self.inner.init(params))
 
     def update(
         self, updates: Tree, state: ApplyIfFiniteState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, ApplyIfFiniteState]:
-        if not isinstance(state, ApplyIfFiniteState):
-            raise TypeError(
-                "state must be the ApplyIfFiniteState that init returned, "
-                f"got {type(state).__name__}"
-            )
+        _check.state(state, ApplyIfFiniteState)
         leaves, spec = _tree.flatten(updates)
         _check.gradients(spec, leaves, leaves, self.name, "updates")
         finite = is_finite(leaves, like=state.last_finite)

@@ -67,10 +67,16 @@ def check_pair(name: str, value: Any) -> None:
         check(f"{name}[{i}]", item, 1.0)
 
 
-def check_state_dtype(value: Any) -> None:
+def check_dtype(name: str, value: Any) -> None:
     """Check that ``value`` is None or a real floating dtype."""
     if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
-        raise TypeError(f"state_dtype must be a real floating dtype or None, got {value!r}")
+        raise TypeError(f"{name} must be a real floating dtype or None, got {value!r}")
+
+
+def check_int(name: str, value: Any, low: int) -> None:
+    """Check that ``value`` is an int of at least ``low``."""
+    if not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be an int in [{low}, inf), got {value!r}")
 
 
 def check_floor(name: str, value: Any) -> None:

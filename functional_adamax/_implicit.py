@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from . import _capture, _check, _context, _hyper, _rule, _tree
-from ._remat import batched_alike, floats
+from ._remat import batched_alike
 from ._transform import GradientTransformation
 from ._tree import Tree
 from ._unroll import Unrolled, batches_of, detach, unroll
@@ -143,7 +143,7 @@ def _solution(
         return torch.stack([x * share for x, share in zip(values, shares, strict=True)]).sum()
 
     points = [leaves[i] for i in where]
-    numbers = [i for i, x in enumerate(given) if floats(x)]
+    numbers = [i for i, x in enumerate(given) if _check.trainable(x)]
 
     def used(*primals: Tensor) -> Tensor:
         data = _tree.placed(given, numbers, primals[len(points) :])
@@ -312,7 +312,7 @@ class _Stationary(torch.autograd.Function):
         saved = list(map(_context.living, ctx.saved_tensors))
         points, given = _parts(saved, problem.unknowns)
         needed = ctx.needs_input_grad[1 + problem.unknowns :]
-        wanted = [i for i, x in enumerate(given) if floats(x) and needed[i]]
+        wanted = [i for i, x in enumerate(given) if _check.trainable(x) and needed[i]]
 
         with torch.no_grad():
             pull = vjp(lambda *x: tuple(problem.residual(x, given, at)), *points)[1]

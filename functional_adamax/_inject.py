@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _rule, _tree
+from . import _check, _rule, _tree
 from ._chain import call_update
 from ._schedule import is_schedule
 from ._transform import GradientTransformation, Transform
@@ -44,19 +44,15 @@ class Injected(Transform):
     static: dict[str, Any]
 
     def init(self, params: Tree) -> InjectState:
-        tensors = _tree.tensors(params)
-        device = tensors[0].device if tensors else torch.get_default_device()
-        count = torch.zeros((), dtype=torch.int64, device=device)
-        hyperparams = {k: _tree.tree_map(partial(_tensor, device), v) for k, v in self._at(count)}
+        count = _tree.count(params)
+        tensor = partial(_tensor, count.device)
+        hyperparams = {k: _tree.tree_map(tensor, v) for k, v in self._at(count)}
         return InjectState(count, hyperparams, self._made(hyperparams).init(params))
 
     def update(
         self, updates: Tree, state: InjectState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, InjectState]:
-        if not isinstance(state, InjectState):
-            raise TypeError(
-                f"state must be the InjectState that init returned, got {type(state).__name__}"
-            )
+        _check.state(state, InjectState)
         count = state.count
         tensor = partial(_tensor, count.device)
         said = {

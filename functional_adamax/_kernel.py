@@ -45,7 +45,7 @@ negative depends on where they lie.
 
 
 class Group(NamedTuple):
-    """Parameters whose state lies in an optimizer's entries, by torch's names, and their rates."""
+    """Parameters, where they are given, and the hyperparameters that they share."""
 
     params: list[Tensor] | None
     lr: Any

@@ -152,4 +152,4 @@ def scale_by_lion(
 
 def _check(betas: Any, state_dtype: torch.dtype | None) -> None:
     _hyper.check_pair("betas", betas)
-    _hyper.check_state_dtype(state_dtype)
+    _hyper.check_dtype("state_dtype", state_dtype)

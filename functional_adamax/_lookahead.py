@@ -14,9 +14,8 @@ from torch import Tensor
 
 from . import _apply, _check, _finite, _hyper, _tree
 from ._chain import call_update, checked_link
-from ._curve import check_int
 from ._hyper import Hyperparameter
-from ._momentum import blend, check_state, per_leaf
+from ._momentum import blend, per_leaf
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -42,19 +41,15 @@ class Lookahead(Transform):
 
     def init(self, params: Tree) -> LookaheadState:
         leaves, spec = _check.parameters(params)
-        tensors = _tree.tensors(params)
-        device = tensors[0].device if tensors else None
         slow = [per_leaf(p, torch.clone) for p in leaves]
-        count = torch.zeros((), dtype=torch.int64, device=device)
+        count = _tree.count(params)
         return LookaheadState(count, _tree.unflatten(spec, slow), self.inner.init(params))
 
     def update(
         self, updates: Tree, state: LookaheadState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, LookaheadState]:
-        check_state(state, LookaheadState)
-        if params is None:
-            call = "call update(grads, state, params)"
-            raise ValueError(f"params must be given to lookahead, got None: {call}")
+        _check.state(state, LookaheadState)
+        _check.params_given(params, "to lookahead")
         slow, spec = _tree.flatten(state.slow)
         leaves = _tree.match(spec, params, "params", "the params that init was given")
         given = _tree.match(spec, updates, "updates", "the params that init was given")
@@ -126,7 +121,7 @@ def lookahead(
 
     Source: Zhang et al. 2019, arXiv 1907.08610, Algorithm 1.
     """
-    check_int("sync_period", sync_period, 1)
+    _hyper.check_int("sync_period", sync_period, 1)
     _hyper.check("slow_step_size", slow_step_size)
     link = checked_link("inner", inner)
     return Lookahead(link, sync_period, slow_step_size, bool(reset_state)).pair()

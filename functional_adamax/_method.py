@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from . import _check, _hyper, _rule, _tree
-from ._adamax import moment_dtype
 from ._hyper import Hyperparameter, cast
+from ._norm import root
 from ._rule import double, over_components, wide
 from ._schedule import Schedule
 from ._transform import Transform
@@ -82,11 +82,7 @@ class Method(Transform):
         self, updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, Any]:
         del extra
-        if type(state) is not self.state:
-            raise TypeError(
-                f"state must be the {self.state.__name__} that init returned, "
-                f"got {type(state).__name__}"
-            )
+        _check.state(state, self.state)
         steps, spec = _tree.flatten(state.step)
         given = "the params that init was given"
         grads = _tree.match(spec, updates, "grads", given)
@@ -166,7 +162,7 @@ def _start(p: Any, kept: tuple[str, ...], state_dtype: torch.dtype | None) -> Mo
     """The moments of a parameter before its first gradient."""
     if not _check.trainable(p):
         return dict.fromkeys(kept, EmptyState())
-    dtype = moment_dtype(p, state_dtype)
+    dtype = _rule.moment_dtype(p, state_dtype)
     return {
         name: torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format) for name in kept
     }
@@ -196,15 +192,6 @@ def over_bias(factor: Any, decay: Any, t: Tensor) -> Any:
     """``factor / (1 - decay^t)`` in double precision."""
     bias = 1 - double(decay) ** double(t)
     return torch.ones_like(bias) * double(factor) / bias  # number / tensor would round twice
-
-
-def root(v: Tensor) -> Tensor:
-    """The square root, with derivative 0 and not infinity where ``v`` is 0.
-
-    There the gradients have all been zero, and d sqrt(v) / dg = inf * 0 would be NaN.
-    """
-    zero = v == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, v).sqrt())
 
 
 def sign(x: Tensor) -> Tensor:

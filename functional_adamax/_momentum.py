@@ -55,7 +55,7 @@ class Ema(Transform):
         self, updates: Tree, state: EmaState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, EmaState]:
         del params, extra
-        check_state(state, EmaState)
+        _check.state(state, EmaState)
         moments, spec = _tree.flatten(state.exp_avg)
         steps = _tree.match(spec, state.step, "state.step", "state.exp_avg")
         given = _given(spec, updates, moments, "ema")
@@ -95,7 +95,7 @@ class Trace(Transform):
         self, updates: Tree, state: TraceState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, TraceState]:
         del params, extra
-        check_state(state, TraceState)
+        _check.state(state, TraceState)
         sums, spec = _tree.flatten(state.trace)
         given = _given(spec, updates, sums, "trace")
         decays = _hyper.per_leaf("decay", self.decay, state.trace, sums)
@@ -112,8 +112,7 @@ def blend(old: Tensor, new: Tensor, weight: Any) -> Tensor:
     """``old + weight * (new - old)`` in the dtype of ``old``; halves are computed in float32."""
     if old.is_complex():
         old, new = _rule.real_views(old, new)
-        weight = weight.unsqueeze(-1) if isinstance(weight, Tensor) and weight.dim() else weight
-        return torch.view_as_complex(blend(old, new, weight))
+        return torch.view_as_complex(blend(old, new, _rule.over_components(weight)))
     wide = torch.promote_types(old.dtype, torch.float32)
     x, y = old.to(wide), new.to(wide)
     return torch.lerp(x, y, _hyper.cast(weight, x)).to(old.dtype)
@@ -128,39 +127,17 @@ def per_leaf(p: Any, make: Callable[[Tensor], Tensor]) -> Any:
     return make(p) if _check.trainable(p) else EmptyState()
 
 
-def accumulator(p: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype in which past values of ``p`` are kept."""
-    if dtype is None:
-        return p.dtype
-    kept: torch.dtype = dtype.to_complex() if p.is_complex() else dtype
-    return kept
-
-
 def _zeros(spec: Any, leaves: list[Any], dtype: torch.dtype | None) -> Tree:
     def zeros(p: Tensor) -> Tensor:
-        return torch.zeros_like(p, dtype=accumulator(p, dtype))
+        return torch.zeros_like(p, dtype=_rule.moment_dtype(p, dtype))
 
     return _tree.unflatten(spec, [per_leaf(p, zeros) for p in leaves])
-
-
-def check_state(state: Any, kind: type) -> None:
-    """Check that ``state`` is of the kind that ``init`` returned."""
-    if not isinstance(state, kind):
-        raise TypeError(
-            f"state must be the {kind.__name__} that init returned, got {type(state).__name__}"
-        )
 
 
 def _given(spec: Any, updates: Tree, kept: list[Any], what: str) -> list[Any]:
     given = _tree.match(spec, updates, "updates", "the params that init was given")
     _check.gradients(spec, given, kept, what, "updates")
     return given
-
-
-def check_dtype(value: Any) -> None:
-    """Check that ``value`` is None or a real floating dtype."""
-    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
-        raise TypeError(f"accumulator_dtype must be a real floating dtype or None, got {value!r}")
 
 
 def ema(
@@ -195,7 +172,7 @@ def ema(
         tensor([3.])
     """
     _hyper.check("decay", decay, 1.0)
-    check_dtype(accumulator_dtype)
+    _hyper.check_dtype("accumulator_dtype", accumulator_dtype)
     return Ema(decay, debias, accumulator_dtype).pair()
 
 
@@ -232,5 +209,5 @@ def trace(
     Source: Sutskever et al. 2013, in the form of torch, without the learning rate.
     """
     _hyper.check("decay", decay, 1.0)
-    check_dtype(accumulator_dtype)
+    _hyper.check_dtype("accumulator_dtype", accumulator_dtype)
     return Trace(decay, nesterov, accumulator_dtype).pair()

@@ -171,5 +171,5 @@ def _checked(transform: Nadamax) -> Nadamax:
     _hyper.check_pair("betas", transform.betas)
     _hyper.check("eps", transform.eps)
     _hyper.check("weight_decay", transform.weight_decay)
-    _hyper.check_state_dtype(transform.state_dtype)
+    _hyper.check_dtype("state_dtype", transform.state_dtype)
     return transform

@@ -22,7 +22,7 @@ _LEAVES = frozenset({torch.Tensor, torch.nn.Parameter, EmptyState, type(None)})
 def are_leaves(values: Iterable[Any]) -> bool:
     """Whether all are tensors, None or EmptyState, by their types; subclasses are not looked for.
 
-    In the way of which a compiler makes least.
+    Written so that Dynamo traces few operations.
     """
     return frozenset(map(type, values)) <= _LEAVES
 

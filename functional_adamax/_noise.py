@@ -44,9 +44,7 @@ class AddNoise(Transform):
     seed: int | Tensor
 
     def init(self, params: Tree) -> NoiseState:
-        tensors = _tree.tensors(params)
-        device = tensors[0].device if tensors else None
-        count = torch.zeros((), dtype=torch.int64, device=device)
+        count = _tree.count(params)
         if isinstance(self.seed, Tensor):
             return NoiseState(count, self.seed.reshape(()).to(count, copy=True))
         return NoiseState(count, torch.full_like(count, self.seed))
@@ -55,10 +53,7 @@ class AddNoise(Transform):
         self, updates: Tree, state: NoiseState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, NoiseState]:
         del params, extra
-        if not isinstance(state, NoiseState):
-            raise TypeError(
-                f"state must be the NoiseState that init returned, got {type(state).__name__}"
-            )
+        _check.state(state, NoiseState)
         leaves, spec = _tree.flatten(updates)
         _check.gradients(spec, leaves, leaves, self.name, "updates")
         etas = _hyper.per_leaf("eta", self.eta, updates, leaves)

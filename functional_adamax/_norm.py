@@ -53,24 +53,24 @@ def of_leaves(leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
     largest = [x.detach().abs().amax().to(device=device, dtype=dtype) for x in parts]
     unit = _unit(reduce(torch.maximum, largest))
     squares = [(x.to(dtype) / unit.to(x.device)).square().sum().to(device) for x in parts]
-    return unit, _root(reduce(torch.add, squares))
+    return unit, root(reduce(torch.add, squares))
 
 
 def over(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """``(unit, root)``, whose product is the norm of a real ``x`` over ``dims``, which stay."""
     if not dims:
         unit = _unit(x.detach().abs())
-        return unit, _root((x / unit).square())
+        return unit, root((x / unit).square())
     unit = _unit(x.detach().abs().amax(dims, keepdim=True))
-    return unit, _root((x / unit).square().sum(dims, keepdim=True))
+    return unit, root((x / unit).square().sum(dims, keepdim=True))
 
 
 def _unit(largest: Tensor) -> Tensor:
     return torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
 
 
-def _root(x: Tensor) -> Tensor:
-    """The square root, with the derivative 0 at 0."""
+def root(x: Tensor) -> Tensor:
+    """The square root, with the derivative 0, and not infinity, at 0."""
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
@@ -79,13 +79,12 @@ def real(x: Tensor) -> Tensor:
     """Components of a complex tensor in a last dimension of two; halves as float32."""
     if x.is_complex():
         (x,) = _rule.real_views(x)
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return _rule.wide(x)
 
 
 def over_components(value: Any, like: Tensor) -> Any:
     """``value`` for the real view of ``like``."""
-    is_wide = like.is_complex() and isinstance(value, Tensor) and value.dim() > 0
-    return value.unsqueeze(-1) if is_wide else value
+    return _rule.over_components(value) if like.is_complex() else value
 
 
 def shortened(u: Tensor, unit: Tensor, root: Tensor, limit: Any) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from . import _check, _hyper, _rule, _tree
 from ._curve import Scalar, check_scalar, scalar
-from ._momentum import check_state
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -47,10 +46,8 @@ class ReduceOnPlateau(Transform):
     min_scale: Scalar
 
     def init(self, params: Tree) -> ReduceOnPlateauState:
-        tensors = _tree.tensors(params)
-        device = tensors[0].device if tensors else torch.get_default_device()
-        zero = torch.zeros((), dtype=_rule.step_dtype(device), device=device)
-        none = torch.zeros((), dtype=torch.int64, device=device)
+        none = _tree.count(params)
+        zero = none.to(_rule.step_dtype(none.device))
         return ReduceOnPlateauState(
             zero + 1, zero + torch.inf, none, none.clone(), none.clone(), zero
         )
@@ -65,7 +62,7 @@ class ReduceOnPlateau(Transform):
         **extra: Any,
     ) -> tuple[Tree, ReduceOnPlateauState]:
         del params, extra
-        check_state(state, ReduceOnPlateauState)
+        _check.state(state, ReduceOnPlateauState)
         spec = _tree.flatten(updates)[1]
         leaves = _tree.match(spec, updates, "updates", "params")
         state = self._seen(state, _observed(value, state.average_value))

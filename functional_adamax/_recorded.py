@@ -82,9 +82,10 @@ def _columns(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
 
 
 class _Steps(torch.autograd.Function):
-    """p (or None), g, m, u and scale (or None) of all leaves to p (or the update), m and u.
+    """Steps as one node of the graph.
 
-    The results are computed before; here is what autograd has to know about them.
+    In: columns of p (or None), g, m, u and scale (or None). Out: columns of the new p (or the
+    update), m and u. They are computed before; here is what autograd has to know about them.
     """
 
     @staticmethod

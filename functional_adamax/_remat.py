@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from . import _capture, _context, _tree
+from . import _capture, _check, _context, _tree
 from ._tree import Tree
 
 Step = Callable[[Tree, Tree, Any], tuple[Tree, Tree, Tensor]]
@@ -39,7 +39,7 @@ def loop(
     given = [_tree.tensors(batch) for batch in batches]
     closed = _closed_over(step, carry, buffers, batches[0])
     uses = Counter(id(x) for xs in given for x in xs)
-    repeated = {id(x): x for xs in given for x in xs if uses[id(x)] > 1 and floats(x)}
+    repeated = {id(x): x for xs in given for x in xs if uses[id(x)] > 1 and _check.trainable(x)}
     shared = [*closed, *repeated.values()]
     values = []
     for start in range(0, len(batches), length):
@@ -70,7 +70,7 @@ def loop(
 def _closed_over(step: Step, carry: Tree, buffers: Tree, batch: Any) -> list[Tensor]:
     """Take a first step only to see what it uses."""
     layout, tensors = _tree.split((carry, batch))
-    where = [i for i, x in enumerate(tensors) if floats(x)]
+    where = [i for i, x in enumerate(tensors) if _check.trainable(x)]
 
     def function(*primals: Tensor) -> Tensor:
         carry, batch = layout.build(_tree.placed(tensors, where, primals))
@@ -78,10 +78,6 @@ def _closed_over(step: Step, carry: Tree, buffers: Tree, batch: Any) -> list[Ten
 
     with Ambience(tensors).restored(), torch.no_grad():
         return _capture.closed_over(function, *(tensors[i] for i in where))
-
-
-def floats(x: Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +177,7 @@ class _Rerun(torch.autograd.Function):
         ctx.segment, ctx.ambience, *tensors = inputs
         ctx.save_for_backward(*tensors)
         last = ctx.segment.n_differentiated
-        data = [x for i, x in enumerate(output) if i >= last or not floats(x)]
+        data = [x for i, x in enumerate(output) if i >= last or not _check.trainable(x)]
         ctx.mark_non_differentiable(*data)
 
     @staticmethod
@@ -190,15 +186,15 @@ class _Rerun(torch.autograd.Function):
         last = ctx.segment.n_differentiated
         primal = tensors[: len(tensors) - ctx.segment.n_buffers]
         needed = ctx.needs_input_grad[2:]
-        wanted = [i for i, x in enumerate(primal) if floats(x) and needed[i]]
+        wanted = [i for i, x in enumerate(primal) if _check.trainable(x) and needed[i]]
         at = _context.level()
 
         def function(*primals: Tensor) -> tuple[Tensor, ...]:
             filled = _tree.placed(tensors, wanted, primals)
             outputs = ctx.segment(filled, at, _capture.refuse)
-            return tuple(x for x in outputs[:last] if floats(x))
+            return tuple(x for x in outputs[:last] if _check.trainable(x))
 
-        given = [c for c in cotangents[:last] if floats(c)]
+        given = [c for c in cotangents[:last] if _check.trainable(c)]
         points = [tensors[i] for i in wanted]
         with ctx.ambience.restored():
             if _context.transforming():

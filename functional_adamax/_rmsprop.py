@@ -186,4 +186,4 @@ def scale_by_rms(
 def _check(alpha: Hyperparameter, eps: Hyperparameter, state_dtype: torch.dtype | None) -> None:
     _hyper.check("alpha", alpha, 1.0)
     _hyper.check("eps", eps)
-    _hyper.check_state_dtype(state_dtype)
+    _hyper.check_dtype("state_dtype", state_dtype)

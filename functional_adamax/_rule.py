@@ -209,6 +209,14 @@ def step_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def moment_dtype(p: Tensor, state_dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of the moments of ``p``."""
+    if state_dtype is None:
+        return p.dtype
+    dtype: torch.dtype = state_dtype.to_complex() if p.is_complex() else state_dtype
+    return dtype
+
+
 def double(x: Any) -> Any:
     """A tensor in the dtype of steps; a number as it is."""
     return x.to(step_dtype(x.device)) if isinstance(x, Tensor) else x

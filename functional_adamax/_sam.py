@@ -42,9 +42,7 @@ class Sam(Transform):
         grad_fn: Callable[[Tree], Tree] | None = None,
         **extra: Any,
     ) -> tuple[Tree, Any]:
-        if params is None:
-            call = "call update(grads, state, params, grad_fn=...)"
-            raise ValueError(f"params must be given to sam, got None: {call}")
+        _check.params_given(params, "to sam", ", grad_fn=...")
         if not callable(grad_fn):
             raise TypeError(
                 f"grad_fn must be a function from params to their gradients, got {grad_fn!r}: "

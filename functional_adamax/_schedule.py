@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
-from . import _hyper, _tree
+from . import _check, _hyper, _tree
 from ._hyper import Hyperparameter
 from ._transform import Donated, GradientTransformation, Transform
 from ._tree import Tree
@@ -51,11 +50,7 @@ class Scheduled(Transform):
     transform: Transform
 
     def init(self, params: Tree) -> ScheduledState:
-        tensors = [x for x in _tree.flatten(params)[0] if isinstance(x, Tensor)]
-        device = tensors[0].device if tensors else None
-        return ScheduledState(
-            torch.zeros((), dtype=torch.int64, device=device), self.transform.init(params)
-        )
+        return ScheduledState(_tree.count(params), self.transform.init(params))
 
     def update(
         self, updates: Tree, state: ScheduledState, params: Tree = None, **extra: Any
@@ -74,11 +69,7 @@ class Scheduled(Transform):
         return None if run is None else _Advance(run, state.count)
 
     def _now(self, state: ScheduledState) -> Any:
-        if not isinstance(state, ScheduledState):
-            raise TypeError(
-                "state must be the ScheduledState that init returned, "
-                f"got {type(state).__name__}; a constant lr has a state without count"
-            )
+        _check.state(state, ScheduledState, "; a constant lr has a state without count")
         lr = self.transform.lr(state.count)  # type: ignore[attr-defined]
         return dataclasses.replace(self.transform, lr=lr)  # type: ignore[call-arg]
 

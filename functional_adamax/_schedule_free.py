@@ -22,7 +22,7 @@ from . import _apply, _check, _hyper, _rule, _tree
 from ._chain import call_update, checked_link
 from ._curve import Scalar, check_scalar, scalar
 from ._hyper import Hyperparameter
-from ._momentum import accumulator, check_state, per_leaf
+from ._momentum import per_leaf
 from ._schedule import Schedule, check_lr, is_schedule, with_schedule
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
@@ -69,15 +69,13 @@ class ScheduleFree(Transform):
         )
 
     def _copy(self, p: Tensor) -> Tensor:
-        return p.to(accumulator(p, self.state_dtype), copy=True)
+        return p.to(_rule.moment_dtype(p, self.state_dtype), copy=True)
 
     def update(
         self, updates: Tree, state: ScheduleFreeState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, ScheduleFreeState]:
-        check_state(state, ScheduleFreeState)
-        if params is None:
-            call = "call update(grads, state, params)"
-            raise ValueError(f"params must be given to schedule_free, got None: {call}")
+        _check.state(state, ScheduleFreeState)
+        _check.params_given(params, "to schedule_free")
         zs, spec = _tree.flatten(state.z)
         b1, largest, sums = (
             _tree.match(spec, getattr(state, name), f"state.{name}", "state.z")
@@ -191,7 +189,7 @@ def schedule_free(
     if any(not isinstance(x, Tensor) and x == 0 for x in _tree.flatten(b1)[0]):
         raise ValueError("b1 must be in (0, 1), got 0, of which no average can be read")
     check_scalar("weight_lr_power", weight_lr_power, 0.0)
-    _hyper.check_state_dtype(state_dtype)
+    _hyper.check_dtype("state_dtype", state_dtype)
     link = checked_link("inner", inner)
     return with_schedule(ScheduleFree(link, lr, b1, weight_lr_power, state_dtype))
 

@@ -59,7 +59,7 @@ def step(
         tensor([0.5000, 2.5000])
     """
     if not hasattr(tx, "update"):
-        tx = checked_link("tx", tx)  # or it says what it is instead
+        tx = checked_link("tx", tx)  # raises, naming what was given
     if donate:
         if isinstance(tx.update, Update) and tx.update.transform.overwrite(grads, state, params):
             return params, state

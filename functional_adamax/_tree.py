@@ -220,6 +220,12 @@ def span(x: Tensor) -> int:
     return 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
 
 
+def count(tree: Tree) -> Tensor:
+    """A counter at 0, on the device of the first tensor of ``tree``."""
+    found = tensors(tree)
+    return torch.zeros((), dtype=torch.int64, device=found[0].device if found else None)
+
+
 def storages(leaves: Iterable[Any]) -> set[int]:
     """Return the addresses of the storages of ``leaves``, where they may be read."""
     return {x.untyped_storage().data_ptr() for x in leaves if has_address(x)}

@@ -53,13 +53,12 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
-def takes(leaf: Leaf, decoupled: bool) -> bool:
+def takes(leaf: Leaf) -> bool:
     """Whether the kernel steps ``leaf``, which has a gradient, without waiting for its device.
 
     The moments are float32 or float64; beside float32 ones, p and g may be halves. A rate that is a
     tensor is where ``t`` is, on the device or on the CPU.
     """
-    del decoupled
     p, g, m, u, t, lr, b1, b2, eps, weight_decay, floor = leaf
     if not (available(m.device) and type(m) in _PLAIN and m.dtype in _DTYPES):
         return False

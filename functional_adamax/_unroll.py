@@ -173,9 +173,9 @@ def batches_of(given: Iterable[Any]) -> list[Any]:
 def _check_options(checkpoint: Any, truncate: Any, detach_first: Any) -> None:
     if not isinstance(checkpoint, int) or checkpoint < 0:
         raise ValueError(f"checkpoint must be True, False or a number of steps, got {checkpoint!r}")
-    if truncate is not None and (not isinstance(truncate, int) or truncate < 1):
+    if truncate is not None and (type(truncate) is not int or truncate < 1):
         raise ValueError(f"truncate must be None or a number of steps >= 1, got {truncate!r}")
-    if not isinstance(detach_first, int) or detach_first < 0:
+    if type(detach_first) is not int or detach_first < 0:
         raise ValueError(f"detach_first must be a number of steps >= 0, got {detach_first!r}")
 
 
@@ -261,6 +261,6 @@ def _followed(x: Tensor) -> Tensor:
 
 
 def _scalar(value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        raise ValueError(f"loss must return a scalar tensor, got {_check.describe(value)}")
+    if not (isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point()):
+        raise ValueError(f"loss must return a real scalar tensor, got {_check.describe(value)}")
     return value

@@ -170,7 +170,7 @@ def scale_by_amsmax(
     """
     _hyper.check("beta", beta, 1.0)
     _hyper.check("eps", eps)
-    _hyper.check_state_dtype(state_dtype)
+    _hyper.check_dtype("state_dtype", state_dtype)
     _hyper.check_floor("derivative_floor", derivative_floor)
     return ScaleByAmsmax(beta, eps, state_dtype, derivative_floor).pair()
 

@@ -86,7 +86,7 @@ def _forced_write(real: Callable[..., None], executor: str) -> Callable[..., Non
         leaves: list[Any], maximize: bool, decoupled: bool, foreach: Any = None, **options: Any
     ) -> None:
         if executor == "triton" and not foreach:
-            taken = [_triton.takes(leaf, decoupled) for leaf in leaves]
+            taken = [_triton.takes(leaf) for leaf in leaves]
             if any(taken) and _triton.write(list(compress(leaves, taken)), maximize, decoupled):
                 leaves = [x for x, yes in zip(leaves, taken, strict=True) if not yes]
         real(leaves, maximize, decoupled, executor == "foreach" or bool(foreach), **options)

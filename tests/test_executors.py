@@ -50,7 +50,7 @@ def test_forced(request: pytest.FixtureRequest) -> None:
     want = by_the_rule(x, True)
     assert bool(_kernel.ready([x], True, False)) == (executor == "native" and bool(_kernel._native))
     if executor == "triton":
-        assert _triton.takes(x, False)
+        assert _triton.takes(x)
         assert _triton.write([x], True, False)
     else:
         _execute.write([x], True, False)
@@ -377,17 +377,27 @@ def test_the_kernel_takes_ordinary_leaves() -> None:
 
 @needs_kernel
 def test_a_kernel_that_differs_in_one_bit_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(map(_kernel._agrees, _kernel._trials(torch.float32, torch.float32, 1)))
-    real = _kernel.step
-
-    def wrong(*args: Any, **kwargs: Any) -> Any:
-        rows = real(*args, **kwargs)
+    def wrong_in_m(*args: Any, **kwargs: Any) -> Any:
+        rows = step(*args, **kwargs)
         last = rows[0][2].view(-1)[-1:]
         last.copy_(torch.nextafter(last, torch.tensor(torch.inf)))
         return rows
 
-    monkeypatch.setattr(_kernel, "step", wrong)
-    assert not all(map(_kernel._agrees, _kernel._trials(torch.float32, torch.float32, 1)))
+    def wrong_in_a_sign(pulls: Any) -> Any:
+        ((by_g, by_m, by_u),) = pull(pulls)
+        return [(by_g, by_m, torch.where(by_u == 0, -by_u, by_u))]
+
+    def holds() -> bool:
+        _kernel.is_active.cache_clear()
+        return _kernel.is_active(torch.float32, torch.float32, 1)
+
+    step, pull = _kernel.step, _kernel.pull
+    for name, wrong in (("step", wrong_in_m), ("pull", wrong_in_a_sign)):
+        assert holds()
+        monkeypatch.setattr(_kernel, name, wrong)
+        assert not holds()
+        monkeypatch.undo()
+    assert holds()
 
 
 def test_scale_is_the_same_number_in_both_spellings() -> None:

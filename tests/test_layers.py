@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,14 @@ def imported(name: str, path: Path) -> tuple[set[str], set[str]]:
 
 def test_every_module_has_a_layer() -> None:
     assert set(modules()) == set(ABOVE)
+
+
+def test_the_page_names_every_module() -> None:
+    page = (PACKAGE.parent / "docs/layout.md").read_text()
+    table = page[page.index("| Layer | Files |") : page.index("Three rules beside the table")]
+    named = re.findall(r"`((?:compat/)?_\w+)(?:\.py)?`", table)
+    modules = [name.replace(".", "/") for name in ABOVE if "__" not in name]
+    assert set(named) == set(modules)
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

@@ -411,3 +411,12 @@ def test_what_has_no_gradient_is_checked_too(bad: Any, donate: bool) -> None:
     with pytest.raises((TypeError, ValueError), match=r"state\.exp_inf\[1\] must"):
         fa.step(tx, [torch.ones(3), None], state, p, donate=donate)
     assert torch.equal(p[0], before)
+
+
+def test_a_donated_tensor_whose_elements_overlap_is_not_written() -> None:
+    x = torch.arange(8.0).as_strided((2, 2, 2), (1, 1, 5))
+    before, grads, tx = x.clone(), torch.ones(2, 2, 2), fa.sgd(0.1)
+    wanted, _ = fa.step(tx, grads, tx.init(before), before)
+    found, _ = fa.step(tx, grads, tx.init(x.clone()), x, donate=True)
+    assert torch.equal(found, wanted)
+    assert torch.equal(x, before)

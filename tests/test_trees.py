@@ -79,6 +79,16 @@ TRANSFORMS = {
 }
 
 
+def test_dense_memory() -> None:
+    x = torch.empty(24)
+    dense = [x, x.view(2, 3, 4).permute(2, 0, 1), x[:0], x[0], x.view(1, 24).expand(1, 24)]
+    dense.append(x.view(4, 6).t()[None])
+    holes = [x[::2], x.view(4, 6)[:, :3], x[:1].expand(3), x.as_strided((2, 2, 2), (1, 1, 5))]
+    for y in dense + holes:
+        wanted = torch.ops.aten.is_non_overlapping_and_dense(y)
+        assert fa._tree.is_dense(y) == wanted == any(y is z for z in dense)
+
+
 @pytest.mark.parametrize("name", TREES)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("donate", [False, True])

@@ -112,7 +112,7 @@ def test_the_bits_of_the_rule(dtype: str, on_device: bool, monkeypatch: pytest.M
         if dtype == "bfloat16":  # its denormal numbers are zeros to the interpreter
             for x in (y for z in leaves for y in (z.p, z.g)):
                 x.copy_(x.where(~(x.abs() < 1e-37), 0.0))
-        assert all(_triton.takes(x, decoupled) for x in leaves)
+        assert all(_triton.takes(x) for x in leaves)
         wanted = [interpreted_rule(x, maximize, decoupled) for x in leaves]
         assert _triton.write(leaves, maximize, decoupled)
         for x, want in zip(leaves, wanted, strict=True):
@@ -153,7 +153,7 @@ def test_what_it_takes() -> None:
     x = leaf((4, 3))
     odd = strange(x)
     for name in ("all in another order", "counter on its side", "gradient in half precision"):
-        assert _triton.takes(odd.pop(name), False), name
+        assert _triton.takes(odd.pop(name)), name
     odd |= {
         "tensor beta": x._replace(b1=torch.tensor(0.9)),
         "tensor decay": x._replace(weight_decay=torch.tensor(0.1)),
@@ -164,7 +164,7 @@ def test_what_it_takes() -> None:
         "floor": x._replace(floor=0.1),
     }
     for name, y in odd.items():
-        assert not _triton.takes(y, False), name
+        assert not _triton.takes(y), name
 
 
 @interpreted
@@ -275,10 +275,10 @@ def test_it_takes_what_no_form_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
 @interpreted
 @pytest.mark.usefixtures("interpreter")
 def test_a_variable_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _triton.takes(leaf((4, 3)), False)
+    assert _triton.takes(leaf((4, 3)))
     monkeypatch.setenv("FUNCTIONAL_ADAMAX_TRITON", "0")
     _triton.available.cache_clear()
-    assert not _triton.takes(leaf((4, 3)), False)
+    assert not _triton.takes(leaf((4, 3)))
 
 
 def test_it_knows_whether_it_is_interpreted() -> None:
@@ -345,7 +345,7 @@ def test_near_the_rule_on_a_device(dtype: str, maximize: bool, decoupled: bool) 
         leaves = on_cuda(dtypes=DTYPES[dtype], lr=lr, weight_decay=weight_decay)
         if not isinstance(lr, torch.Tensor):
             leaves[::2] = [x._replace(t=x.t.cpu()) for x in leaves[::2]]
-        assert all(_triton.takes(x, decoupled) for x in leaves)
+        assert all(_triton.takes(x) for x in leaves)
         wanted = [by_the_rule(x, maximize, decoupled) for x in leaves]
         assert _triton.write(leaves, maximize, decoupled)
         assert_near(leaves, wanted)

@@ -454,6 +454,11 @@ def test_errors_of_unroll() -> None:
         ):
             with pytest.raises(TypeError, match=rf"must be a pair .* of functions, got {got}"):
                 call()
-    for loss in (lambda p, _: p, lambda p, _: 1.0):
-        with pytest.raises(ValueError, match="loss must return a scalar tensor, got"):
+    for loss in (
+        lambda p, _: p,
+        lambda p, _: 1.0,
+        lambda p, _: (p > 0).sum(),
+        lambda p, _: p.sum().to(torch.complex64),
+    ):
+        with pytest.raises(ValueError, match="loss must return a real scalar tensor, got"):
             fa.unroll(loss, tx, p, range(2))

@@ -123,7 +123,7 @@ class Adamax(Optimizer):
                 raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
         if not weight_decay >= 0.0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        _hyper.check_state_dtype(state_dtype)
+        _hyper.check_dtype("state_dtype", state_dtype)
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -142,7 +142,7 @@ class Adamax(Optimizer):
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
         if isinstance(param_group, dict):
             _reject_schedule(param_group.get("lr"))
-            _hyper.check_state_dtype(param_group.get("state_dtype"))
+            _hyper.check_dtype("state_dtype", param_group.get("state_dtype"))
         super().add_param_group(param_group)
         warn_about_group(self.param_groups[-1])
 
@@ -218,7 +218,7 @@ class Adamax(Optimizer):
         if group["foreach"] or group["differentiable"] or capturable:
             return None
         b1, b2 = group["betas"]
-        rates = (group["lr"], b1, b2, group["eps"], _decay(group))
+        rates = (_rate(group["lr"]), b1, b2, group["eps"], _decay(group))
         return Group(group["params"], *rates, group["maximize"], False)
 
     def _plan(
@@ -241,7 +241,7 @@ class Adamax(Optimizer):
             for row in zip(*tensors, _tree.flatten(state.step)[0], strict=True)
             if isinstance(row[1], Tensor)
         ]
-        given = (group["lr"], *group["betas"], group["eps"], _decay(group))
+        given = (_rate(group["lr"]), *group["betas"], group["eps"], _decay(group))
         rates = tuple(map(_scalar, given))
         write = partial(_write, rows, group["maximize"], (params, state))
         if _context.recorded(x for row in (*rows, rates) for x in row if isinstance(x, Tensor)):
@@ -251,7 +251,7 @@ class Adamax(Optimizer):
             return lambda: new
         foreach: bool | None = uses_foreach(group, [row[0] for row in rows])
         lr = rates[0]
-        if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):
+        if isinstance(group["lr"], Tensor) and (lr.is_cpu if group["capturable"] else foreach):
             lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device
         if group["foreach"] is None and any(row[0].is_cuda for row in rows):
             foreach = None
@@ -272,6 +272,14 @@ def _decay(group: dict[str, Any]) -> Any:
     if isinstance(decay, Tensor) and not torch.compiler.is_compiling() and decay == 0:
         return 0.0
     return decay
+
+
+def _rate(lr: Any) -> Any:
+    """A learning rate; a short float of NumPy's divides as it is, like a tensor."""
+    if isinstance(lr, (int, float, Tensor)) or not hasattr(lr, "dtype"):
+        return lr
+    rate = torch.as_tensor(lr)
+    return rate if rate.is_floating_point() else lr
 
 
 def _scalar(value: Any) -> Any:

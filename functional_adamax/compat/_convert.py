@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .. import _check, _transform, _tree
-from .._adamax import Adamax, AdamaxState, init_leaf, moment_dtype
+from .. import _check, _rule, _transform, _tree
+from .._adamax import Adamax, AdamaxState, init_leaf
 from .._tree import Tree
 from ._loading import scalar_dtype
 from ._optimizer import Optimizer as CompatOptimizer
@@ -73,7 +73,7 @@ def state_from_torch(
                     f"{_tree.paths(spec, 'params')[i]}, {tuple(p.shape)}, "
                     f"got {tuple(saved[name].shape)}; give the names of the parameters as order="
                 )
-            dtype = moment_dtype(p, state_dtype)
+            dtype = _rule.moment_dtype(p, state_dtype)
             moments.append(saved[name].detach().to(device=p.device, dtype=dtype, copy=True))
         cells[i] = (step, *moments)
     return AdamaxState(*(_tree.unflatten(spec, column) for column in zip(*cells, strict=True)))

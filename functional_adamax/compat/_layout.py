@@ -93,7 +93,7 @@ class Layout(NamedTuple):
                     state[owner][slot.name] = leaf
         for p in new:
             if p is not None and not state.get(p):
-                state[p] = {"stateless": torch.zeros(())}  # that it has been stepped
+                state[p] = {"stepped": torch.zeros(())}  # so that it has an entry
 
     @staticmethod
     def owners(slot: Slot, params: Sequence[Any]) -> list[Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype
 
-from .._adamax import moment_dtype
+from .. import _rule
 
 _MOMENTS = ("exp_avg", "exp_inf")
 
@@ -76,7 +76,7 @@ def _dtype(tensor: Tensor, name: Any, p: Tensor, group: dict[str, Any]) -> torch
     if name == "step":
         return torch.float32
     if name in _MOMENTS and group.get("state_dtype") is not None:
-        return moment_dtype(p, group["state_dtype"])
+        return _rule.moment_dtype(p, group["state_dtype"])
     return p.dtype if p.is_floating_point() else tensor.dtype
 
 
