@@ -86,7 +86,7 @@ def check() -> str:
         for x in given:
             update, t, m, u = _rule.step(x, False, decoupled)
             wanted.append((_apply.add(x.p, update), m, u, t, x.p.abs() + update.abs()))
-        if not all(_triton.takes(x, decoupled) for x in given):
+        if not all(_triton.takes(x) for x in given):
             raise SystemExit("the Triton executor does not take plain tensors: is Triton there?")
         if not _triton.write(given, False, decoupled):
             raise SystemExit("the Triton executor refused plain tensors")
