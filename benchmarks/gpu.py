@@ -26,6 +26,8 @@ from functional_adamax.compat import Adamax
 Shape = tuple[int, ...]
 Steps = dict[str, Callable[[], Any]]
 
+DEVICE = "cuda"
+CHECKED: list[Shape] = [(), (3,), (257, 3), (1024,), (5, 1023), (2048, 2048)]
 OURS = "Triton executor alone"
 PEERS = {
     "torch.optim.Adamax(foreach=True)": "foreach",
@@ -65,23 +67,23 @@ TREES: dict[str, list[Shape]] = {
 
 
 def randoms(shapes: list[Shape]) -> list[Tensor]:
-    return [torch.randn(shape, device="cuda") for shape in shapes]
+    return [torch.randn(shape, device=DEVICE) for shape in shapes]
 
 
 def leaves(shapes: list[Shape], decay: float = 0.0) -> list[Leaf]:
     columns = randoms(shapes), randoms(shapes), randoms(shapes), randoms(shapes)
     return [
-        Leaf(p, g, m, u.abs(), torch.tensor(3.0, device="cuda"), 1e-3, 0.9, 0.999, 1e-8, decay)
+        Leaf(p, g, m, u.abs(), torch.tensor(3.0, device=DEVICE), 1e-3, 0.9, 0.999, 1e-8, decay)
         for p, g, m, u in zip(*columns, strict=True)
     ]
 
 
-def check() -> str:
+def check(shapes: list[Shape]) -> str:
     """Hold the executor to the rule; return how far they are apart."""
     worst, equal, count = 0.0, 0, 0
     eps = torch.finfo(torch.float32).eps
     for decay, decoupled in ((0.0, False), (0.1, False), (0.1, True)):
-        given = leaves([(), (3,), (257, 3), (1024,), (5, 1023), (2048, 2048)], decay)
+        given = leaves(shapes, decay)
         wanted = []
         for x in given:
             update, t, m, u = _rule.step(x, False, decoupled)
@@ -160,7 +162,7 @@ def time_us(step: Callable[[], Any], seconds: float) -> float:
 
 def bandwidth(seconds: float) -> float:
     """Bytes a microsecond of an in-place addition, which moves 12 bytes an element."""
-    a, b = torch.randn(2, 1 << 27, device="cuda").unbind()
+    a, b = torch.randn(2, 1 << 27, device=DEVICE).unbind()
     return ADD_BYTES * a.numel() / time_us(lambda: a.add_(b), seconds)
 
 
@@ -187,7 +189,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no CUDA device: nothing to measure")
         sys.exit(0)
-    agreement = check()
+    agreement = check(CHECKED)
     rate = bandwidth(arguments.seconds)
     lines = [
         f"torch {torch.__version__}, {torch.cuda.get_device_name()}, float32; {agreement}. An "

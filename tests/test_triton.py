@@ -7,6 +7,7 @@ multiply-add, since the interpreter of some versions rounds twice, and Python's 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import subprocess
@@ -279,6 +280,15 @@ def test_a_variable_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUNCTIONAL_ADAMAX_TRITON", "0")
     _triton.available.cache_clear()
     assert not _triton.takes(leaf((4, 3)))
+
+
+@interpreted
+@pytest.mark.usefixtures("interpreter")
+def test_the_check_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    assert "of the numbers equal the rule's" in gpu.check(gpu.CHECKED[:-1])
 
 
 def test_it_knows_whether_it_is_interpreted() -> None:
