@@ -16,7 +16,7 @@ from . import _hyper, _rule
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, average_square, double, root, wide
 from ._schedule import Schedule, check_lr, with_schedule
-from ._transform import GradientTransformation, Transform
+from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
@@ -70,7 +70,7 @@ class AdamW(Adam):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleByAdam(Transform):
+class ScaleByAdam(Direction):
     """The direction of Adam: the update of ``Adam`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_adam"
@@ -80,17 +80,14 @@ class ScaleByAdam(Transform):
     amsgrad: bool = False
     state_dtype: torch.dtype | None = None
 
-    def init(self, params: Tree) -> AdamState:
-        state: AdamState = self._adam().init(params)
-        return state
-
-    def update(
-        self, updates: Tree, state: AdamState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, AdamState]:
-        return self._adam().update(updates, state, params, **extra)
-
-    def _adam(self) -> Adam:
-        return Adam(-1.0, 0.0, False, self.state_dtype, self.betas, self.eps, self.amsgrad)
+    def method(self) -> Adam:
+        return Adam(
+            lr=-1.0,
+            betas=self.betas,
+            eps=self.eps,
+            amsgrad=self.amsgrad,
+            state_dtype=self.state_dtype,
+        )
 
 
 def adam(

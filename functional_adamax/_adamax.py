@@ -20,7 +20,7 @@ from ._hyper import Hyperparameter
 from ._kernel import Group
 from ._rule import Columns, Leaf
 from ._schedule import Schedule, check_lr, with_schedule
-from ._transform import Donated, GradientTransformation, Transform
+from ._transform import Direction, Donated, GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
 
@@ -229,7 +229,7 @@ class AdamaxW(Adamax):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleByAdamax(Transform):
+class ScaleByAdamax(Direction):
     """The direction of Adamax: the update of ``Adamax`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_adamax"
@@ -239,15 +239,7 @@ class ScaleByAdamax(Transform):
     state_dtype: torch.dtype | None = None
     derivative_floor: float | None = None
 
-    def init(self, params: Tree) -> AdamaxState:
-        return self._adamax().init(params)
-
-    def update(
-        self, updates: Tree, state: AdamaxState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, AdamaxState]:
-        return self._adamax().update(updates, state, params, **extra)
-
-    def _adamax(self) -> Adamax:
+    def method(self) -> Adamax:
         dtype, floor = self.state_dtype, self.derivative_floor
         return Adamax(-1.0, self.betas, self.eps, state_dtype=dtype, derivative_floor=floor)
 

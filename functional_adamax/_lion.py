@@ -17,7 +17,7 @@ from . import _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, sign, wide
 from ._schedule import Schedule, check_lr, with_schedule
-from ._transform import GradientTransformation, Transform
+from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
@@ -54,7 +54,7 @@ class Lion(Method):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleByLion(Transform):
+class ScaleByLion(Direction):
     """The direction of Lion: the update of ``Lion`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_lion"
@@ -62,17 +62,8 @@ class ScaleByLion(Transform):
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99)
     state_dtype: torch.dtype | None = None
 
-    def init(self, params: Tree) -> LionState:
-        state: LionState = self._lion().init(params)
-        return state
-
-    def update(
-        self, updates: Tree, state: LionState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, LionState]:
-        return self._lion().update(updates, state, params, **extra)
-
-    def _lion(self) -> Lion:
-        return Lion(-1.0, 0.0, False, self.state_dtype, self.betas)
+    def method(self) -> Lion:
+        return Lion(lr=-1.0, betas=self.betas, state_dtype=self.state_dtype)
 
 
 def lion(

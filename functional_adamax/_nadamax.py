@@ -17,7 +17,7 @@ from . import _check, _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, double, over_bias, wide
 from ._schedule import Schedule, check_lr, with_schedule
-from ._transform import GradientTransformation, Transform
+from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
@@ -66,7 +66,7 @@ class Nadamax(Method):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleByNadamax(Transform):
+class ScaleByNadamax(Direction):
     """The direction of Nadamax: the update of ``Nadamax`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_nadamax"
@@ -75,16 +75,8 @@ class ScaleByNadamax(Transform):
     eps: Hyperparameter = 1e-8
     state_dtype: torch.dtype | None = None
 
-    def init(self, params: Tree) -> NadamaxState:
-        return self._nadamax().init(params)
-
-    def update(
-        self, updates: Tree, state: NadamaxState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, NadamaxState]:
-        return self._nadamax().update(updates, state, params, **extra)
-
-    def _nadamax(self) -> Nadamax:
-        return Nadamax(-1.0, 0.0, False, self.state_dtype, self.betas, self.eps)
+    def method(self) -> Nadamax:
+        return Nadamax(lr=-1.0, betas=self.betas, eps=self.eps, state_dtype=self.state_dtype)
 
 
 def nadamax(

@@ -15,7 +15,7 @@ from . import _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, average_square, root, wide
 from ._schedule import Schedule, check_lr, with_schedule
-from ._transform import GradientTransformation, Transform
+from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
@@ -67,7 +67,7 @@ class Rmsprop(Method):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleByRms(Transform):
+class ScaleByRms(Direction):
     """The direction of RMSprop: the update of ``Rmsprop`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_rms"
@@ -77,18 +77,14 @@ class ScaleByRms(Transform):
     centered: bool = False
     state_dtype: torch.dtype | None = None
 
-    def init(self, params: Tree) -> RmspropState:
-        state: RmspropState = self._rmsprop().init(params)
-        return state
-
-    def update(
-        self, updates: Tree, state: RmspropState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, RmspropState]:
-        return self._rmsprop().update(updates, state, params, **extra)
-
-    def _rmsprop(self) -> Rmsprop:
-        dtype = self.state_dtype
-        return Rmsprop(-1.0, 0.0, False, dtype, self.alpha, self.eps, 0.0, self.centered)
+    def method(self) -> Rmsprop:
+        return Rmsprop(
+            lr=-1.0,
+            alpha=self.alpha,
+            eps=self.eps,
+            centered=self.centered,
+            state_dtype=self.state_dtype,
+        )
 
 
 def rmsprop(

@@ -122,6 +122,21 @@ class Stateless(Transform):
         return EmptyState()
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Direction(Transform):
+    """The direction in which a method goes: its update with a learning rate of -1."""
+
+    @abstractmethod
+    def method(self) -> Transform:
+        """Return the method, with that learning rate."""
+
+    def init(self, params: Tree) -> Any:
+        return self.method().init(params)
+
+    def update(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
+        return self.method().update(updates, state, params, **extra)
+
+
 @dataclass(frozen=True)
 class Init:
     """``tx.init``."""

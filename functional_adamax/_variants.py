@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from . import _hyper, _rule, _tree
-from ._adamax import Adamax, AdamaxState
+from ._adamax import Adamax
 from ._chain import call_update, checked_link
 from ._hyper import Hyperparameter
 from ._method import sign
-from ._transform import GradientTransformation, Stateless, Transform
+from ._transform import Direction, GradientTransformation, Stateless, Transform
 from ._tree import EmptyState, Tree
 
 
@@ -41,7 +41,7 @@ def _sign(u: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleByAmsmax(Transform):
+class ScaleByAmsmax(Direction):
     """The direction of Adamax over the largest u so far, which is Adamax with b2 = 1."""
 
     name: ClassVar[str] = "scale_by_amsmax"
@@ -51,15 +51,7 @@ class ScaleByAmsmax(Transform):
     state_dtype: torch.dtype | None = None
     derivative_floor: float | None = None
 
-    def init(self, params: Tree) -> AdamaxState:
-        return self._adamax().init(params)
-
-    def update(
-        self, updates: Tree, state: AdamaxState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, AdamaxState]:
-        return self._adamax().update(updates, state, params, **extra)
-
-    def _adamax(self) -> Adamax:
+    def method(self) -> Adamax:
         dtype, floor = self.state_dtype, self.derivative_floor
         betas = (self.beta, 1.0)
         return Adamax(-1.0, betas, self.eps, state_dtype=dtype, derivative_floor=floor)
