@@ -98,7 +98,9 @@ class Closure(TorchFunctionMode):
                 continue
             here = self._here(x)
             root = _context.followed_outside(here, self.at)
-            if root is None or self._is_inside(root):
+            if root is None and here is not x:  # closed over around this context, so in it, too
+                root = here
+            if root is None or self._is_inside(x) or self._is_inside(root):
                 continue
             if root is here:
                 self.unknown(x, func)
@@ -111,21 +113,25 @@ class Closure(TorchFunctionMode):
         return result
 
 
-def closed_over(function: Callable[..., Any], *arguments: Tensor) -> list[Tensor]:
+def closed_over(
+    function: Callable[..., Any],
+    arguments: Sequence[Tensor],
+    refuse_applied: Callable[[Tensor], None] | None = None,
+) -> list[Tensor]:
     """Run ``function`` and return the tensors it used besides ``arguments``.
 
     Those that may be differentiated, and those of a transform, which cannot be used when it has
-    ended. It runs in a transform, whose tensors are told from those outside by their level.
+    ended. It runs in a transform, whose tensors are told from those outside by their level. There,
+    and not elsewhere, a mode sees what an autograd function is given: ``refuse_applied`` is called.
     """
     found: dict[int, Tensor] = {}
-    at = _context.level()
 
     def note(x: Tensor, func: Callable[..., Any]) -> None:
-        if func is custom_function_call and at == 0:
-            _refuse_applied(x)
+        if func is custom_function_call and refuse_applied is not None:
+            refuse_applied(x)
         found[id(x)] = x
 
-    with Closure(at, arguments, (), (), note):
+    with Closure(_context.level(), arguments, (), (), note):
         vjp(function, *arguments)
     return list(found.values())
 
@@ -151,7 +157,8 @@ def _refuse_transformed(x: Tensor) -> None:
     )
 
 
-def _refuse_applied(x: Tensor) -> None:
+def refuse_applied(x: Tensor) -> None:
+    """Raise for a tensor that only a run inside of a transform would see again."""
     raise RuntimeError(
         f"the loss closes over a tensor of shape {tuple(x.shape)} that may be differentiated and "
         "hands it to a torch.autograd.Function; checkpoint cannot follow it there. Pass it to the "

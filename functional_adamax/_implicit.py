@@ -150,7 +150,7 @@ def _solution(
         return objective(primals[: len(points)], data)
 
     with torch.no_grad():
-        closed = _capture.closed_over(used, *points, *(given[i] for i in numbers))
+        closed = _capture.closed_over(used, [*points, *(given[i] for i in numbers)])
     problem = _Problem(objective, solve, tuple(closed), len(points))
     solved = _capture.apply(_Stationary, problem, *points, *closed, *given)
     return _tree.unflatten(spec, _tree.placed(leaves, where, solved))
@@ -183,7 +183,7 @@ class _Solver:
 
     def _cg(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
         asking = not (_context.transforming() or _context.batched_by_autograd(b))
-        largest = torch.stack([y.abs().max() for y in b if y.numel()]).max()
+        largest = torch.stack([y.abs().max() if y.numel() else y.abs().sum() for y in b]).max()
         unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)  # for tiny and huge b
         b = [y / unit for y in b]
         x, r, d = [torch.zeros_like(y) for y in b], b, b

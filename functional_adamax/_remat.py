@@ -77,7 +77,8 @@ def _closed_over(step: Step, carry: Tree, buffers: Tree, batch: Any) -> list[Ten
         return step(carry, buffers, batch)[2]
 
     with Ambience(tensors).restored(), torch.no_grad():
-        return _capture.closed_over(function, *(tensors[i] for i in where))
+        refuse = None if _context.transforming() else _capture.refuse_applied
+        return _capture.closed_over(function, [tensors[i] for i in where], refuse)
 
 
 @dataclass(frozen=True, eq=False)

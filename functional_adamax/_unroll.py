@@ -257,7 +257,9 @@ def _autograd(
 
 def _followed(x: Tensor) -> Tensor:
     """``x`` for autograd to follow, but not to where it is from; a tangent, if any, stays."""
-    return (x.detach() if x.requires_grad else x.view_as(x)).requires_grad_()
+    with torch.no_grad():
+        x = x.view_as(x)
+    return x.requires_grad_()
 
 
 def _scalar(value: Any) -> Tensor:

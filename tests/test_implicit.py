@@ -279,6 +279,36 @@ def test_cotangents_of_any_size(dtype: torch.dtype, size: float) -> None:
     assert found.isnan().all()
 
 
+class Doubled(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> torch.Tensor:
+        return 2 * cotangent
+
+
+def test_losses_with_autograd_functions_and_empty_leaves() -> None:
+    target = torch.tensor([2.0, 3.0], dtype=D, requires_grad=True)
+
+    def loss(p: Any, _: Any) -> torch.Tensor:
+        return ((p["a"] - Doubled.apply(target)) ** 2).sum() + p["b"].sum()
+
+    start = {"a": torch.zeros(2, dtype=D), "b": torch.zeros(0, dtype=D)}
+    end = fa.implicit(loss, fa.sgd(0.25), start, [0] * 60).params
+    (found,) = torch.autograd.grad(end["a"].sum() + end["b"].sum(), target)
+    torch.testing.assert_close(found, torch.full((2,), 2.0, dtype=D))
+    nothing = fa.implicit(lambda p, _: (p * target[0]).sum(), fa.sgd(0.1), start["b"], [0]).params
+    assert torch.autograd.grad(nothing.sum(), target)[0].eq(0).all()
+
+
 def test_batches_count_as_often_as_they_come() -> None:
     targets = torch.tensor([1.0, 5.0], dtype=D, requires_grad=True)
     tx = fa.multi_steps(fa.sgd(0.5), 4)

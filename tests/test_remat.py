@@ -47,6 +47,30 @@ def test_loops_in_loops(inside: bool, outside: bool) -> None:
     torch.testing.assert_close(grad(function)(lr.detach()), wanted)
     torch.testing.assert_close(vmap(grad(function))(lr.detach().expand(2))[1], wanted)
 
+    def batched(lr: torch.Tensor) -> torch.Tensor:
+        return vmap(lambda x: function(lr) * x)(torch.ones(2, dtype=D)).mean()
+
+    torch.testing.assert_close(grad(batched)(lr.detach()), wanted)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [torch.Tensor.double, torch.Tensor.cpu, torch.flatten, torch.real, torch.as_tensor],
+)
+def test_operations_that_return_their_argument(same: Any) -> None:
+    target = torch.tensor([1.0, 3.0], dtype=D, requires_grad=True)
+
+    def loss(p: torch.Tensor, _: Any) -> torch.Tensor:
+        return ((p - same(target)) ** 2).sum() * (target.data + same(target)).sum()
+
+    found = []
+    for checkpoint in (False, True):
+        end = fa.unroll(
+            loss, fa.adamax(0.1), torch.zeros(2, dtype=D), range(5), checkpoint=checkpoint
+        )
+        found.append(torch.autograd.grad(end.params.sum(), target)[0])
+    assert torch.equal(*found)
+
 
 class Doubled(torch.autograd.Function):
     generate_vmap_rule = True

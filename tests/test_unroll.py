@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from loops import D, data, network, parabola, regression
 from recipes import RECIPES, Recipe
 from torch.func import functional_call, grad, hessian, jacfwd, jvp, vmap
@@ -405,6 +406,21 @@ def test_forward_mode_of_both_kinds(tx: Any, options: dict[str, Any]) -> None:
             wanted = jacobian(one, x)
             torch.testing.assert_close(jacobian(one, x, **forward), wanted)
             torch.testing.assert_close(jacfwd(one)(x), wanted)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("recording", [False, True])
+def test_tangents_without_grad_mode(recorded: bool, recording: bool) -> None:
+    start, tangent = torch.tensor([1.0, 2.0], dtype=D), torch.tensor([1.0, 0.5], dtype=D)
+
+    def trained(p: torch.Tensor) -> torch.Tensor:
+        return fa.unroll(lambda p, _: (p**4).sum(), fa.sgd(0.01), p, range(4)).params
+
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(start.clone().requires_grad_(recorded), tangent)
+        with torch.set_grad_enabled(recording):
+            found = forward_ad.unpack_dual(trained(dual)).tangent
+    torch.testing.assert_close(found, jvp(trained, (start,), (tangent,))[1])
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
