@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
@@ -192,7 +193,7 @@ def multi_steps(
 
 
 def _check_every_k(k: Any) -> None:
-    if not isinstance(k, int) or isinstance(k, bool):
+    if not isinstance(k, Integral) or isinstance(k, bool):
         raise TypeError(
             f"every_k must be an integer, or a function of the number of steps to one, got {k!r}"
         )

@@ -115,7 +115,7 @@ def presentable(u: Any, used: Tensor) -> Any:
     A transform that runs in vain then has finite derivatives, and their zero multiples are zero;
     at 0, square roots and quotients have none.
     """
-    return None if u is None else torch.where(used.to(u.device), u, 1.0)
+    return None if u is None else torch.where(used.to(u.device), u, torch.ones_like(u))
 
 
 def select(condition: Tensor, new: Tree, old: Tree) -> Tree:
@@ -123,10 +123,14 @@ def select(condition: Tensor, new: Tree, old: Tree) -> Tree:
     leaves, spec = _tree.flatten(old)
     others = _tree.match(spec, new, "the new tree", "the one before")
     chosen = [
-        torch.where(condition.to(y.device), x, y.to(x.dtype)) if isinstance(y, Tensor) else y
+        torch.where(condition.to(y.device), x, y.to(x.dtype)) if _are_tensors(x, y) else x
         for x, y in zip(others, leaves, strict=True)
     ]
     return _tree.unflatten(spec, chosen)
+
+
+def _are_tensors(x: Any, y: Any) -> bool:
+    return isinstance(x, Tensor) and isinstance(y, Tensor)
 
 
 def flag(value: Any, name: str, device: torch.device) -> Tensor:
@@ -135,6 +139,8 @@ def flag(value: Any, name: str, device: torch.device) -> Tensor:
     Raises:
         TypeError: it says something else.
     """
+    if not isinstance(value, Tensor) and hasattr(value, "item"):  # NumPy's
+        value = value.item()
     if isinstance(value, bool):
         return torch.tensor(value, device=device)
     if isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 0:

@@ -131,7 +131,9 @@ def _injected(
     **kwargs: Any,
 ) -> GradientTransformation:
     explicit, given = arguments(factory, args, kwargs)
-    if unknown := set(static) - set(given):
+    kinds = {x.kind for x in inspect.signature(factory).parameters.values()}
+    unknown = set(static) - set(given)
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
         raise TypeError(f"static must name arguments of the factory, got {sorted(unknown)}")
     schedules = {k: v for k, v in schedules_in(given).items() if k not in static}
     factory(**given | at_start(schedules))  # it checks the numbers

@@ -6,6 +6,7 @@ import pickle
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.func import vmap
@@ -292,6 +293,12 @@ def test_functions_of_the_user_that_say_something_else() -> None:
         return tx.update(params, tx.init(params), params)
 
     assert run(fa.multi_steps(fa.sgd(0.1), 1, skip=lambda *_: False))[0][0] == pytest.approx(-0.1)
+    fine = fa.conditionally(fa.sgd(0.1), lambda n: np.bool_(True))
+    assert run(fine)[0][0] == pytest.approx(-0.1)
+    assert not run(fa.multi_steps(fa.sgd(0.1), lambda n: np.int64(2)))[0].any()
+    whole = torch.tensor([2**24 + 1])
+    kept = fa.conditionally(fa.identity(), lambda n: n < 1)
+    assert torch.equal(kept.update(whole, kept.init(whole))[0], whole)
     for tx, words in (
         (fa.multi_steps(fa.sgd(0.1), 1, skip=lambda *_: 1), "skip must return a bool, .* got int"),
         (fa.conditionally(fa.sgd(0.1), lambda n: n % 2), "condition must return .* torch.int64"),

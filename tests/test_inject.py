@@ -121,6 +121,7 @@ def test_static_names_arguments() -> None:
     for static in ("lr", ("lr",)):
         state = fa.inject_hyperparams(fa.adamax, static)(0.1).init(torch.zeros(1))
         assert sorted(fa.get_hyperparams(state)) == ["betas", "eps"]
+    fa.inject_hyperparams(lambda **given: fa.adamax(**given), static="eps")(lr=0.1)
     with pytest.raises(TypeError, match=r"static must name arguments .*, got \['rate'\]"):
         fa.inject_hyperparams(fa.adamax, ["rate"])(0.1)
 

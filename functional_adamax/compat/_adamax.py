@@ -275,7 +275,7 @@ def _decay(group: dict[str, Any]) -> Any:
 
 
 def _rate(lr: Any) -> Any:
-    """A learning rate; a short float of NumPy's divides as it is, like a tensor."""
+    """A learning rate; NumPy's float32 divides as such, like a tensor of it."""
     if isinstance(lr, (int, float, Tensor)) or not hasattr(lr, "dtype"):
         return lr
     rate = torch.as_tensor(lr)

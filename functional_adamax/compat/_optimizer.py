@@ -6,6 +6,7 @@ it as on any other. Its state lies in ``optimizer.state`` as torch keeps state, 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -87,6 +88,7 @@ class Optimizer(Shell):
             )
         self._couple = couple
         given = arguments(self._factory, (), hyperparameters)[1]
+        _schedules.check_names(given)
         self._names = list(given)  # of the hyperparameters
         self._evaluates = False  # the schedules, for a factory that takes no functions
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
@@ -99,11 +101,18 @@ class Optimizer(Shell):
 
     def state_dict(self) -> dict[str, Any]:
         """Return a checkpoint, as in torch; of schedules it has what they left in the groups."""
-        state = super().state_dict()
-        return {**state, "param_groups": _schedules.without_functions(state["param_groups"])}
+        hooks = self._optimizer_state_dict_post_hooks
+        self._optimizer_state_dict_post_hooks = OrderedDict(
+            {-1: _schedules.without_functions, **hooks}
+        )
+        try:
+            return super().state_dict()
+        finally:
+            self._optimizer_state_dict_post_hooks = hooks
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        _schedules.take_over(state["param_groups"], self.__dict__.get("param_groups", []))
+        if "param_groups" in self.__dict__:
+            _schedules.take_over(state["param_groups"], self.param_groups, self._names)
         super().__setstate__(state)
         self._layouts, self._written = {}, []
         recording = torch.is_grad_enabled()  # which leaving inference mode would switch on

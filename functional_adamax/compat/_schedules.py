@@ -1,6 +1,6 @@
 """Schedules among the hyperparameters of the parameter groups.
 
-A group keeps its schedules under ``"schedules"``, which checkpoints leave out. Beside a
+A group keeps its schedules under ``"schedules"``; a checkpoint has only the names there. Beside a
 hyperparameter that is one, such as ``lr``, it keeps under ``"scheduled_lr"`` what the schedule left
 there: any other value was set by somebody, and rules instead.
 """
@@ -28,8 +28,8 @@ KEY = "schedules"
 
 def of(group: Group) -> dict[str, Any]:
     """The schedules of a group, by the name of the hyperparameter."""
-    found: dict[str, Any] = group.get(KEY, {})
-    return found
+    found = group.get(KEY)
+    return found if isinstance(found, dict) else {}
 
 
 def left(name: str) -> str:
@@ -42,29 +42,53 @@ def take(group: Group, factory: Factory, values: dict[str, Any]) -> None:
     schedules = schedules_in(values)
     first = at_start(schedules)
     factory(**values | first)  # it checks the numbers
+    _forget(group, values)  # what the group of another optimizer kept
     if schedules:
         group[KEY] = schedules
     for name, value in first.items():
         group[name], group[left(name)] = _shown(value), _shown(value)
 
 
-def take_over(groups: Sequence[Group], before: Sequence[Group]) -> None:
+def check_names(values: dict[str, Any]) -> None:
+    """Check that no hyperparameter has a name that is needed here.
+
+    Raises:
+        TypeError: one has.
+    """
+    if taken := {KEY, *map(left, values)} & set(values):
+        raise TypeError(
+            f"factory takes {sorted(taken)}, under which groups keep schedules: rename the argument"
+        )
+
+
+def _forget(group: Group, values: Iterable[str]) -> None:
+    if of(group) or isinstance(group.get(KEY), list):
+        del group[KEY]
+    for name in values:
+        group.pop(left(name), None)
+
+
+def take_over(groups: Sequence[Group], before: Sequence[Group], names: Iterable[str]) -> None:
     """Give loaded groups the schedules of those before them.
 
     What they hold without saying that it was scheduled, such as a constant rate, is no value that
     somebody set over the schedule.
     """
     for group, old in zip(groups, before, strict=False):
-        if KEY in old:
-            group[KEY] = old[KEY]
+        _forget(group, set(names) - set(of(old)))
+        if of(old):
+            group[KEY] = of(old)
         for name in of(group):
             group.setdefault(name, old[name])
             group.setdefault(left(name), group[name])
 
 
-def without_functions(groups: Iterable[Group]) -> list[Group]:
-    """The groups as a checkpoint has them."""
-    return [{k: v for k, v in group.items() if k != KEY} for group in groups]
+def without_functions(optimizer: Any, state_dict: dict[str, Any]) -> None:
+    """State dict hook: names in place of the functions."""
+    del optimizer
+    for group in state_dict["param_groups"]:
+        if of(group):
+            group[KEY] = sorted(of(group))
 
 
 def transform(
@@ -129,11 +153,13 @@ def _shown(value: Any) -> Any:
     """A value as it is shown: a number, or under a compiler, which keeps none, a new tensor."""
     if torch.compiler.is_compiling():
         return _tree.tree_map(lambda x: _copy(x) if isinstance(x, Tensor) else x, value)
-    return _tree.tree_map(_number, value)
+    return _tree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, _numbers(value))
 
 
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+def _numbers(value: Any) -> Any:
+    return _tree.tree_map(
+        lambda x: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x, value
+    )
 
 
 torch.library.define("functional_adamax::copy", "(Tensor x) -> Tensor")
@@ -152,18 +178,27 @@ def _now(group: Group, name: str) -> tuple[Any, Any]:
 
 def _rules(value: Any, left: Any) -> bool | Tensor:
     """Whether the schedule rules: what it left is there. A tensor where a compiler cannot ask."""
-    if not torch.compiler.is_compiling():
-        return same(_tree.tree_map(_number, value), _tree.tree_map(_number, left))
-    values, spec = _tree.flatten(value)
-    others, other_spec = _tree.flatten(left)
+    compiling = torch.compiler.is_compiling()
+    values, spec = _tree.flatten(value if compiling else _numbers(value))
+    others, other_spec = _tree.flatten(left if compiling else _numbers(left))
     if spec != other_spec:
         return False
     pairs = list(zip(values, others, strict=True))
+    if not compiling:
+        return all(same(x, y) or _are_nan(x, y) for x, y in pairs)
     asked = [isinstance(x, Tensor) or isinstance(y, Tensor) for x, y in pairs]
-    if not all(t or same(x, y) for t, (x, y) in zip(asked, pairs, strict=True)):
+    if not all(t or same(x, y) or _are_nan(x, y) for t, (x, y) in zip(asked, pairs, strict=True)):
         return False
-    equal = [torch.eq(*_tensors(x, y)).all() for t, (x, y) in zip(asked, pairs, strict=True) if t]
+    equal = [_equal(*_tensors(x, y)) for t, (x, y) in zip(asked, pairs, strict=True) if t]
     return torch.stack(equal).all() if equal else True
+
+
+def _are_nan(x: Any, y: Any) -> bool:
+    return isinstance(x, float) and isinstance(y, float) and x != x and y != y
+
+
+def _equal(x: Tensor, y: Tensor) -> Tensor:
+    return ((x == y) | (x.isnan() & y.isnan())).all()
 
 
 def _tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
@@ -208,6 +243,9 @@ class _Together:
 def together(groups: Sequence[Group], name: str) -> Any:
     """A hyperparameter for the parameters of several groups: a tree of values if they differ."""
     rows = [value(group, name) for group in groups]
-    if any(map(is_schedule, rows)) and not all(same(row, rows[0]) for row in rows):
-        return _Together(groups, name, rows)
-    return joined(groups, name, rows)
+    if not any(map(is_schedule, rows)):
+        return joined(groups, name, rows)
+    comparing = len(rows) > 1 and not torch.compiler.is_compiling()  # which cannot
+    if len(rows) == 1 or (comparing and all(same(row, rows[0]) for row in rows)):
+        return rows[0]
+    return _Together(groups, name, rows)

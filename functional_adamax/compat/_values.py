@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._transform import same
@@ -37,7 +38,8 @@ def joined(groups: Sequence[dict[str, Any]], name: str, rows: list[Any]) -> Any:
     Raises:
         ValueError: they differ in something else than numbers.
     """
-    if all(same(row, rows[0]) for row in rows):
+    comparing = not (torch.compiler.is_compiling() and any(isinstance(x, Tensor) for x in rows))
+    if len(rows) == 1 or (comparing and all(same(row, rows[0]) for row in rows)):
         return rows[0]
     if all(isinstance(row, (tuple, list)) and len(row) == len(rows[0]) for row in rows):
         return tuple(joined(groups, name, list(column)) for column in zip(*rows, strict=True))
