@@ -32,3 +32,21 @@ def regression(module: torch.nn.Module) -> Callable[..., torch.Tensor]:
 
 def data(steps: int, dtype: torch.dtype = D) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(torch.randn(5, 4, dtype=dtype), torch.randn(5, 3, dtype=dtype)) for _ in range(steps)]
+
+
+class Doubled(torch.autograd.Function):
+    """An autograd function as users write them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del ctx, inputs, output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> torch.Tensor:
+        return 2 * cotangent

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from loops import Doubled
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 import functional_adamax as fa
@@ -277,22 +278,6 @@ def test_cotangents_of_any_size(dtype: torch.dtype, size: float) -> None:
     torch.testing.assert_close(found, wanted, rtol=0.02, atol=0)
     (found,) = torch.autograd.grad((end.params * torch.inf).sum(), target)
     assert found.isnan().all()
-
-
-class Doubled(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        del ctx, inputs, output
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: torch.Tensor) -> torch.Tensor:
-        return 2 * cotangent
 
 
 def test_losses_with_autograd_functions_and_empty_leaves() -> None:

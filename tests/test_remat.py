@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import D, data, network, regression
+from loops import D, Doubled, data, network, regression
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.profiler import ProfilerActivity, profile
 from trees import assert_equal, tree_map
@@ -70,22 +70,6 @@ def test_operations_that_return_their_argument(same: Any) -> None:
         )
         found.append(torch.autograd.grad(end.params.sum(), target)[0])
     assert torch.equal(*found)
-
-
-class Doubled(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        del ctx, inputs, output
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: torch.Tensor) -> torch.Tensor:
-        return 2 * cotangent
 
 
 def test_closed_over_tensors_that_go_to_autograd_functions() -> None:

@@ -176,11 +176,11 @@ def _now(group: Group, name: str) -> tuple[Any, Any]:
     return tuple(now) if isinstance(now, list) and isinstance(before, tuple) else now, before
 
 
-def _rules(value: Any, left: Any) -> bool | Tensor:
+def _rules(now: Any, before: Any) -> bool | Tensor:
     """Whether the schedule rules: what it left is there. A tensor where a compiler cannot ask."""
     compiling = torch.compiler.is_compiling()
-    values, spec = _tree.flatten(value if compiling else _numbers(value))
-    others, other_spec = _tree.flatten(left if compiling else _numbers(left))
+    values, spec = _tree.flatten(now if compiling else _numbers(now))
+    others, other_spec = _tree.flatten(before if compiling else _numbers(before))
     if spec != other_spec:
         return False
     pairs = list(zip(values, others, strict=True))

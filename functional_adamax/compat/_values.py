@@ -45,7 +45,8 @@ def joined(groups: Sequence[dict[str, Any]], name: str, rows: list[Any]) -> Any:
         return tuple(joined(groups, name, list(column)) for column in zip(*rows, strict=True))
     if not all(isinstance(x, (Real, Tensor)) and not isinstance(x, bool) for x in rows):
         raise ValueError(
-            f"with couple='all' groups may differ in numbers only, got for {name}: {rows}"
+            f"with couple='all' groups may differ in numbers only, got for {name}: {rows}; "
+            "give all groups the same, or couple='group'"
         )
     sizes = [len(group["params"]) for group in groups]
     return tree_of(groups, [[x] * n for x, n in zip(rows, sizes, strict=True)])
