@@ -60,6 +60,7 @@ class MultiSteps(Transform):
     ) -> tuple[Tree, MultiStepsState]:
         _check.state(state, MultiStepsState)
         before, spec = _tree.flatten(state.acc_grads)
+        _check.moments(spec, {"acc_grads": before})
         leaves = _tree.match(spec, updates, "updates", "the params that init was given")
         _check.gradients(spec, leaves, before, self.name, "updates")
         k = self.every_k

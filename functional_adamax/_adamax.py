@@ -7,7 +7,7 @@ leaves of the trees to the one rule in ``_rule.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -96,11 +96,12 @@ class Adamax(Transform):
     def prepare(self, grads: Tree, state: AdamaxState, params: Tree) -> Donated | None:
         leaves, ready = self._leaves(*self._columns(grads, state, params), state, params)
         work = ready or [leaf for leaf in leaves if leaf.g is not None]
-        if _is_entangled(work):
+        if _execute.follow_writes(work) or any(map(_is_recorded, work)):
             return None
         if not ready or not _kernel.are_apart(ready):  # faster, but cannot name two leaves
             _step.reject_shared_memory(grads, state, params)
-        return partial(_write, work, bool(ready), self.maximize, self.decoupled, params, state)
+        run = _execute.plan(work, self.maximize, self.decoupled, ready=bool(ready))
+        return partial(_written, run, params, state)
 
     def overwrite(self, grads: Tree, state: AdamaxState, params: Tree) -> bool:
         if not isinstance(state, AdamaxState) or _context.traced():
@@ -166,23 +167,19 @@ class Adamax(Transform):
         if whole and not _context.traced():
             ready = _kernel.ready(leaves, self.maximize, self.decoupled)
         if ready is None:  # otherwise there is nothing left to check
+            _check.moments(spec, {"exp_avg": m, "exp_inf": u})
             if params is not None:
                 _check.same_places(spec, p, m, "params")
             _check.gradients(spec, g, m, "Adamax")
-            _check.same_places(spec, u, m, "state.exp_inf")
             _check.scalars(spec, t, m, "state.step")
         return leaves, ready
 
 
-def _is_entangled(work: list[Leaf]) -> bool:
-    """Whether a hyperparameter is recorded by autograd, or lies where the step would write."""
-    hyper = [x for leaf in work for x in leaf[5:] if isinstance(x, Tensor)]
-    if not hyper:
-        return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in hyper):
-        return True
-    written = _tree.storages(x for leaf in work for x in (leaf.p, leaf.m, leaf.u, leaf.t))
-    return not written.isdisjoint(_tree.storages(hyper))
+def _is_recorded(leaf: Leaf) -> bool:
+    """Whether autograd records a hyperparameter."""
+    return torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in leaf[5:]
+    )
 
 
 def init_leaf(p: Any, state_dtype: torch.dtype | None) -> tuple[Any, Any, Any]:
@@ -209,15 +206,8 @@ def make_state(spec: Any, cells: Sequence[Sequence[Any]]) -> AdamaxState:
     return AdamaxState(*(_tree.unflatten(spec, [cell[i] for cell in cells]) for i in range(3)))
 
 
-def _write(
-    work: list[Leaf],
-    ready: bool,
-    maximize: bool,
-    decoupled: bool,
-    params: Tree,
-    state: AdamaxState,
-) -> tuple[Tree, AdamaxState]:
-    _execute.write(work, maximize, decoupled, ready=ready)
+def _written(run: Callable[[], None], params: Tree, state: AdamaxState) -> tuple[Tree, AdamaxState]:
+    run()
     return params, state
 
 

@@ -135,6 +135,11 @@ def describe(x: Any) -> str:
     return "None" if x is None else type(x).__name__
 
 
+def placed(x: Any) -> str:
+    """``describe``, with the device of a tensor."""
+    return f"{describe(x)} on {x.device}" if isinstance(x, Tensor) else describe(x)
+
+
 def reject_missing_params(updates: Tree) -> None:
     """Raise unless there is nothing to decay: every update is None."""
     if any(update is not None for update in _tree.flatten(updates)[0]):
@@ -164,9 +169,36 @@ def same_places(spec: Any, leaves: list[Any], like: list[Any], name: str) -> Non
             and y.is_complex() == x.is_complex()
         ):
             raise ValueError(
-                f"{_tree.paths(spec, name)[i]} must fit its state, {describe(x)} on {x.device}, "
-                f"got {describe(y)}" + (f" on {y.device}" if isinstance(y, Tensor) else "")
+                f"{_tree.paths(spec, name)[i]} must fit its state, {placed(x)}, got {placed(y)}"
             )
+
+
+def moments(spec: Any, columns: dict[str, list[Any]]) -> None:
+    """Check that what a state keeps of a leaf is floating, and of one shape, dtype and device.
+
+    Raises:
+        TypeError: a moment is not floating.
+        ValueError: two moments of a leaf differ.
+    """
+    if not columns:
+        return
+    (first, like), *rest = columns.items()
+    for i, x in enumerate(like):
+        if not isinstance(x, Tensor):
+            continue
+        if not trainable(x):
+            path = _tree.paths(spec, f"state.{first}")[i]
+            raise TypeError(f"{path} must be a floating or complex tensor, got {describe(x)}")
+        for name, column in rest:
+            y = column[i]
+            if isinstance(y, Tensor) and (y.shape, y.dtype, y.device) == (
+                x.shape,
+                x.dtype,
+                x.device,
+            ):
+                continue
+            path = _tree.paths(spec, f"state.{name}")[i]
+            raise ValueError(f"{path} must fit state.{first}, {placed(x)}, got {placed(y)}")
 
 
 def scalars(spec: Any, leaves: list[Any], like: list[Any], name: str) -> None:

@@ -7,6 +7,7 @@ CPU (``tests/test_executors.py``); the rule itself takes the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -22,6 +23,7 @@ from . import (
     _kernel,
     _recorded,
     _rule,
+    _tree,
     _triton,
 )
 from ._rule import Columns, Leaf
@@ -85,6 +87,10 @@ def _one(leaf: Leaf, maximize: bool, decoupled: bool, add: bool) -> Row:
         elif _recorded.takes(leaf):
             native = ready is not None
             return _recorded.step(ready or [leaf], maximize, decoupled, add, native)[0]
+    return _by_rule(leaf, maximize, decoupled, add)
+
+
+def _by_rule(leaf: Leaf, maximize: bool, decoupled: bool, add: bool) -> Row:
     update, *state = _rule.step(leaf, maximize, decoupled)
     return _apply.add(leaf.p, update) if add else update, *state
 
@@ -108,47 +114,90 @@ def _native(leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool) -> l
     return rows
 
 
-def write(
+def plan(
     leaves: list[Leaf],
     maximize: bool,
     decoupled: bool,
     foreach: bool | None = None,
     *,
     ready: bool = False,
-) -> None:
-    """Step ``leaves``, each of which has a gradient; p, m, u and t receive the results.
+) -> Callable[[], None]:
+    """Return what steps ``leaves``, each of which has a gradient, over their p, m, u and t.
 
-    ``foreach`` asks for torch's foreach kernels, or with False for none of them. None means ours
-    on CUDA devices, and for what they do not take, torch's where ``torch.optim`` would use them,
-    for plain tensors on CUDA devices. ``ready`` says that ``_kernel.ready`` returned the leaves.
+    What an executor does not take in place is computed before, by the rule: if that raises, nothing
+    is written. ``foreach`` asks for torch's foreach kernels, or with False for none of them. None
+    means ours on CUDA devices, and for what they do not take, torch's where ``torch.optim`` would
+    use them, for plain tensors on CUDA devices. ``ready`` says that ``_kernel.ready`` returned the
+    leaves.
     """
     if foreach is None and not ready:
         foreach = all(_plain_cuda(leaf.p) for leaf in leaves)
-        ours = [_triton.takes(leaf) for leaf in leaves]
-        if any(ours) and _triton.write(list(compress(leaves, ours)), maximize, decoupled):
-            leaves = [leaf for leaf, taken in zip(leaves, ours, strict=True) if not taken]
-    if not foreach:
+        if any(map(_triton.takes, leaves)):
+            return partial(_by_triton, leaves, maximize, decoupled, foreach)
+    in_turn = follow_writes(leaves)
+    if not (foreach or in_turn):
         taken = leaves if ready else _kernel.ready(leaves, maximize, decoupled)
-        if taken and _kernel.write(taken, maximize, decoupled):
-            return
-    together = []
-    for leaf in leaves:
-        if not _inplace.takes(leaf, decoupled):
-            _copy(leaf, maximize, decoupled)
-        elif foreach:
+        if taken and _kernel.are_apart(taken):
+            return partial(_by_kernel, taken, maximize, decoupled)
+    return _by_torch(leaves, maximize, decoupled, bool(foreach), in_turn)
+
+
+def follow_writes(leaves: list[Leaf]) -> bool:
+    """Whether a hyperparameter lies where a step over ``leaves`` would write."""
+    hyper = [x for leaf in leaves for x in leaf[5:] if isinstance(x, Tensor)]
+    if not hyper:
+        return False
+    written = _tree.storages(x for leaf in leaves for x in (leaf.p, leaf.m, leaf.u, leaf.t))
+    return not written.isdisjoint(_tree.storages(hyper))
+
+
+def _by_kernel(leaves: list[Leaf], maximize: bool, decoupled: bool) -> None:
+    _kernel.write(leaves, maximize, decoupled)
+
+
+def _by_triton(leaves: list[Leaf], maximize: bool, decoupled: bool, foreach: bool) -> None:
+    ours = [_triton.takes(leaf) for leaf in leaves]
+    if _triton.write(list(compress(leaves, ours)), maximize, decoupled):
+        leaves = [leaf for leaf, taken in zip(leaves, ours, strict=True) if not taken]
+    plan(leaves, maximize, decoupled, foreach)()
+
+
+def _by_torch(
+    leaves: list[Leaf], maximize: bool, decoupled: bool, foreach: bool, in_turn: bool
+) -> Callable[[], None]:
+    """Plan in torch's operations; with ``in_turn``, each step sees what those before it wrote."""
+    inside = [_inplace.takes(leaf, decoupled) for leaf in leaves]
+    if not all(inside):
+        in_turn = in_turn or not _tree.are_apart([x for leaf in leaves for x in leaf[:5]])
+    together, steps = [], list[Callable[[], None]]()
+    for leaf, taken in zip(leaves, inside, strict=True):
+        if taken and foreach:
             together.append(leaf)
+        elif taken:
+            steps.append(partial(_inplace.write, leaf, maximize))
+        elif in_turn:
+            steps.append(partial(_write_by_rule, leaf, maximize, decoupled))
         else:
-            _inplace.write(leaf, maximize)
-    _foreach.write(together, maximize)
+            steps.append(partial(_copy, leaf, _by_rule(leaf, maximize, decoupled, add=True)))
+    return partial(_run, [*steps, partial(_foreach.write, together, maximize)])
+
+
+def _run(steps: list[Callable[[], None]]) -> None:
+    for step in steps:
+        step()
 
 
 def _plain_cuda(p: torch.Tensor) -> bool:
     return type(p) in (torch.Tensor, torch.nn.Parameter) and p.is_cuda
 
 
-def _copy(leaf: Leaf, maximize: bool, decoupled: bool) -> None:
-    update, t, m, u = _rule.step(leaf, maximize, decoupled)
-    leaf.p.copy_(_apply.add(leaf.p, update))
+def _write_by_rule(leaf: Leaf, maximize: bool, decoupled: bool) -> None:
+    _copy(leaf, _by_rule(leaf, maximize, decoupled, add=True))
+
+
+def _copy(leaf: Leaf, new: Row) -> None:
+    p, t, m, u = new
+    leaf.p.copy_(p)
     torch._foreach_copy_([leaf.t], [t])  # Dynamo may drop a copy_ into a float64 scalar
     leaf.m.copy_(m)
     leaf.u.copy_(u)

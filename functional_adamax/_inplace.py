@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._rule import Leaf, real_views
+from ._rule import HALF, Leaf, real_views
+
+_DTYPES = {
+    *HALF,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+}
+"""In others torch has not all of the operations, and the first that it lacks would raise."""
 
 
 def takes(leaf: Leaf, decoupled: bool) -> bool:
@@ -23,7 +32,10 @@ def takes(leaf: Leaf, decoupled: bool) -> bool:
         return False
     p, g, m, u, t, lr, b1, b2, eps, weight_decay, _ = leaf
     return (
-        p.dtype == g.dtype == m.dtype == u.dtype
+        p.dtype == g.dtype == m.dtype
+        and m.dtype in _DTYPES
+        and p.shape == g.shape == m.shape == u.shape
+        and all(map(_is_of_torch, (p, g, m, u)))
         and t.is_cpu
         and (not isinstance(lr, Tensor) or (lr.dim() == 0 and lr.is_cpu))
         and not isinstance(b1, Tensor)
@@ -33,7 +45,13 @@ def takes(leaf: Leaf, decoupled: bool) -> bool:
         and max(lr, weight_decay, eps) < torch.finfo(p.dtype).max * (1 - b1)  # or torch refuses it
         and not (decoupled and weight_decay != 0)
         and not (p.is_complex() and any(x.is_conj() or x.is_neg() for x in (p, m, u)))
+        and not (b1 == 0 and p.dtype in HALF and g.stride() != m.stride())  # the sign of zeros
     )
+
+
+def _is_of_torch(x: Tensor) -> bool:
+    """Whether the class of ``x`` is torch's; an operation of another may raise half-way."""
+    return type(x).__module__.partition(".")[0] == "torch"
 
 
 def write(leaf: Leaf, maximize: bool) -> None:

@@ -95,13 +95,12 @@ class Method(Transform):
         columns = [
             _tree.match(spec, getattr(state, name), f"state.{name}", "state.step") for name in kept
         ]
+        _check.moments(spec, dict(zip(kept, columns, strict=True)))
         like = columns[0] if kept else list(map(_fitting, steps, leaves, grads))
         if params is not None:
             _check.same_places(spec, leaves, like, "params")
         _check.gradients(spec, grads, like, self.name)
         _check.scalars(spec, steps, like, "state.step")
-        for name, column in zip(kept, columns, strict=True):
-            _check.same_places(spec, column, like, f"state.{name}")
         hyper = {"lr": self.lr, "weight_decay": self.weight_decay, **self.hyper()}
         values = [_hyper.per_leaf(k, v, state.step, like) for k, v in hyper.items()]
         new, after, moments = list(grads), list(steps), []

@@ -58,6 +58,7 @@ class Ema(Transform):
         _check.state(state, EmaState)
         moments, spec = _tree.flatten(state.exp_avg)
         steps = _tree.match(spec, state.step, "state.step", "state.exp_avg")
+        _check.moments(spec, {"exp_avg": moments})
         given = _given(spec, updates, moments, "ema")
         _check.scalars(spec, steps, moments, "state.step")
         decays = _hyper.per_leaf("decay", self.decay, state.exp_avg, moments)
@@ -97,6 +98,7 @@ class Trace(Transform):
         del params, extra
         _check.state(state, TraceState)
         sums, spec = _tree.flatten(state.trace)
+        _check.moments(spec, {"trace": sums})
         given = _given(spec, updates, sums, "trace")
         decays = _hyper.per_leaf("decay", self.decay, state.trace, sums)
         new: list[Any] = [None] * len(given)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ._bounded import quotient
 from ._hyper import cast
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Leaf(NamedTuple):
@@ -224,7 +224,7 @@ def double(x: Any) -> Any:
 
 def wide(x: Tensor) -> Tensor:
     """Half precision as float32, in which torch's own kernels compute it; the rest as it is."""
-    return x.float() if x.dtype in _HALF else x
+    return x.float() if x.dtype in HALF else x
 
 
 def over_components(x: Any) -> Any:

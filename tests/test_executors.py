@@ -53,7 +53,7 @@ def test_forced(request: pytest.FixtureRequest) -> None:
         assert _triton.takes(x)
         assert _triton.write([x], True, False)
     else:
-        _execute.write([x], True, False)
+        _execute.plan([x], True, False)()
     assert all(map(torch.equal, (x.p, x.m, x.u, x.t), want))
 
 
@@ -106,7 +106,7 @@ def test_foreach_groups_what_differs() -> None:
     ]
     leaves[0] = leaves[0]._replace(t=torch.tensor(3.0))  # a float32 counter among float64 ones
     wanted = [by_the_rule(x, False) for x in leaves]
-    _execute.write(leaves, False, False, foreach=True)
+    _execute.plan(leaves, False, False, foreach=True)()
     for x, want in zip(leaves, wanted, strict=True):
         for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
             assert torch.equal(got, expected)
@@ -128,7 +128,7 @@ def test_what_no_executor_takes_goes_by_the_rule(case: str, foreach: bool, decou
     x = UNTAKEN[case](leaf((4, 3), torch.float32, 0.1, 0.1, False))
     assert not _inplace.takes(x, decoupled)
     want = by_the_rule(copy(x), True, decoupled)
-    _execute.write([x], True, decoupled, foreach)
+    _execute.plan([x], True, decoupled, foreach)()
     for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
         assert torch.equal(got, expected)
 
@@ -141,7 +141,7 @@ def test_lazy_views() -> None:
         if dtype.is_complex:
             x = x._replace(p=x.p.conj(), g=x.g.conj())
         want = by_the_rule(x, False)
-        _execute.write([x], False, False)
+        _execute.plan([x], False, False)()
         for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
             assert torch.equal(got, expected)
 
@@ -286,7 +286,7 @@ def test_a_large_leaf_is_shared_among_threads(threads: int, decoupled: bool) -> 
         pure = _execute.compute(
             leaves, _kernel.ready(leaves, True, decoupled), True, decoupled, add=True
         )
-        _execute.write(leaves, True, decoupled)
+        _execute.plan(leaves, True, decoupled)()
     finally:
         torch.set_num_threads(before)
     for x, row, want in zip(leaves, pure, wanted, strict=True):
@@ -336,7 +336,7 @@ def test_shared_memory_goes_by_torchs_operations(aliased: tuple[str, str]) -> No
     assert not _kernel.write([x], False, False)
     twin = copy(x)
     twin = twin._replace(**{aliased[0]: getattr(twin, aliased[1])})
-    _execute.write([x], False, False)
+    _execute.plan([x], False, False)()
     _inplace.write(twin, False)
     for got, wanted in zip((x.p, x.m, x.u, x.t), (twin.p, twin.m, twin.u, twin.t), strict=True):
         assert torch.equal(got, wanted)

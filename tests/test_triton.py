@@ -239,7 +239,7 @@ def test_a_kernel_that_raises_stays_off(monkeypatch: pytest.MonkeyPatch) -> None
     x = leaf((4, 3))
     want = by_the_rule(x, False)
     assert not _triton.write([x], False, False)
-    _execute.write([x], False, False)
+    _execute.plan([x], False, False)()
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
 
 
@@ -267,7 +267,7 @@ def test_it_takes_what_no_form_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     for foreach in (None, True, False):
         leaves = [leaf((4, 3)), leaf((5,), (torch.complex64,) * 3), leaf((7,))]
         wanted = [by_the_rule(x, False) for x in leaves]
-        _execute.write(leaves, False, False, foreach)
+        _execute.plan(leaves, False, False, foreach)()
         for x, want in zip(leaves, wanted, strict=True):
             assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
     assert taken == [2]

@@ -23,7 +23,7 @@ from .._rule import Leaf
 from .._schedule import is_schedule
 from .._transform import Donated, GradientTransformation
 from .._tree import Tree
-from ._groups import check_group, uses_foreach, warn_about_group
+from ._groups import check_group, uses_foreach, warn_about_group, warn_if_out_of_range
 from ._loading import restore, scalar_dtype
 from ._optimizer import Optimizer
 
@@ -136,6 +136,7 @@ class Adamax(Optimizer):
         }
         if state_dtype is not None:  # without it, groups and checkpoints are torch's to the key
             defaults["state_dtype"] = state_dtype
+        self._warned: set[int] = set()  # of groups with numbers out of range
         super().__init__(params, _factory, **defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -160,6 +161,7 @@ class Adamax(Optimizer):
         for group, old in zip(state["param_groups"], before, strict=False):
             if "state_dtype" in old:
                 group.setdefault("state_dtype", old["state_dtype"])
+        self._warned = set()
         super().__setstate__(state)
 
     def _restore(self) -> None:
@@ -183,7 +185,10 @@ class Adamax(Optimizer):
 
         Raises:
             RuntimeError: a sparse gradient, a gradient of another dtype than its parameter
-                without ``state_dtype``, or ``differentiable=True`` on leaves that require grad.
+                without ``state_dtype``, a gradient or a moment of another shape, memory that was
+                expanded, a learning rate or decay that the dtype cannot hold, or
+                ``differentiable=True`` on leaves that require grad.
+            NotImplementedError: a parameter that is neither floating nor complex.
             AssertionError: ``foreach`` with ``differentiable``, or ``capturable`` on a device
                 that has no graphs; torch's words.
         """
@@ -231,10 +236,13 @@ class Adamax(Optimizer):
         extra: dict[str, Any],
     ) -> Donated:
         del extra
-        (group,) = (self.param_groups[i] for i in groups)
+        (position,) = groups
+        group = self.param_groups[position]
         compiling = torch.compiler.is_compiling()
         if not compiling:
             check_group(group, self.state, self.defaults["differentiable"])
+            if position not in self._warned and warn_if_out_of_range(group, position):
+                self._warned.add(position)
         tensors = [_tree.flatten(x)[0] for x in (params, grads, state.exp_avg, state.exp_inf)]
         rows = [
             row
@@ -242,20 +250,23 @@ class Adamax(Optimizer):
             if isinstance(row[1], Tensor)
         ]
         given = (_rate(group["lr"]), *group["betas"], group["eps"], _decay(group))
-        rates = tuple(map(_scalar, given))
-        write = partial(_write, rows, group["maximize"], (params, state))
-        if _context.recorded(x for row in (*rows, rates) for x in row if isinstance(x, Tensor)):
+        lr, *rest = map(_scalar, given)
+        leaves = [Leaf._make([*row, lr, *rest, None]) for row in rows]
+        maximize = group["maximize"]
+        if _context.recorded(x for leaf in leaves for x in leaf if isinstance(x, Tensor)):
             if compiling and not torch.is_grad_enabled():
-                return partial(write, rates, foreach=False)
+                run = _execute.plan(leaves, maximize, False, foreach=False)
+                return partial(_written, run, params, state)
             new = _step.step(tx, grads, state, params)
             return lambda: new
         foreach: bool | None = uses_foreach(group, [row[0] for row in rows])
-        lr = rates[0]
-        if isinstance(group["lr"], Tensor) and (lr.is_cpu if group["capturable"] else foreach):
+        if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):
             lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device
+            leaves = [leaf._replace(lr=lr) for leaf in leaves]
         if group["foreach"] is None and any(row[0].is_cuda for row in rows):
             foreach = None
-        return partial(write, (lr, *rates[1:]), foreach=foreach)
+        run = _execute.plan(leaves, maximize, False, foreach)
+        return partial(_written, run, params, state)
 
 
 def _reject_schedule(lr: Any) -> None:
@@ -267,10 +278,10 @@ def _reject_schedule(lr: Any) -> None:
 
 
 def _decay(group: dict[str, Any]) -> Any:
-    """The weight decay, which torch leaves out where it is zero, as a tensor too."""
+    """The weight decay, of a tensor its number, which torch takes for ``alpha``."""
     decay = group["weight_decay"]
-    if isinstance(decay, Tensor) and not torch.compiler.is_compiling() and decay == 0:
-        return 0.0
+    if isinstance(decay, Tensor) and not (torch.compiler.is_compiling() or decay.requires_grad):
+        return decay.item()
     return decay
 
 
@@ -289,14 +300,6 @@ def _scalar(value: Any) -> Any:
     return value if isinstance(value, (int, float)) else float(value)
 
 
-def _write(
-    rows: list[tuple[Any, ...]],
-    maximize: bool,
-    written: tuple[Tree, Any],
-    rates: tuple[Any, ...],
-    *,
-    foreach: bool | None,
-) -> tuple[Tree, Any]:
-    """Step p, g, m, u and t of each row in turn; return the trees that now hold the results."""
-    _execute.write([Leaf(*row, *rates) for row in rows], maximize, False, foreach)
-    return written
+def _written(run: Callable[[], None], params: Tree, state: Any) -> tuple[Tree, Any]:
+    run()
+    return params, state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 
-from .. import _check, _tree
+from .. import _check, _rule, _tree
 
 
 def uses_foreach(group: dict[str, Any], params: list[Tensor]) -> bool:
@@ -37,32 +38,74 @@ def check_group(
         raise ZeroDivisionError("betas[0] of a parameter group must be below 1, got 1")
     if group["foreach"] and group["differentiable"]:
         raise AssertionError("_foreach ops don't support autograd")
-    for p in group["params"]:
+    for name, p in zip(names_of(group), group["params"], strict=True):
         if p.grad is not None:
-            _check_parameter(p, p.grad, state.get(p, {}), group, differentiable)
+            _check_parameter(name, p, p.grad, state.get(p, {}), group, differentiable)
+
+
+def warn_if_out_of_range(group: dict[str, Any], position: int) -> bool:
+    """Warn of numbers with which torch would not make a group, but steps one, and say whether."""
+    numbers = {name: group[name] for name in ("lr", "eps", "weight_decay")}
+    numbers |= {f"betas[{i}]": beta for i, beta in enumerate(group["betas"])}
+    for name, value in numbers.items():
+        if isinstance(value, Tensor) and not value.is_cpu:
+            continue  # nothing here waits for a device
+        end = 1.0 if name.startswith("betas") else math.inf
+        if not (0.0 <= value < end or (value == math.inf and end == math.inf)):
+            _check.warn(
+                f"{name} of parameter group {position} should be in [0, {end:g}), got {value}: the "
+                "step is taken with it, as torch.optim.Adamax takes it. A scheduler may have gone "
+                "too far"
+            )
+            return True
+    return False
+
+
+def names_of(group: dict[str, Any]) -> list[str]:
+    """How messages name the parameters of a group."""
+    names, count = group.get("param_names", ()), len(group["params"])
+    return list(names) if len(names) == count else [f"params[{i}]" for i in range(count)]
 
 
 def _check_parameter(
-    p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], differentiable: bool
+    name: str,
+    p: Tensor,
+    grad: Tensor,
+    state: dict[str, Any],
+    group: dict[str, Any],
+    differentiable: bool,
 ) -> None:
     if grad.is_sparse:
-        raise RuntimeError("Adamax does not support sparse gradients")
+        raise RuntimeError(f"Adamax does not support sparse gradients, as {name} has")
+    if not _check.trainable(p):
+        raise NotImplementedError(
+            f"Adamax steps floating and complex parameters, but {name} is {p.dtype}: set its "
+            "gradient to None"
+        )
+    if grad.shape != p.shape:
+        raise RuntimeError(
+            f"the gradient of {name} must have its shape, {tuple(p.shape)}, but has "
+            f"{tuple(grad.shape)}"
+        )
     exp_avg, exp_inf = state.get("exp_avg", p), state.get("exp_inf", p)
     step = state.get("step", p)
     if grad.dtype != exp_avg.dtype and group.get("state_dtype") is None:
         raise RuntimeError(
             f"expected a gradient of the dtype of the moments, {exp_avg.dtype}, but got "
-            f"{grad.dtype}; pass state_dtype= to step in a dtype of its own"
+            f"{grad.dtype} for {name}; pass state_dtype= to step in a dtype of its own"
         )
-    if not exp_avg.shape == exp_inf.shape == p.shape:
+    if not _are_moments(exp_avg, exp_inf, p):
         raise RuntimeError(
-            f"exp_avg and exp_inf must have the shape of their parameter, {tuple(p.shape)}, but "
-            f"have {tuple(exp_avg.shape)} and {tuple(exp_inf.shape)}"
+            f"exp_avg and exp_inf of {name} must have the shape of their parameter and be "
+            f"{'complex' if p.is_complex() else 'floating'} like it, but are "
+            f"{_check.describe(exp_avg)} and {_check.describe(exp_inf)}"
         )
     if not isinstance(step, Tensor):
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors"
         )
+    if "step" in state and step.numel() != 1:
+        raise RuntimeError(f"step of {name} must have one element, got {_check.describe(step)}")
     if differentiable and p.is_leaf and p.requires_grad:
         raise RuntimeError(
             "a leaf Variable that requires grad is being used in an in-place operation: "
@@ -71,13 +114,8 @@ def _check_parameter(
             "functional pair: tx = functional_adamax.adamax(...), "
             "params, state = functional_adamax.step(tx, grads, state, params)"
         )
-    if not torch.is_inference_mode_enabled() and any(
-        x.is_inference() for x in (p, exp_avg, exp_inf, step)
-    ):
-        raise RuntimeError(
-            "Inplace update to inference tensor outside InferenceMode is not allowed: the "
-            "parameter or its state was made in torch.inference_mode()"
-        )
+    for x, what in ((p, name), *((state[k], f"{k} of {name}") for k in state)):
+        check_writable(x, what)
     if group["capturable"]:
         devices = _get_capturable_supported_devices(supports_xla=not uses_foreach(group, [p]))
         if not (p.device.type == step.device.type and p.device.type in devices):
@@ -85,6 +123,48 @@ def _check_parameter(
                 "If capturable=True, params and state_steps must be on supported devices: "
                 f"{devices}."
             )
+    else:
+        _check_range(p, step, group)
+
+
+def _are_moments(exp_avg: Any, exp_inf: Any, p: Tensor) -> bool:
+    return all(
+        _check.trainable(x) and x.shape == p.shape and x.is_complex() == p.is_complex()
+        for x in (exp_avg, exp_inf)
+    )
+
+
+def check_writable(x: Any, name: str) -> None:
+    """Raise what torch raises where it would write to an expanded tensor, or one of inference."""
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
+        return
+    if any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride(), strict=True)):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a "
+            f"single memory location. Please clone() {name} before the step"
+        )
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Inplace update to inference tensor outside InferenceMode is not allowed: "
+            f"{name} was made in torch.inference_mode()"
+        )
+
+
+def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
+    """Raise what torch raises for a finite number that the dtype of the moments cannot hold."""
+    given = group["lr"], group["weight_decay"], group["betas"][0]
+    if any(isinstance(x, Tensor) and not x.is_cpu for x in given):
+        return  # nothing here waits for a device
+    lr, decay, b1 = (x.detach().reshape(()) if isinstance(x, Tensor) else x for x in given)
+    dtype = _rule.moment_dtype(p, group.get("state_dtype"))
+    if max(abs(lr), abs(decay)) <= torch.finfo(dtype).max * (1 - b1):
+        return
+    x = torch.zeros((), dtype=dtype)
+    if uses_foreach(group, [p]):
+        lr, x = float(lr), x.real
+    if decay != 0:
+        x.add(x, alpha=float(decay))
+    x.real.addcdiv_(x.real, x.real, value=float(-lr / (1 - b1 ** (step.item() + 1))))
 
 
 def warn_about_group(group: dict[str, Any]) -> None:
@@ -93,8 +173,7 @@ def warn_about_group(group: dict[str, Any]) -> None:
     params = list(dict.fromkeys(group["params"]))
     pair = _tree.tied(params)
     if pair is not None:
-        names = group.get("param_names") or [f"params[{i}]" for i in range(len(group["params"]))]
-        named = dict(zip(group["params"], names, strict=True))
+        named = dict(zip(group["params"], names_of(group), strict=True))
         a, b = (named[params[i]] for i in pair)
         _check.warn(
             f"{a} and {b} are the same memory: each step writes it once for each of them, from a "

@@ -24,10 +24,14 @@ from . import _schedules
 from ._closure import Gradients
 from ._compiled import advance_compiled
 from ._factory import Factory, check_factory
+from ._groups import check_writable, names_of
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
 from ._shell import Run, Shell
 from ._values import tree_of
+
+_ROUNDING = 1e-12
+"""A learning rate this little below zero is one of zero."""
 
 
 class Optimizer(Shell):
@@ -233,6 +237,10 @@ class Optimizer(Shell):
         used = [p if self.state.get(p) else None for p in leaves]
         if all(p is None for p in used):
             return _nothing
+        names = [name for i in groups for name in names_of(self.param_groups[i])]
+        for name, p in zip(names, leaves, strict=True):
+            if p.grad is not None:
+                check_writable(p, name)
         if closure is not None:
             everyone = [p for group in self.param_groups for p in group["params"]]
             extra = {"grad_fn": Gradients(closure, used, everyone), **extra}
@@ -306,7 +314,11 @@ class Optimizer(Shell):
             return lambda: new
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {name: group[name] for name in self._names if name in group}
+        values = {name: group[name] for name in self._names if name in group}
+        lr = values.get("lr")
+        if isinstance(lr, float) and -_ROUNDING < lr < 0:  # the end of a scheduler's cosine
+            values["lr"] = 0.0
+        return values
 
     def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
         """The values for the factory; a tree with one for each parameter where groups differ."""
