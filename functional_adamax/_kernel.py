@@ -23,6 +23,8 @@ if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
     with contextlib.suppress(ImportError):  # built without a compiler
         from . import _native
 
+# in C, so that neither a signal nor another thread comes between the count and the write
+_increment = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 _LARGE_PAGE = 2**21  # bytes
 _PLAIN = {Tensor, torch.nn.Parameter}
 _NO_DECAY, _COUPLED, _DECOUPLED = range(3)
@@ -159,10 +161,8 @@ def write(leaves: list[Leaf], maximize: bool, decoupled: bool) -> bool:
 
     False, with nothing written, if tensors share memory, so that the order of writes counts.
     """
-    written = _native.write(leaves, maximize, decoupled, torch.get_num_threads())
-    if written:
-        torch.autograd.graph.increment_version(written)
-    return written is not None
+    threads = torch.get_num_threads()
+    return _native.write(leaves, maximize, decoupled, _increment, threads) is not None
 
 
 def advance(
@@ -170,16 +170,15 @@ def advance(
 ) -> list[Tensor] | None:
     """Step, in place, all parameters of ``groups`` that have a gradient.
 
-    Return what was written; ``known`` is that of the step before, whose moments and counters are
-    not asked again whether they are lazy views or inference tensors. None, with nothing written, if
-    the kernel cannot take them all as they are, or is not proven for them yet, or one of them has
-    no state in ``state``.
+    Return what was written; ``known`` is that of the step before, which is not asked again whether
+    it was made in inference mode. None, with nothing written, if the kernel cannot take them all as
+    they are, or is not proven for them yet, or one of them has no state in ``state``, or a
+    hyperparameter is out of its range.
     """
     if _native is None:
         return None
-    written: list[Tensor] | None = _native.advance(groups, state, known, torch.get_num_threads())
-    if written:
-        torch.autograd.graph.increment_version(written)
+    threads = torch.get_num_threads()
+    written: list[Tensor] | None = _native.advance(groups, state, known, _increment, threads)
     return written
 
 
@@ -190,10 +189,8 @@ def overwrite(group: Group, columns: tuple[list[Any], ...]) -> bool:
     """
     if _native is None:
         return False
-    written = _native.overwrite(columns, group, torch.is_grad_enabled(), torch.get_num_threads())
-    if written:
-        torch.autograd.graph.increment_version(written)
-    return written is not None
+    recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
+    return _native.overwrite(columns, group, recording, _increment, threads) is not None
 
 
 def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 def activate(kind: int, decay: int, /) -> None: ...
@@ -15,16 +15,32 @@ def step(
     /,
 ) -> list[list[Any]]: ...
 def write(
-    leaves: list[Any], maximize: bool, decoupled: bool, threads: int, /
+    leaves: list[Any],
+    maximize: bool,
+    decoupled: bool,
+    increment: Callable[[list[Any]], Any],
+    threads: int,
+    /,
 ) -> list[Any] | None: ...
 def advance(
-    groups: list[Any], state: Mapping[Any, Any], known: list[Any], threads: int, /
+    groups: list[Any],
+    state: Mapping[Any, Any],
+    known: list[Any],
+    increment: Callable[[list[Any]], Any],
+    threads: int,
+    /,
 ) -> list[Any] | None: ...
 def overwrite(
-    columns: tuple[list[Any], ...], group: Any, grad_mode: bool, threads: int, /
+    columns: tuple[list[Any], ...],
+    group: Any,
+    grad_mode: bool,
+    increment: Callable[[list[Any]], Any],
+    threads: int,
+    /,
 ) -> list[Any] | None: ...
 def stepped(
     columns: tuple[list[Any], ...], group: Any, add: bool, grad_mode: bool, threads: int, /
 ) -> list[list[Any]] | None: ...
 def pull(pulls: list[Any], threads: int, /) -> list[list[Any]] | None: ...
 def expect_writes(tensor: Any, /) -> None: ...
+def fail_allocation(k: int, /) -> int: ...

@@ -160,15 +160,15 @@ def _step(groups: dict[Common, list[Leaf]], maximize: bool, capturing: bool) -> 
     tables = _triton_table.place(groups, capturing)
     if tables is None:
         return False
+    leaves = list(chain.from_iterable(groups.values()))
+    torch.autograd.graph.increment_version(  # before the write, since an exception may follow it
+        [x for leaf in leaves for x in (leaf.p, leaf.m, leaf.u, leaf.t)]
+    )
     for common, table in zip(groups, tables, strict=True):
         _launch(common, *table, maximize)
-    leaves = list(chain.from_iterable(groups.values()))
     at_hand = [leaf.t for leaf in leaves if _is_at_hand(leaf.t)]
     if at_hand:
         torch._foreach_add_(at_hand, torch.ones((), device="cpu"), alpha=1.0)
-    torch.autograd.graph.increment_version(
-        [x for leaf in leaves for x in (leaf.p, leaf.m, leaf.u, leaf.t)]
-    )
     return True
 
 

@@ -83,6 +83,24 @@ def test_every_member_has_its_own_hyperparameters(
     assert taken == [True, True]
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["update", "step"])
+def test_members_at_the_same_step_have_each_their_own_bias(fused: bool, taken: list[bool]) -> None:
+    """What is kept of one member's 1 - b1^t serves another only where t and b1 are the same."""
+    p, g = tensors(torch.float64)[0], tensors(torch.float64)[0].flip(0)
+    b1 = torch.tensor([0.5, 0.9, 0.9, 0.99, 0.5], dtype=torch.float64)
+    t = torch.tensor([3.0, 3.0, 4.0, 4.0, 3.0], dtype=torch.float64)
+    state = vmap(fa.adamax().init)(p)._replace(step=t)
+
+    def one(p: Any, g: Any, state: Any, b1: Any) -> Any:
+        tx = fa.adamax(lr=0.1, betas=(b1, 0.999))
+        if fused:
+            return fa.step(tx, g, state, p)
+        return tx.update(g, state, p)
+
+    assert_loop(one, p, g, state, b1)
+    assert taken == [True]
+
+
 def test_a_dimension_in_the_middle_and_shared_counters(taken: list[bool]) -> None:
     tx = fa.adamax(lr=0.1)
     p, g = (torch.randn(3, MEMBERS, 4) for _ in range(2))

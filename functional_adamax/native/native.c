@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -33,8 +34,10 @@ typedef struct {
     } row;
 } Work;
 
+#include "memory.h"
 #include "run.h"
 #include "tensors.h"
+#include "ranges.h"
 #include "rows.h"
 #include "plan.h"
 
@@ -75,42 +78,39 @@ static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
     Rates rates;
     View v[5];
     Work work;
+    Ranges ranges = {NULL, 0, 0};
     Py_ssize_t count = PyList_Size(leaves);
-    Range *ranges = PyMem_Malloc((10 * count + 1) * sizeof(Range));
-    if (ranges == NULL)
-        return PyErr_NoMemory();
     int fine = 1;
     for (Py_ssize_t i = 0; i < count && fine; i++) {
-        PyObject *leaf = PyList_GetItem(leaves, i);
-        fine = take_leaf(leaf, 0, 0, 0, x, &rates, v, &work) && x[P] != Py_None;
+        fine = take_leaf(PyList_GetItem(leaves, i), 0, 0, 0, x, &rates, v, &work) &&
+               x[P] != Py_None;
         for (int k = P; k <= T && fine; k++)
-            add_range(&ranges[5 * i + k], &v[k], k != G);
+            fine = add_range(&ranges, NULL, &v[k], k != G);
     }
-    fine = fine && !collide(ranges, 5 * count);
-    PyMem_Free(ranges);
+    fine = fine && are_apart(&ranges);
+    let_go(&ranges);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 
 static PyObject *native_write(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *leaves, *x[5];
+    PyObject *leaves, *increment, *x[5];
     int maximize, decoupled;
     long threads;
     Plan plan;
-    if (!PyArg_ParseTuple(arguments, "Oppl", &leaves, &maximize, &decoupled, &threads))
+    if (!PyArg_ParseTuple(arguments, "OppOl", &leaves, &maximize, &decoupled, &increment, &threads))
         return NULL;
     Py_ssize_t count = PyList_Size(leaves);
-    int fine = begin(&plan, NULL) && count >= 0;
+    int fine = begin(&plan, NULL, count);
     for (Py_ssize_t i = 0; i < count && fine; i++) {
-        Rates rates;
         PyObject *leaf = PyList_GetItem(leaves, i);
         for (int k = P; k <= T; k++)
             x[k] = PyTuple_GetItem(leaf, k);
-        fine = PyTuple_GetItem(leaf, FLOOR) == Py_None &&
-               read_rates(leaf, LR, 0, maximize, decoupled, &rates) && add(&plan, x, 0, &rates);
+        fine = !PyErr_Occurred() && PyTuple_GetItem(leaf, FLOOR) == Py_None &&
+               read_rates(leaf, LR, 0, maximize, decoupled, &plan.rates[i]) && add(&plan, x, i);
     }
-    return finish(&plan, fine, threads);
+    return finish(&plan, fine, increment, threads);
 }
 
 #include "results.h"
@@ -121,7 +121,7 @@ static PyObject *native_expect_writes(PyObject *self, PyObject *tensor)
 {
     (void)self;
     View v;
-    if (view(tensor, &v))
+    if (describe(tensor, &v))
         expect_writes(&v);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
@@ -142,6 +142,8 @@ static PyMethodDef methods[] = {
     {"pull", native_pull, METH_VARARGS,
      "Differentiate steps, in reverse; None where memory is not plain."},
     {"expect_writes", native_expect_writes, METH_O, "Ask for large pages for a new tensor."},
+    {"fail_allocation", native_fail_allocation, METH_O,
+     "Let the k-th allocation from now on fail, or none for 0; what was left of the k before."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -149,12 +151,29 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL,
 };
 
+/* Look up the functions behind questions, which cost half as much without the look-up. */
+static int find_functions(void)
+{
+    Question *questions[] = {&is_neg, &is_conj, &is_inference};
+    PyObject *tensor = PyObject_CallNoArgs(types[0]);
+    for (int i = 0; i < 3 && tensor != NULL; i++) {
+        PyObject *method = PyObject_GetAttr(tensor, questions[i]->name);
+        if (method == NULL)
+            break;
+        if (PyCFunction_Check(method) && PyCFunction_GetFlags(method) == METH_NOARGS)
+            questions[i]->function = PyCFunction_GetFunction(method);
+        Py_DECREF(method);
+    }
+    Py_XDECREF(tensor);
+    return !PyErr_Occurred();
+}
+
 /* Look up, once, what is needed of torch. */
 static int find_torch(void)
 {
     struct { PyObject **place; const char *word; } words[] = {
-        {&is_neg, "is_neg"}, {&is_conj, "is_conj"}, {&is_inference, "is_inference"},
-        {&grad, "grad"}, {&requires_grad, "requires_grad"},
+        {&is_neg.name, "is_neg"}, {&is_conj.name, "is_conj"}, {&is_inference.name, "is_inference"},
+        {&data, "data"}, {&grad, "grad"}, {&requires_grad, "requires_grad"},
         {&names[0], "exp_avg"}, {&names[1], "exp_inf"}, {&names[2], "step"},
     };
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
@@ -173,7 +192,7 @@ static int find_torch(void)
     Py_XDECREF(capsule);
     Py_DECREF(torch);
     Py_DECREF(nn);
-    return as_float32 != NULL && exchange != NULL;
+    return as_float32 != NULL && exchange != NULL && find_functions();
 }
 
 PyMODINIT_FUNC PyInit__native(void)

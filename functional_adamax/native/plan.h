@@ -1,20 +1,36 @@
-/* A step in place: rows are added one by one, and nothing is written before all of them fit. */
+/* A step in place. First all leaves are gathered and asked what only Python can answer, which may
+   let other threads run; then, in C alone, they are described, and nothing is written before all of
+   them fit. */
+
+enum { BYSTANDER = -1 };
 
 typedef struct {
-    Work *work;
-    Range *ranges; /* five for each row, and as much to spare */
-    Py_ssize_t count, room; /* of rows; that of a bystander has no elements */
-    PyObject *written, *read; /* the tensors, which must live until the step has run */
-    PyObject *known;          /* those written by an earlier step, or NULL */
+    PyObject *x[5]; /* p, g, m, u and t, owned */
+    Py_ssize_t rates; /* which, or BYSTANDER of a leaf that is not stepped */
+} Entry;
+
+typedef struct {
+    Entry *entries;
+    Py_ssize_t count, room;
+    Rates *rates;
+    Work *work; /* of the entries that are stepped */
+    Py_ssize_t rows;
+    int complex; /* whether there are complex tensors, which may be lazily conjugated */
+    Ranges ranges;
+    PyObject *written; /* p, m, u and t of each row, a list */
+    PyObject *known;   /* those written by an earlier step, or NULL */
 } Plan;
 
-static int begin(Plan *plan, PyObject *known)
+/* Room for so many sets of rates; 0 with an exception. */
+static int begin(Plan *plan, PyObject *known, Py_ssize_t rates)
 {
-    *plan = (Plan){NULL, NULL, 0, 0, PyList_New(0), PyList_New(0), known};
-    return plan->written != NULL && plan->read != NULL;
+    *plan = (Plan){.written = new_list(0), .known = known};
+    if (plan->written != NULL && rates >= 0)
+        plan->rates = resized(NULL, (rates + 1) * sizeof(Rates));
+    return plan->rates != NULL;
 }
 
-/* Whether the tensors of the next row were written by the earlier step, as its row there. */
+/* Whether the tensors of the next entry were written by the earlier step, as its row there. */
 static int is_known(const Plan *plan, PyObject *const *x)
 {
     static const int fields[] = {P, M, U, T};
@@ -26,92 +42,138 @@ static int is_known(const Plan *plan, PyObject *const *x)
     return 1;
 }
 
-static int grow(Plan *plan)
+static int append(Plan *plan, PyObject *const *x, Py_ssize_t rates)
 {
-    Py_ssize_t room = 2 * plan->room + 16;
-    Work *work = PyMem_Realloc(plan->work, room * sizeof(Work));
-    if (work != NULL)
-        plan->work = work;
-    Range *ranges = PyMem_Realloc(plan->ranges, 10 * room * sizeof(Range));
-    if (ranges != NULL)
-        plan->ranges = ranges;
-    if (work == NULL || ranges == NULL) {
-        PyErr_NoMemory();
-        return 0;
+    if (plan->count == plan->room) {
+        Py_ssize_t room = 2 * plan->room + 16;
+        Entry *entries = resized(plan->entries, room * sizeof(Entry));
+        if (entries == NULL)
+            return 0;
+        plan->entries = entries;
+        plan->room = room;
     }
-    plan->room = room;
+    Entry *entry = &plan->entries[plan->count++];
+    entry->rates = rates;
+    for (int i = P; i <= T; i++)
+        entry->x[i] = Py_NewRef(x[i]);
     return 1;
 }
 
-/* 0, perhaps with an exception, where the tensors do not fit. */
-static int add(Plan *plan, PyObject *const *x, int known, Rates *rates)
+/* Add a leaf that has a gradient. 0, perhaps with an exception, where it cannot be taken. */
+static int add(Plan *plan, PyObject *const *x, Py_ssize_t rates)
+{
+    return all_deny(x, T + 1, &is_neg) && append(plan, x, rates);
+}
+
+/* A leaf without gradient: nothing is done to it, and no write may reach it. 0, perhaps with an
+   exception, where it cannot be told where the leaf lies. */
+static int lay_bystander(Plan *plan, PyObject *const *x)
+{
+    View v;
+    for (int i = P; i <= T; i++)
+        if (is_tensor(x[i]) &&
+            !(locate(x[i], &v) && is_dense(&v) && add_range(&plan->ranges, NULL, &v, 0)))
+            return 0;
+    return 1;
+}
+
+static int lay_row(Plan *plan, PyObject *const *x, Rates *rates)
 {
     View v[5];
-    if (plan->count == plan->room && !grow(plan))
-        return 0;
-    Work *work = &plan->work[plan->count];
-    if (x[P] == Py_None || !take(x, known, 0, rates, v, work) || !active[work->kind][rates->decay])
+    Work *work = &plan->work[plan->rows];
+    if (!describe_all(x, v, T + 1) || !fill_row(1, 0, rates, v, work) ||
+        !active[work->kind][rates->decay])
         return 0;
     Step *row = &work->row.step;
-    rate_row(rates, 0, read_t(work->t, work->wide_t) + 1, row);
+    double t = next_t(work->t, work->wide_t);
+    if (!(t >= 1)) /* torch divides numbers, and raises where Python does */
+        return 0;
+    rate_row(rates, 0, t, row);
     row->add = 1;
     row->out = (void *)row->p;
     row->m_new = (void *)row->m;
     row->u_new = (void *)row->u;
-    for (int i = P; i <= T; i++) {
-        add_range(&plan->ranges[5 * plan->count + i], &v[i], i != G);
-        if (PyList_Append(i == G ? plan->read : plan->written, x[i]) != 0)
+    for (int i = P; i <= T; i++)
+        if (!add_range(&plan->ranges, x[i], &v[i], i != G) ||
+            (i != G && (!may_allocate() || PyList_Append(plan->written, x[i]) != 0)))
             return 0;
-    }
-    plan->count++;
+    plan->complex |= work->kind >= COMPLEX_KINDS;
+    plan->rows++;
     return 1;
 }
 
-/* Add a leaf without gradient: nothing is done to it, and no write may reach it. 0, perhaps with an
-   exception, where it cannot be told where the leaf lies. */
-static int add_bystander(Plan *plan, PyObject *const *x)
+/* Describe all leaves; 0, perhaps with an exception, where one does not fit. Other threads do not
+   run from here on, as long as nothing is called that lets them. */
+static int lay_out(Plan *plan)
 {
-    View v;
-    if ((x[P] != Py_None && !is_tensor(x[P])) || (plan->count == plan->room && !grow(plan)))
-        return 0;
-    plan->work[plan->count] = (Work){0};
-    for (int i = P; i <= T; i++) {
-        Range *range = &plan->ranges[5 * plan->count + i];
-        *range = (Range){0};
-        if (!is_tensor(x[i]))
-            continue;
-        if (!locate(x[i], &v) || !is_dense(&v) || PyList_Append(plan->read, x[i]) != 0)
-            return 0;
-        add_range(range, &v, 0);
+    int fine = (plan->work = resized(NULL, (plan->count + 1) * sizeof(Work))) != NULL;
+    for (Py_ssize_t i = 0; i < plan->count && fine; i++) {
+        const Entry *entry = &plan->entries[i];
+        fine = entry->rates == BYSTANDER ? lay_bystander(plan, entry->x)
+                                         : lay_row(plan, entry->x, &plan->rates[entry->rates]);
     }
-    plan->count++;
+    return fine && are_apart(&plan->ranges);
+}
+
+static int are_unconjugated(const Plan *plan)
+{
+    for (Py_ssize_t i = 0; i < plan->ranges.count; i++) {
+        PyObject *x = plan->ranges.all[i].tensor;
+        if (x != NULL && !denies(x, &is_conj))
+            return 0;
+    }
     return 1;
 }
 
 static void count_steps(const Plan *plan)
 {
-    for (Py_ssize_t i = 0; i < plan->count; i++) {
+    for (Py_ssize_t i = 0; i < plan->rows; i++) {
         const Work *work = &plan->work[i];
-        if (work->t != NULL)
-            write_t(work->t, work->wide_t, read_t(work->t, work->wide_t) + 1);
+        write_t(work->t, work->wide_t, next_t(work->t, work->wide_t));
     }
 }
 
-/* Run the plan if it is complete, and answer with the tensors written; else None. */
-static PyObject *finish(Plan *plan, int complete, long threads)
+/* Tell autograd what will be written; 0 with an exception. Before the write, since after it an
+   exception, Ctrl-C for one, would leave a write that autograd does not notice. */
+static int announce(const Plan *plan, PyObject *increment)
 {
-    PyObject *answer = Py_None;
-    if (complete && !collide(plan->ranges, 5 * plan->count)) {
-        count_steps(plan);
-        run(plan->work, plan->count, threads);
-        answer = plan->written;
-    }
-    Py_INCREF(answer);
+    if (plan->rows == 0)
+        return 1;
+    int collects = PyGC_Disable(); /* a collection runs Python, and with it other threads */
+    PyObject *answer = PyObject_CallFunctionObjArgs(increment, plan->written, NULL);
+    if (collects)
+        PyGC_Enable();
+    Py_XDECREF(answer);
+    return answer != NULL;
+}
+
+static void end(Plan *plan)
+{
+    for (Py_ssize_t i = 0; i < plan->count; i++)
+        for (int k = P; k <= T; k++)
+            Py_DECREF(plan->entries[i].x[k]);
     Py_XDECREF(plan->written);
-    Py_XDECREF(plan->read);
+    let_go(&plan->ranges);
+    PyMem_Free(plan->entries);
+    PyMem_Free(plan->rates);
     PyMem_Free(plan->work);
-    PyMem_Free(plan->ranges);
-    if (PyErr_Occurred())
-        Py_CLEAR(answer);
+}
+
+/* Run a plan if all leaves could be gathered, and answer with the tensors written; None, with
+   nothing written, where they cannot be stepped, or were moved meanwhile. */
+static PyObject *finish(Plan *plan, int complete, PyObject *increment, long threads)
+{
+    int fine = complete && !PyErr_Occurred() && lay_out(plan);
+    int releases = fine && is_long(plan->work, plan->rows, &plan->ranges);
+    int alone = !plan->complex && !releases && PyCFunction_Check(increment);
+    fine = fine && (!plan->complex || are_unconjugated(plan)) &&
+           (!releases || hold(&plan->ranges)) && announce(plan, increment) &&
+           (alone || are_unmoved(&plan->ranges, 0));
+    if (fine) {
+        count_steps(plan);
+        run(plan->work, plan->rows, threads, !releases);
+    }
+    PyObject *answer = PyErr_Occurred() ? NULL : Py_NewRef(fine ? plan->written : Py_None);
+    end(plan);
     return answer;
 }

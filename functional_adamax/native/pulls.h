@@ -5,26 +5,36 @@ enum {
     PULL_G, PULL_U, M_NEW, U_NEW, D_OUT, D_M_NEW, D_U_NEW, SCALE, PULL_B1, PULL_B2, PULL_EPS, WANTS
 };
 
-/* Look at the tensors of a pull; 0 where they are not plain memory in one layout. */
-static int take_pull(PyObject *pull, View *v)
+/* Look at the tensors of a pull, of which the last two may both be missing; return how many there
+   are, or 0 where they are not plain memory in one layout. */
+static int take_pull(PyObject *pull, PyObject **x, View *v)
 {
-    for (int i = PULL_G; i <= D_U_NEW; i++) {
-        PyObject *x = PyTuple_GetItem(pull, i);
-        v[i].start = NULL;
-        if (x != Py_None && !(view(x, &v[i]) && v[i].type == v[PULL_G].type &&
-                              same_layout(&v[i], &v[PULL_G])))
+    for (int i = PULL_G; i <= D_U_NEW; i++)
+        x[i] = PyTuple_GetItem(pull, i);
+    v[D_M_NEW].start = v[D_U_NEW].start = NULL;
+    if (PyErr_Occurred() || (x[D_M_NEW] == Py_None) != (x[D_U_NEW] == Py_None))
+        return 0;
+    int count = x[D_M_NEW] == Py_None ? D_M_NEW : D_U_NEW + 1;
+    if (!view_all(x, v, count) || v[PULL_G].type > F64 || !is_dense(&v[PULL_G]))
+        return 0;
+    for (int i = PULL_U; i < count; i++)
+        if (v[i].type != v[PULL_G].type || !same_layout(&v[i], &v[PULL_G]))
             return 0;
-    }
-    return v[PULL_G].type <= F64 && is_dense(&v[PULL_G]);
+    return count;
 }
 
 /* Make the results and a row of work; 0 where the tensors cannot be taken, or with an error. */
-static int prepare_pull(PyObject *pull, PyObject *result, Work *work)
+static int prepare_pull(PyObject *pull, PyObject *result, Work *work, Ranges *ranges)
 {
+    PyObject *x[D_U_NEW + 1];
     View v[D_U_NEW + 1];
-    if (!take_pull(pull, v))
+    int count = take_pull(pull, x, v);
+    for (int i = 0; i < count; i++)
+        if (!add_range(ranges, x[i], &v[i], 0))
+            return 0;
+    if (count == 0)
         return 0;
-    PyObject *g = PyTuple_GetItem(pull, PULL_G);
+    PyObject *g = x[PULL_G];
     int wanted = PyObject_IsTrue(PyTuple_GetItem(pull, WANTS));
     Pull *row = &work->row.pull;
     work->kernel = pull_kernels[v[PULL_G].type];
@@ -62,24 +72,21 @@ static PyObject *native_pull(PyObject *self, PyObject *arguments)
     Py_ssize_t count = PyList_Size(pulls);
     if (count < 0)
         return NULL;
-    PyObject *results = PyList_New(count);
-    Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
-    int fine = results != NULL && work != NULL;
+    Ranges ranges = {NULL, 0, 0};
+    PyObject *results = new_list(count);
+    Work *work = results ? resized(NULL, (count + 1) * sizeof(Work)) : NULL;
+    int fine = work != NULL;
     for (Py_ssize_t i = 0; i < count && fine; i++) {
-        PyObject *result = PyList_New(3);
+        PyObject *result = new_list(3);
         fine = result != NULL;
         if (fine) {
             PyList_SetItem(results, i, result);
-            fine = prepare_pull(PyList_GetItem(pulls, i), result, &work[i]);
+            fine = prepare_pull(PyList_GetItem(pulls, i), result, &work[i], &ranges);
         }
     }
-    if (fine)
-        run(work, count, threads);
-    else
+    if (!(fine && run_pure(work, count, &ranges, threads)))
         Py_CLEAR(results);
-    int full = work == NULL;
+    let_go(&ranges);
     PyMem_Free(work);
-    if (full && !PyErr_Occurred())
-        return PyErr_NoMemory();
     return results != NULL || PyErr_Occurred() ? results : Py_NewRef(Py_None);
 }

@@ -1,34 +1,36 @@
 /* Steps into new tensors: of leaves one by one, perhaps of many members each, and of columns. */
 
 /* Make the update or the new parameter, t, m and u of a leaf, each like what it follows. They go
-   into the lists: the first at that place, and each of the others so many places further. */
+   into the lists: the first at that place, and each of the others so many places further. What the
+   step reads joins the ranges. 0, perhaps with an exception, where it was moved meanwhile. */
 static int make_results(PyObject *const *x, const View *v, int add, PyObject *const *lists,
-                        Py_ssize_t place, Py_ssize_t further, char **new)
+                        Py_ssize_t place, Py_ssize_t further, char **new, Ranges *ranges)
 {
+    Py_ssize_t first = ranges->count;
+    for (int k = x[P] == Py_None ? G : P; k <= T; k++)
+        if (!add_range(ranges, x[k], &v[k], 0))
+            return 0;
     int widened = !add && type_sizes[v[M].type] == 2;
     new[0] = new_like(add ? x[P] : x[M], widened, lists[0], place);
     new[1] = new_like(x[T], 0, lists[1], place + further);
     new[2] = new_like(x[M], 0, lists[2], place + 2 * further);
     new[3] = new_like(x[U], 0, lists[3], place + 3 * further);
-    return !PyErr_Occurred();
+    return !PyErr_Occurred() && are_unmoved(ranges, first);
 }
 
-/* One leaf of step: fill in its rows, one for each member, and the list of results. */
+/* One leaf of step: fill in its rows, one for each member, and the list of results. 0, perhaps with
+   an exception, where it is not ready. */
 static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maximize, int decoupled,
-                   int add, PyObject *result, Work *work)
+                   int add, PyObject *result, Work *work, Ranges *ranges)
 {
     PyObject *x[5];
     Rates rates;
     View v[5];
-    if (!take_leaf(leaf, members, maximize, decoupled, x, &rates, v, work) ||
-        (add && x[P] == Py_None)) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "a leaf is not ready");
-        return 0;
-    }
     PyObject *lists[] = {result, result, result, result};
     char *new[4];
-    if (!make_results(x, v, add, lists, 0, 1, new))
+    if (!take_leaf(leaf, members, maximize, decoupled, x, &rates, v, work) ||
+        (add && x[P] == Py_None) || !make_results(x, v, add, lists, 0, 1, new, ranges) ||
+        !look_again(&rates, members))
         return 0;
     const Work whole = *work;
     const Step *all = &whole.row.step;
@@ -40,7 +42,7 @@ static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maxim
         Step *row = &work[i].row.step;
         work[i] = whole;
         work[i].n = whole.n / rows;
-        double t = read_t((char *)whole.t + i * stride_t, whole.wide_t) + 1;
+        double t = next_t((char *)whole.t + i * stride_t, whole.wide_t);
         write_t(new[1] + i * stride_t, whole.wide_t, t);
         rate_row(&rates, i, t, row);
         row->add = add;
@@ -54,7 +56,8 @@ static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maxim
     }
     if (scale != Py_None)
         work->row.step.scale = PyFloat_AsDouble(scale);
-    PyList_SetItem(result, 4, PyFloat_FromDouble(work->row.step.scale));
+    PyObject *used = may_allocate() ? PyFloat_FromDouble(work->row.step.scale) : NULL;
+    PyList_SetItem(result, 4, used);
     return !PyErr_Occurred();
 }
 
@@ -71,33 +74,36 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
     Py_ssize_t count = PyList_Size(leaves), rows = members ? members : 1;
     if (count < 0)
         return NULL;
-    PyObject *results = PyList_New(count);
-    Work *work = PyMem_Malloc((count * rows + 1) * sizeof(Work));
-    int fine = results != NULL && work != NULL;
+    Ranges ranges = {NULL, 0, 0};
+    PyObject *results = new_list(count);
+    Work *work = results ? resized(NULL, (count * rows + 1) * sizeof(Work)) : NULL;
+    int fine = work != NULL;
     for (Py_ssize_t i = 0; i < count && fine; i++) {
-        PyObject *result = PyList_New(5);
+        PyObject *result = new_list(5);
         fine = result != NULL;
         if (fine) {
             PyList_SetItem(results, i, result);
             fine = prepare(PyList_GetItem(leaves, i), PyList_GetItem(scales, i), members, maximize,
-                           decoupled, add, result, &work[i * rows]);
+                           decoupled, add, result, &work[i * rows], &ranges);
         }
     }
-    if (fine)
-        run(work, count * rows, threads);
-    else
+    if (!(fine && run_pure(work, count * rows, &ranges, threads))) {
         Py_CLEAR(results);
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "a leaf is not ready, or another thread changes it");
+    }
+    let_go(&ranges);
     PyMem_Free(work);
-    return results != NULL || PyErr_Occurred() ? results : PyErr_NoMemory();
+    return results;
 }
 
 /* Whether a leaf without gradient is what the kernels take, or has no state. */
-static int is_in_order(PyObject *const *x, const Rates *rates)
+static int is_in_order(PyObject *const *x, Rates *rates)
 {
     View v[5];
     Work work;
     PyObject *as_if[] = {x[P], x[P] == Py_None ? x[M] : x[P], x[M], x[U], x[T]};
-    return !is_tensor(x[M]) || take(as_if, 0, 0, rates, v, &work);
+    return !is_tensor(x[M]) || take(as_if, 0, rates, v, &work);
 }
 
 /* The results of a leaf without gradient are what there is. */
@@ -110,7 +116,7 @@ static void keep(PyObject *const *x, int add, PyObject *const *lists, Py_ssize_t
 
 /* One leaf of columns. 0, perhaps with an exception, where it cannot be taken. */
 static int step_anew(PyObject *const *x, int add, int grad_mode, Rates *rates,
-                     PyObject *const *lists, Py_ssize_t place, Work *work)
+                     PyObject *const *lists, Py_ssize_t place, Work *work, Ranges *ranges)
 {
     View v[5];
     char *new[4];
@@ -118,11 +124,11 @@ static int step_anew(PyObject *const *x, int add, int grad_mode, Rates *rates,
     for (int k = reads_p ? P : G; k <= T; k++)
         if (!is_free(x[k], grad_mode))
             return 0;
-    if (!take(x, 0, 0, rates, v, work) || !active[work->kind][rates->decay] ||
-        !make_results(x, v, add, lists, place, 0, new))
+    if (!take(x, 0, rates, v, work) || !active[work->kind][rates->decay] ||
+        !make_results(x, v, add, lists, place, 0, new, ranges))
         return 0;
     Step *row = &work->row.step;
-    double t = read_t(work->t, work->wide_t) + 1;
+    double t = next_t(work->t, work->wide_t);
     write_t(new[1], work->wide_t, t);
     rate_row(rates, 0, t, row);
     row->add = add;
@@ -147,14 +153,14 @@ static PyObject *native_stepped(PyObject *self, PyObject *arguments)
     Py_ssize_t count = PyList_Size(PyTuple_GetItem(columns, T)), rows = 0;
     if (count < 0)
         return NULL;
-    PyObject *results = PyTuple_New(4);
+    Ranges ranges = {NULL, 0, 0};
+    PyObject *results = may_allocate() ? PyTuple_New(4) : NULL;
     for (int k = 0; k < 4 && results != NULL; k++)
-        PyTuple_SetItem(results, k, lists[k] = PyList_New(count));
-    Work *work = PyMem_Malloc((count + 1) * sizeof(Work));
-    if (results == NULL || work == NULL || PyErr_Occurred()) {
+        PyTuple_SetItem(results, k, lists[k] = new_list(count));
+    Work *work = PyErr_Occurred() ? NULL : resized(NULL, (count + 1) * sizeof(Work));
+    if (work == NULL) {
         Py_XDECREF(results);
-        PyMem_Free(work);
-        return PyErr_NoMemory();
+        return NULL;
     }
     int fine = read_rates(group, 1, 0, maximize, decoupled, &rates);
     for (Py_ssize_t i = 0; i < count && fine; i++) {
@@ -163,11 +169,12 @@ static PyObject *native_stepped(PyObject *self, PyObject *arguments)
         fine = params == Py_None || x[P] != Py_None || !is_tensor(x[M]);
         if (fine && x[G] == Py_None && (fine = is_in_order(x, &rates)))
             keep(x, add, lists, i);
-        else if (fine && (fine = step_anew(x, add, grad_mode, &rates, lists, i, &work[rows])))
+        else if (fine && (fine = step_anew(x, add, grad_mode, &rates, lists, i, &work[rows],
+                                           &ranges)))
             rows++;
     }
-    if (fine)
-        run(work, rows, threads);
+    fine = fine && run_pure(work, rows, &ranges, threads);
+    let_go(&ranges);
     PyMem_Free(work);
     if (!fine) {
         Py_DECREF(results);

@@ -15,9 +15,10 @@ static int active[KINDS][3]; /* for each decay: whether it has been held against
 
 /* A hyperparameter: a number, a tensor of one, or a vector with one for each member. */
 typedef struct {
-    double number;
-    const char *start; /* NULL for a number */
-    Type type;
+    double number; /* the first */
+    Type type;     /* OTHER for a number of Python */
+    PyObject *vector;
+    const char *start;
     ptrdiff_t stride;
 } Rate;
 
@@ -27,32 +28,46 @@ typedef struct {
     double b1_before, t_before, bias; /* the last 1 - b1^t */
 } Rates;
 
-static int read_rate(PyObject *x, ptrdiff_t members, Rate *rate)
+static double rate_of(const Rate *rate, ptrdiff_t member)
+{
+    if (member == 0 || rate->vector == NULL)
+        return rate->number;
+    const char *place = rate->start + member * rate->stride;
+    return rate->type == F32 ? *(const float *)place : *(const double *)place;
+}
+
+static int read_tensor(PyObject *x, ptrdiff_t members, Rate *rate)
 {
     View v;
-    *rate = (Rate){0, NULL, OTHER, 0};
-    if (x != NULL && (PyFloat_Check(x) || PyLong_Check(x))) {
-        rate->number = PyFloat_AsDouble(x);
-        if (rate->number != -1 || !PyErr_Occurred())
-            return 1;
-        PyErr_Clear(); /* an integer beyond all floats */
+    if (!describe(x, &v) || v.type > F64 || v.dl.ndim > 1 || !(v.n == 1 || v.n == members) ||
+        v.n == 0)
         return 0;
-    }
-    if (!view(x, &v) || v.type > F64 || v.dl.ndim > 1 ||
-        !(v.n == 1 || v.n == members))
-        return 0;
-    rate->start = v.start;
-    rate->type = v.type;
-    rate->stride = v.n == 1 ? 0 : v.dl.strides[0] * type_sizes[v.type];
+    *rate = (Rate){0, v.type, v.n > 1 ? x : NULL, v.start, 0};
+    rate->stride = v.n > 1 ? v.dl.strides[0] * type_sizes[v.type] : 0;
+    rate->number = v.type == F32 ? *(const float *)v.start : *(const double *)v.start;
     return 1;
 }
 
-static double rate_of(const Rate *rate, ptrdiff_t member)
+static int read_rate(PyObject *x, ptrdiff_t members, Rate *rate)
 {
-    const char *place = rate->start + member * rate->stride;
-    if (rate->start == NULL)
-        return rate->number;
-    return rate->type == F32 ? *(const float *)place : *(const double *)place;
+    *rate = (Rate){0, OTHER, NULL, NULL, 0};
+    if (!PyFloat_Check(x) && !PyLong_Check(x))
+        return read_tensor(x, members, rate);
+    rate->number = PyFloat_AsDouble(x);
+    if (rate->number != -1 || !PyErr_Occurred())
+        return 1;
+    PyErr_Clear(); /* an integer beyond all floats */
+    return 0;
+}
+
+/* Look again where vectors lie, after other threads may have run. */
+static int look_again(Rates *rates, ptrdiff_t members)
+{
+    Rate *fields[] = {&rates->lr, &rates->b1, &rates->b2, &rates->eps, &rates->weight_decay};
+    for (int i = 0; i < 5; i++)
+        if (fields[i]->vector != NULL && !read_tensor(fields[i]->vector, members, fields[i]))
+            return 0;
+    return 1;
 }
 
 /* Read lr and the four hyperparameters after it; 0 where one is anything else, or b1 none for the
@@ -62,15 +77,20 @@ static int read_rates(PyObject *tuple, Py_ssize_t first, ptrdiff_t members, int 
                       int decoupled, Rates *rates)
 {
     Rate *fields[] = {&rates->lr, &rates->b1, &rates->b2, &rates->eps, &rates->weight_decay};
+    PyObject *x[5];
     for (int i = 0; i < 5; i++)
-        if (!read_rate(PyTuple_GetItem(tuple, first + i), members, fields[i]))
+        if ((x[i] = PyTuple_GetItem(tuple, first + i)) == NULL ||
+            (is_tensor(x[i]) && !denies(x[i], &is_neg)))
             return 0;
-    for (ptrdiff_t k = 0; k == 0 || (rates->b1.stride && k < members); k++) {
+    for (int i = 0; i < 5; i++)
+        if (!read_rate(x[i], members, fields[i]))
+            return 0;
+    for (ptrdiff_t k = 0; k == 0 || (rates->b1.vector && k < members); k++) {
         double weight = 1 - rate_of(&rates->b1, k);
         if (!(weight > 0) || (float)weight == 1)
             return 0;
     }
-    int decays = rates->weight_decay.start != NULL || rates->weight_decay.number != 0;
+    int decays = rates->weight_decay.type != OTHER || rates->weight_decay.number != 0;
     rates->maximize = maximize;
     rates->decay = !decays ? NO_DECAY : decoupled ? DECOUPLED : COUPLED;
     rates->t_before = -1;
@@ -96,8 +116,26 @@ static double factor_of(const Rates *rates, ptrdiff_t member)
     double a = rate_of(lr, member), b = rate_of(weight_decay, member);
     if (rates->decay != DECOUPLED)
         return b;
-    int narrow = (lr->start || weight_decay->start) && lr->type != F64 && weight_decay->type != F64;
+    int narrow = (lr->type == F32 || weight_decay->type == F32) && lr->type != F64 &&
+                 weight_decay->type != F64;
     return narrow ? -((float)a * (float)b) : -(a * b);
+}
+
+/* Whether torch takes a number, for float32 or what is computed in it: infinities and NaN it does. */
+static int fits(double x)
+{
+    return !(fabs(x) > FLT_MAX) || isinf(x);
+}
+
+/* Whether torch takes the numbers of all members, at whatever t from 1 on. */
+static int all_fit(const Rates *rates, ptrdiff_t members)
+{
+    for (ptrdiff_t k = 0; k == 0 || k < members; k++) {
+        double weight = 1 - rate_of(&rates->b1, k);
+        if (!fits(weight) || !fits(rate_of(&rates->lr, k) / weight) || !fits(factor_of(rates, k)))
+            return 0;
+    }
+    return 1;
 }
 
 /* The numbers of a row; t counts from 1. */
@@ -125,6 +163,13 @@ static double read_t(const void *t, int wide)
     return wide ? *(const double *)t : *(const float *)t;
 }
 
+/* The t after this one, in its own type: of float32 16777216 is the last. */
+static double next_t(const void *t, int wide)
+{
+    double next = read_t(t, wide) + 1;
+    return wide ? next : (float)next;
+}
+
 static void write_t(void *t, int wide, double value)
 {
     if (wide)
@@ -140,17 +185,11 @@ static int is_stacked(const View *v, ptrdiff_t members)
            (members == 1 || v->n == 0 || v->dl.strides[0] == v->n / members);
 }
 
-/* Look at p, which may be None, g, m, u and t; 0 where the kernels cannot take them. The row has
-   no numbers yet, and goes nowhere. Of tensors that are known, m, u and t were taken before. With
-   members, the tensors are those of all members, stacked. */
-static int take(PyObject *const *x, int known, ptrdiff_t members, const Rates *rates, View *v,
-                Work *work)
+/* A row for p, which may be None, g, m, u and t as they are described; 0 where the kernels cannot
+   take them. It has no numbers yet, and goes nowhere. With members, the tensors are those of all
+   members, stacked. */
+static int fill_row(int has_p, ptrdiff_t members, const Rates *rates, const View *v, Work *work)
 {
-    int has_p = x[P] != Py_None;
-    int (*look)(PyObject *, View *) = known ? describe : view;
-    if (!view(x[G], &v[G]) || !look(x[M], &v[M]) || !look(x[U], &v[U]) || !look(x[T], &v[T]) ||
-        (has_p ? !view(x[P], &v[P]) : rates->decay != NO_DECAY))
-        return 0;
     if (v[T].type > F64 || v[T].dl.ndim != (members > 0) || v[U].type != v[M].type ||
         !is_dense(&v[M]) || !same_layout(&v[U], &v[M]) || !same_layout(&v[G], &v[M]))
         return 0;
@@ -160,6 +199,8 @@ static int take(PyObject *const *x, int known, ptrdiff_t members, const Rates *r
         return 0;
     work->kind = kind_of(v[G].type, v[M].type);
     if (work->kind == KINDS)
+        return 0;
+    if (v[M].type != F64 && v[M].type != C128 && !all_fit(rates, members))
         return 0;
     int complex = work->kind >= COMPLEX_KINDS;
     if (complex && rates->maximize) /* which zeros torch turns negative depends on their place */
@@ -176,6 +217,14 @@ static int take(PyObject *const *x, int known, ptrdiff_t members, const Rates *r
     return 1;
 }
 
+/* Look at p, which may be None, g, m, u and t, and fill in their row; 0 where they cannot be taken. */
+static int take(PyObject *const *x, ptrdiff_t members, Rates *rates, View *v, Work *work)
+{
+    int has_p = x[P] != Py_None, first = has_p ? P : G;
+    return (has_p || rates->decay == NO_DECAY) && view_all(x + first, v + first, T + 1 - first) &&
+           look_again(rates, members) && fill_row(has_p, members, rates, v, work);
+}
+
 static int take_leaf(PyObject *leaf, ptrdiff_t members, int maximize, int decoupled, PyObject **x,
                      Rates *rates, View *v, Work *work)
 {
@@ -184,5 +233,5 @@ static int take_leaf(PyObject *leaf, ptrdiff_t members, int maximize, int decoup
             return 0;
     return PyTuple_GetItem(leaf, FLOOR) == Py_None &&
            read_rates(leaf, LR, members, maximize, decoupled, rates) &&
-           take(x, 0, members, rates, v, work);
+           take(x, members, rates, v, work);
 }

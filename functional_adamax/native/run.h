@@ -1,4 +1,4 @@
-/* Running the rows, without the GIL: in blocks, by several threads where there is enough to do.
+/* Running the rows: in blocks, by several threads where there is enough to do.
    They are torch's own where torch's OpenMP runtime is found in the process: after a backward pass
    its threads spin for a while, and others would have to share the cores with them. Else they live
    for one call; to start one takes some ten microseconds. */
@@ -57,18 +57,23 @@ static void work_along(void *queue)
     work_off(queue);
 }
 
-static void run(const Work *work, Py_ssize_t count, long threads)
+static ptrdiff_t elements(const Work *work, Py_ssize_t count)
+{
+    ptrdiff_t total = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        total += work[i].n;
+    return total;
+}
+
+static void run(const Work *work, Py_ssize_t count, long threads, int with_gil)
 {
     enum { MOST = 64 };
     Queue queue = {work, count, 0};
-    ptrdiff_t total = 0;
     pthread_t helpers[MOST];
-    for (Py_ssize_t i = 0; i < count; i++)
-        total += work[i].n;
     int pooled = parallel != NULL && getpid() == its_process;
-    ptrdiff_t worth = total / (pooled ? WORTH_A_THREAD : WORTH_A_NEW_THREAD);
+    ptrdiff_t worth = elements(work, count) / (pooled ? WORTH_A_THREAD : WORTH_A_NEW_THREAD);
     ptrdiff_t wanted = worth < threads ? worth : threads;
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *state = with_gil ? NULL : PyEval_SaveThread();
     if (pooled && wanted > 1) {
         parallel(work_along, &queue, threads, 0); /* fewer would end the others */
     } else {
@@ -80,5 +85,6 @@ static void run(const Work *work, Py_ssize_t count, long threads)
         while (helping > 0)
             pthread_join(helpers[--helping], NULL);
     }
-    Py_END_ALLOW_THREADS
+    if (state != NULL)
+        PyEval_RestoreThread(state);
 }

@@ -23,6 +23,7 @@ enum { DLPACK_CPU = 1, DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4, DLPACK_COMPLEX = 5 }
 typedef enum { F32, F64, BF16, F16, C64, C128, OTHER } Type;
 
 static const ptrdiff_t type_sizes[] = {4, 8, 2, 2, 8, 16, 0};
+static const ptrdiff_t alignments[] = {4, 8, 2, 2, 4, 8, 1};
 
 typedef struct {
     DLTensor dl;
@@ -31,9 +32,16 @@ typedef struct {
     ptrdiff_t n, bytes;
 } View;
 
+/* A method without arguments, and the function in C that it is, if it is one. */
+typedef struct {
+    PyObject *name;
+    PyCFunction function;
+} Question;
+
 static const DLPackExchange *exchange;
 static PyObject *types[2], *empty_like, *as_float32;
-static PyObject *is_neg, *is_conj, *is_inference, *grad, *requires_grad;
+static PyObject *data, *grad, *requires_grad;
+static Question is_neg, is_conj, is_inference;
 
 static Type type_of(const DLTensor *dl)
 {
@@ -56,10 +64,11 @@ static int is_tensor(PyObject *x)
     return type == types[0] || type == types[1];
 }
 
-/* Whether a method without arguments answers False. */
-static int denies(PyObject *x, PyObject *method)
+/* Whether a tensor answers False. To ask may let other threads run. */
+static int denies(PyObject *x, const Question *question)
 {
-    PyObject *answer = PyObject_CallMethodObjArgs(x, method, NULL);
+    PyObject *answer = question->function ? question->function(x, NULL)
+                                          : PyObject_CallMethodObjArgs(x, question->name, NULL);
     Py_XDECREF(answer);
     return answer == Py_False;
 }
@@ -84,16 +93,37 @@ static int locate(PyObject *x, View *v)
     return v->n == 0 || v->dl.data != NULL;
 }
 
-/* Describe a tensor of one of our types. */
+/* Describe a tensor of one of our types, whose elements lie where the processor wants them. */
 static int describe(PyObject *x, View *v)
 {
-    return locate(x, v) && v->type != OTHER;
+    return locate(x, v) && v->type != OTHER && (uintptr_t)v->start % alignments[v->type] == 0;
 }
 
-/* Describe a tensor whose memory holds its values. To ask for that is slow: it releases the GIL. */
-static int view(PyObject *x, View *v)
+static int describe_all(PyObject *const *x, View *v, int count)
 {
-    return describe(x, v) && denies(x, is_neg) && (v->type < C64 || denies(x, is_conj));
+    for (int i = 0; i < count; i++)
+        if (!describe(x[i], &v[i]))
+            return 0;
+    return 1;
+}
+
+static int all_deny(PyObject *const *x, int count, const Question *question)
+{
+    for (int i = 0; i < count; i++)
+        if (!is_tensor(x[i]) || !denies(x[i], question))
+            return 0;
+    return 1;
+}
+
+/* Describe tensors whose memory holds their values, as they are after all questions. */
+static int view_all(PyObject *const *x, View *v, int count)
+{
+    int complex = 0;
+    if (!all_deny(x, count, &is_neg) || !describe_all(x, v, count))
+        return 0;
+    for (int i = 0; i < count; i++)
+        complex |= v[i].type >= C64;
+    return !complex || (all_deny(x, count, &is_conj) && describe_all(x, v, count));
 }
 
 /* Whether the elements lie side by side, in whatever order of the dimensions. */
@@ -154,7 +184,7 @@ static void expect_writes(const View *v)
 static void *new_like(PyObject *x, int widened, PyObject *list, Py_ssize_t index)
 {
     View v;
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || !may_allocate())
         return NULL;
     PyObject *arguments = PyTuple_Pack(1, x);
     PyObject *result =
@@ -162,7 +192,7 @@ static void *new_like(PyObject *x, int widened, PyObject *list, Py_ssize_t index
     Py_XDECREF(arguments);
     if (result == NULL)
         return NULL;
-    if (!view(result, &v)) {
+    if (!describe(result, &v)) {
         Py_DECREF(result);
         PyErr_SetString(PyExc_RuntimeError, "a new tensor is not plain memory");
         return NULL;
@@ -170,63 +200,4 @@ static void *new_like(PyObject *x, int widened, PyObject *list, Py_ssize_t index
     expect_writes(&v);
     PyList_SetItem(list, index, result);
     return v.start;
-}
-
-/* Tensors in memory. Where one that is written meets another, the order of writes matters. */
-
-typedef struct {
-    const char *start, *end;
-    int written;
-} Range;
-
-/* Sort by start, byte by byte of the distance to the first; spare has room for as many. Return
-   where the result is. */
-static Range *sorted(Range *ranges, Range *spare, Py_ssize_t count)
-{
-    uintptr_t first = UINTPTR_MAX, last = 0;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        uintptr_t start = (uintptr_t)ranges[i].start;
-        first = start < first ? start : first;
-        last = start > last ? start : last;
-    }
-    const int bits = 8 * sizeof first;
-    for (int shift = 0; shift < bits && (last - first) >> shift; shift += 8) {
-        Py_ssize_t place[257] = {0};
-        for (Py_ssize_t i = 0; i < count; i++)
-            place[1 + (((uintptr_t)ranges[i].start - first) >> shift & 255)]++;
-        for (int digit = 0; digit < 256; digit++)
-            place[digit + 1] += place[digit];
-        for (Py_ssize_t i = 0; i < count; i++)
-            spare[place[((uintptr_t)ranges[i].start - first) >> shift & 255]++] = ranges[i];
-        Range *result = spare;
-        spare = ranges;
-        ranges = result;
-    }
-    return ranges;
-}
-
-/* Whether a written range meets another; the second half of the array is spare. */
-static int collide(Range *ranges, Py_ssize_t count)
-{
-    const char *end = NULL, *end_written = NULL;
-    ranges = sorted(ranges, ranges + count, count);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const Range *range = &ranges[i];
-        if (range->start == range->end)
-            continue;
-        if (range->start < end_written || (range->written && range->start < end))
-            return 1;
-        if (range->end > end)
-            end = range->end;
-        if (range->written && range->end > end_written)
-            end_written = range->end;
-    }
-    return 0;
-}
-
-static void add_range(Range *range, const View *v, int written)
-{
-    range->start = v->start;
-    range->end = v->start + v->bytes;
-    range->written = written;
 }
