@@ -7,7 +7,7 @@ it as on any other. Its state lies in ``optimizer.state`` as torch keeps state, 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _context, _kernel, _step, _tree
-from .._inject import arguments
+from .. import _context, _hyper, _kernel, _step, _tree
+from .._arguments import arguments
 from .._kernel import Group
-from .._transform import Donated, GradientTransformation, Transform, Update
+from .._transform import Donated, GradientTransformation, Transform, Update, same
 from .._tree import EmptyState, Tree
 from . import _schedules
 from ._closure import Gradients
@@ -93,6 +93,8 @@ class Optimizer(Shell):
         self._evaluates = False  # the schedules, for a factory that takes no functions
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
         self._written: list[Tensor] = []  # by the native kernel in the last step
+        self._checked: dict[int, Any] = {}  # by the group, what was set over its schedules
+        self._begin()
         super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,7 +116,8 @@ class Optimizer(Shell):
         if "param_groups" in self.__dict__:
             _schedules.take_over(state["param_groups"], self.param_groups, self._names)
         super().__setstate__(state)
-        self._layouts, self._written = {}, []
+        self._layouts, self._written, self._checked = {}, [], {}
+        self._begin()
         recording = torch.is_grad_enabled()  # which leaving inference mode would switch on
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
             self._restore()  # what it makes is written outside of inference mode
@@ -130,6 +133,7 @@ class Optimizer(Shell):
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        group.update({k: self.plain(v) for k, v in self._values(group).items()})
         try:
             values = self._values(group)
             _schedules.take(group, self._factory, values)
@@ -151,8 +155,15 @@ class Optimizer(Shell):
         """
         return self._run(closure, extra)
 
+    def _begin(self) -> None:
+        """Forget what was made and said in the last step."""
+        self._made: dict[int, GradientTransformation] = {}  # by the group's id
+        self._said = _schedules.Said()
+
     def _advance(self) -> bool:
         compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._begin()
         apart = self._init_group() if compiling else True
         traced = not compiling and _context.traced()
         if torch.is_grad_enabled() or traced or any(map(_schedules.of, self.param_groups)):
@@ -171,14 +182,21 @@ class Optimizer(Shell):
         self._written = written or []
         return written is not None
 
+    @staticmethod
+    def plain(value: Any) -> Any:
+        """Return a hyperparameter with Python's numbers for those of NumPy."""
+        return _hyper.plain(value)
+
     def transform_of(self, group: dict[str, Any]) -> Transform | None:
         """The transform of a group, where it is one of the library's."""
-        update = self._factory(**self._values(group)).update
-        return update.transform if isinstance(update, Update) else None
+        return _transform_in(self._factory(**self._values(group)))
 
     def _native(self, group: dict[str, Any]) -> Group | None:
         """The step of a group as the native kernel takes it, if its transform has one."""
-        transform = self.transform_of(group)
+        tx = self._factory(**self._values(group))
+        if not torch.compiler.is_compiling():
+            self._made[id(group)] = tx  # for the step that is taken without one
+        transform = _transform_in(tx)
         return None if transform is None else transform.native(group["params"])
 
     def _prepare(
@@ -228,7 +246,7 @@ class Optimizer(Shell):
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
     ) -> Run:
         """Plan the step of some groups, whose parameters are one tree."""
-        leaves, spec, tx, outline = self._unit(groups)
+        leaves, spec, tx, outline = self._unit(groups, self._made)
         layout = self._layout(groups, tx, outline, leaves, spec)
         used = [p if self.state.get(p) else None for p in leaves]
         if all(p is None for p in used):
@@ -242,14 +260,18 @@ class Optimizer(Shell):
         run = self._plan(groups, tx, grads, state, tree, extra)
         return partial(self._store, run, layout, used, groups)
 
-    def _unit(self, groups: list[int]) -> tuple[list[Tensor], Any, GradientTransformation, Any]:
+    def _unit(
+        self, groups: list[int], made: Mapping[int, GradientTransformation]
+    ) -> tuple[list[Tensor], Any, GradientTransformation, Any]:
         """Parameters and structure of some groups as one tree, their transform, its outline."""
         members = [self.param_groups[i] for i in groups]
         params = tree_of(members, [group["params"] for group in members])
         values = self._hyperparameters(groups)
         scheduled = [name for group in members for name in _schedules.of(group)]
         evaluated = dict.fromkeys(scheduled if self._evaluates else ())
-        tx = _schedules.transform(self._factory, values, evaluated)
+        tx = made.get(id(members[0])) if len(members) == 1 else None
+        if tx is None:
+            tx = _schedules.transform(self._factory, values, evaluated)
         return *_tree.flatten(params), tx, outline_of(values)
 
     def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
@@ -278,7 +300,7 @@ class Optimizer(Shell):
         """
         place = range(len(self.param_groups))[group]
         groups = next(unit for unit in self._units() if place in unit)
-        leaves, spec, tx, outline = self._unit(groups)
+        leaves, spec, tx, outline = self._unit(groups, {})
         layout = Layout.of(self._init(tx, leaves, spec), spec, outline)
         state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
         return _tree.unflatten(spec, [p.detach() for p in leaves]), state
@@ -299,6 +321,7 @@ class Optimizer(Shell):
     ) -> Donated:
         """Check a step, and compute what has to be computed, without writing."""
         del groups
+        tx = _step.settled(tx, state)
         try:
             return _step.prepare(tx, grads, state, params, **extra)
         except _step.SharedMemoryError:  # all are stepped from the old values, and the last stays
@@ -311,10 +334,25 @@ class Optimizer(Shell):
     def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
         """The values for the factory; a tree with one for each parameter where groups differ."""
         members = [self.param_groups[i] for i in groups]
-        values = {name: _schedules.together(members, name) for name in self._values(members[0])}
-        for group in members if not torch.compiler.is_compiling() else []:
-            _schedules.check(group, self._factory, self._values(group))
+        values = {
+            name: _schedules.together(members, name, self._said)
+            for name in self._values(members[0])
+        }
+        for i in groups if not torch.compiler.is_compiling() else []:
+            self._check_overriding(i)
         return values
+
+    def _check_overriding(self, place: int) -> None:
+        """Check what somebody set over the schedules of a group, which the factory takes for one.
+
+        A value that was checked is not checked again, so that a step calls the factory once.
+        """
+        group = self.param_groups[place]
+        found = _schedules.overriding(group)
+        if found and not same(found, self._checked.get(place)):
+            self._factory(**self._values(group))
+            self._checked[place] = found
+        _schedules.warn_of_schedulers(group, place, found)
 
     def _layout(
         self,
@@ -377,7 +415,11 @@ class Optimizer(Shell):
                     keep(self.state[p], slot.name, leaf, replace)
         if before is not None:
             for i in groups:
-                _schedules.show(self.param_groups[i], before)
+                _schedules.show(self.param_groups[i], before, self._said)
+
+
+def _transform_in(tx: GradientTransformation) -> Transform | None:
+    return tx.update.transform if isinstance(tx.update, Update) else None
 
 
 def _nothing() -> None:
