@@ -101,16 +101,23 @@ def inject_hyperparams(
     Args:
         factory: a function from hyperparameters to a transform, such as ``adamax``, or one of
             your own that makes a chain. What it is given as floats, as floating tensors, or as
-            trees of them, defaults included, goes into the state in double precision; a function
-            from the count to such values is a schedule, whose value at each update does. What
-            else it is given (ints, bools, dtypes, masks) stays outside, and so does a default of
-            zero that is not given, such as ``weight_decay=0``, which switches its stage off.
+            trees of them, defaults included, goes into the state in double precision; so do ints
+            and integer tensors given for a hyperparameter. A function given for one is a
+            schedule, whose value at each update does. An argument is a hyperparameter if it is
+            annotated with ``float`` or ``Tensor``, perhaps among others, or has no annotation and
+            a float for its default. Where the factory says neither, a function is a schedule if
+            it returns numbers for a count of 0, and an int stays outside. What else it is given
+            (counts, bools, dtypes, masks) stays outside, and so does a default of zero that is
+            not given, such as ``weight_decay=0``, which switches its stage off.
         static: names of arguments, or one, that stay outside as well. Default: none.
 
     Returns:
         A function with the signature of ``factory``, which makes a transform with the state
         ``InjectState(count, hyperparams, inner)``. Its updates have the bits of those that
         ``factory`` gives with the same numbers, in float32 and float64.
+
+    Raises:
+        Exception: what a schedule raises when it is asked, with a note that names its argument.
 
     Example:
         >>> tx = inject_hyperparams(scale_by_learning_rate)(lr=0.5)

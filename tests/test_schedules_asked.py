@@ -142,7 +142,7 @@ def test_an_optimizer_asks_a_schedule_once_in_a_step(name: str, couple: str) -> 
         for group in groups:
             group["params"][0].grad = torch.ones(3)
         optimizer.step()
-        assert schedule.counts == {count: 1 for count in range(i + 1)}
+        assert schedule.counts == dict.fromkeys(range(i + 1), 1)
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.1 * 0.5**3)] * 2
 
 

@@ -45,7 +45,8 @@ class Optimizer(Shell):
             gives groups by themselves the same noise. Default: "group".
         **hyperparameters: of the factory, with its defaults. Of one that is a schedule, ``lr``
             for example, the group shows the value of the last step, as ``lr`` and as
-            ``scheduled_lr``; while you set another ``lr`` there, that rules instead.
+            ``scheduled_lr``; while you set another ``lr`` there, that rules instead. So does a
+            scheduler of torch, with a warning, unless it leaves the rate alone.
 
     Raises:
         TypeError: ``factory`` is neither, or a hyperparameter is missing or unknown.

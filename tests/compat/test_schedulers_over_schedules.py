@@ -135,11 +135,16 @@ def test_the_cure_of_the_warning() -> None:
 def test_closed_forms() -> None:
     attended = built(FALLING)
     scheduler = torch_schedulers.StepLR(attended, step_size=8)
-    rates = []
-    with pytest.warns(UserWarning, match=WORDS):
+
+    def trained() -> list[float]:
+        rates = []
         for epoch in range(1, STEPS + 1):
             rates += used(attended, steps=1)
             scheduler.step(epoch)
+        return rates
+
+    with pytest.warns(UserWarning, match=WORDS):
+        rates = trained()
     assert rates[:8] == [FALLING(i) for i in range(8)]
     assert rates[8:] == pytest.approx([0.01] * 4)
 
