@@ -78,7 +78,8 @@ class Scheduled(Transform):
         return None if run is None else _Advance(run, state.count)
 
     def settled(self, state: Any) -> Transform:
-        return Scheduled(self._now(state))
+        now = self._now(state)
+        return self if now is self.transform else Scheduled(now)
 
     def _now(self, state: ScheduledState) -> Any:
         _check.state(state, ScheduledState, "; a constant lr has a state without count")

@@ -186,6 +186,24 @@ def test_a_step_calls_the_factory_once_for_a_group(
         assert made == [0.1] * groups
 
 
+def test_groups_of_one_memory_call_the_factory_once_each() -> None:
+    made = []
+
+    def factory(lr: float = 0.1) -> Any:
+        made.append(lr)
+        return fa.sgd(lr)
+
+    w = torch.ones(3)
+    params = [nn.Parameter(w) for _ in range(2)]
+    optimizer = compat.Optimizer([{"params": [p]} for p in params], factory)
+    made.clear()
+    for p in params:
+        p.grad = torch.ones(3)
+    optimizer.step()
+    assert made == [0.1] * 2
+    torch.testing.assert_close(w, torch.full((3,), 0.8))  # the second after the first
+
+
 @pytest.mark.parametrize("value", [None, 0.7], ids=["ruling", "overridden"])
 @pytest.mark.parametrize("name", ["adamaxw", "sgd"])
 def test_a_scheduled_step_calls_the_factory_once(name: str, value: float | None) -> None:

@@ -7,7 +7,7 @@ it as on any other. Its state lies in ``optimizer.state`` as torch keeps state, 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,11 @@ from ._factory import Factory, check_factory
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
 from ._shell import Run, Shell
+from ._shown import Said
 from ._values import tree_of
+
+Made = dict[tuple[int, ...], GradientTransformation]
+"""Transforms by the groups, each by its id, that they step."""
 
 
 class Optimizer(Shell):
@@ -158,8 +162,8 @@ class Optimizer(Shell):
 
     def _begin(self) -> None:
         """Forget what was made and said in the last step."""
-        self._made: dict[int, GradientTransformation] = {}  # by the group's id
-        self._said = _schedules.Said()
+        self._made: Made = {}
+        self._said = Said()
 
     def _advance(self) -> bool:
         compiling = torch.compiler.is_compiling()
@@ -196,7 +200,7 @@ class Optimizer(Shell):
         """The step of a group as the native kernel takes it, if its transform has one."""
         tx = self._factory(**self._values(group))
         if not torch.compiler.is_compiling():
-            self._made[id(group)] = tx  # for the step that is taken without one
+            self._made[(id(group),)] = tx  # for the step that is taken without one
         transform = _transform_in(tx)
         return None if transform is None else transform.native(group["params"])
 
@@ -247,7 +251,8 @@ class Optimizer(Shell):
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
     ) -> Run:
         """Plan the step of some groups, whose parameters are one tree."""
-        leaves, spec, tx, outline = self._unit(groups, self._made)
+        made = None if torch.compiler.is_compiling() else self._made
+        leaves, spec, tx, outline = self._unit(groups, made)
         layout = self._layout(groups, tx, outline, leaves, spec)
         used = [p if self.state.get(p) else None for p in leaves]
         if all(p is None for p in used):
@@ -262,17 +267,23 @@ class Optimizer(Shell):
         return partial(self._store, run, layout, used, groups)
 
     def _unit(
-        self, groups: list[int], made: Mapping[int, GradientTransformation]
+        self, groups: list[int], made: Made | None = None
     ) -> tuple[list[Tensor], Any, GradientTransformation, Any]:
-        """Parameters and structure of some groups as one tree, their transform, its outline."""
+        """Parameters and structure of some groups as one tree, their transform, its outline.
+
+        The transform is taken from those that were ``made`` for this step, if it is there.
+        """
         members = [self.param_groups[i] for i in groups]
         params = tree_of(members, [group["params"] for group in members])
         values = self._hyperparameters(groups)
         scheduled = [name for group in members for name in _schedules.of(group)]
         evaluated = dict.fromkeys(scheduled if self._evaluates else ())
-        tx = made.get(id(members[0])) if len(members) == 1 else None
+        place = () if made is None else tuple(map(id, members))
+        tx = (made or {}).get(place)
         if tx is None:
             tx = _schedules.transform(self._factory, values, evaluated)
+            if made is not None:
+                made[place] = tx
         return *_tree.flatten(params), tx, outline_of(values)
 
     def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
@@ -301,7 +312,7 @@ class Optimizer(Shell):
         """
         place = range(len(self.param_groups))[group]
         groups = next(unit for unit in self._units() if place in unit)
-        leaves, spec, tx, outline = self._unit(groups, {})
+        leaves, spec, tx, outline = self._unit(groups)
         layout = Layout.of(self._init(tx, leaves, spec), spec, outline)
         state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
         return _tree.unflatten(spec, [p.detach() for p in leaves]), state

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _check, _context
+from .. import _check
 from .._arguments import schedules_in
 from .._inject import Injected
-from .._schedule import Schedule, ask, is_schedule
+from .._schedule import is_schedule
 from .._transform import GradientTransformation, same
 from ._factory import Factory
-from ._shown import chosen, is_same, shown
+from ._shown import Said, chosen, is_same, shown
 from ._values import joined
 
 Group = dict[str, Any]
@@ -117,38 +117,6 @@ def transform(
         return factory(**values)
     rest = {name: value for name, value in values.items() if name not in scheduled}
     return Injected(factory, {}, scheduled, rest).pair()
-
-
-class Said:
-    """What schedules say in one step: each is asked once for a count."""
-
-    def __init__(self) -> None:
-        self._asked: list[_Asked] = []
-
-    def by(self, schedule: Schedule, now: Any) -> Schedule:
-        """The schedule, which remembers what it said; ``now`` is what its group shows."""
-        asked = next((x for x in self._asked if same(x.schedule, schedule)), None)
-        if asked is None:
-            asked = _Asked(schedule, now, {})
-            self._asked.append(asked)
-        return asked
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    schedule: Schedule
-    now: Any
-    said: dict[Any, Any]  # by the count
-
-    def __call__(self, count: Tensor) -> Any:
-        if count.is_meta:  # nobody knows it, and the schedule may want to read it
-            return self.now
-        if _context.traced():
-            return ask(self.schedule, count)
-        number = count.item()
-        if number not in self.said:
-            self.said[number] = ask(self.schedule, count)
-        return self.said[number]
 
 
 def value(group: Group, name: str, said: Said) -> Any:

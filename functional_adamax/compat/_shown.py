@@ -1,14 +1,48 @@
-"""Values that schedules leave in parameter groups: as they are shown, compared and chosen."""
+"""What schedules say in a step, and leave in groups: as it is asked, shown, compared, chosen."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _hyper, _tree
+from .. import _context, _hyper, _tree
+from .._schedule import Schedule, ask
 from .._transform import same
+
+
+class Said:
+    """What schedules say in one step: each is asked once for a count."""
+
+    def __init__(self) -> None:
+        self._asked: list[_Asked] = []
+
+    def by(self, schedule: Schedule, now: Any) -> Schedule:
+        """The schedule, which remembers what it said; ``now`` is what its group shows."""
+        asked = next((x for x in self._asked if same(x.schedule, schedule)), None)
+        if asked is None:
+            asked = _Asked(schedule, now, {})
+            self._asked.append(asked)
+        return asked
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    schedule: Schedule
+    now: Any
+    said: dict[Any, Any]  # by the count
+
+    def __call__(self, count: Tensor) -> Any:
+        if count.is_meta:  # nobody knows it, and the schedule may want to read it
+            return self.now
+        if _context.traced():
+            return ask(self.schedule, count)
+        number = count.item()
+        if number not in self.said:
+            self.said[number] = ask(self.schedule, count)
+        return self.said[number]
 
 
 def shown(value: Any) -> Any:
