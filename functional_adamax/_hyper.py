@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -50,6 +50,21 @@ def check(
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a real number, of Python or of NumPy."""
     return isinstance(value, (int, float, Real))
+
+
+def plain(value: Tree) -> Tree:
+    """Return ``value`` with Python's numbers for those of NumPy, also for arrays of shape ()."""
+    return (
+        _plain(value) if isinstance(value, (Tensor, int, float)) else _tree.tree_map(_plain, value)
+    )
+
+
+def _plain(leaf: Any) -> Any:
+    if isinstance(leaf, (Tensor, bool)) or type(leaf) in (int, float):
+        return leaf
+    if isinstance(leaf, Real):
+        return int(leaf) if isinstance(leaf, Integral) else float(leaf)
+    return _plain(leaf.item()) if getattr(leaf, "shape", None) == () else leaf
 
 
 def _check_number(path: str, value: float, upper: float, signed: bool) -> None:

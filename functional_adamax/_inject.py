@@ -11,15 +11,16 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _check, _rule, _tree
+from ._arguments import arguments, declared, is_numeric, schedules_in
 from ._chain import call_update
-from ._schedule import is_schedule
+from ._schedule import Schedule, ask
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -40,7 +41,7 @@ class Injected(Transform):
 
     factory: Callable[..., GradientTransformation]
     numbers: dict[str, Any]
-    schedules: dict[str, Callable[[Tensor], Any]]
+    schedules: dict[str, Schedule]
     static: dict[str, Any]
 
     def init(self, params: Tree) -> InjectState:
@@ -56,7 +57,9 @@ class Injected(Transform):
         count = state.count
         tensor = partial(_tensor, count.device)
         said = {
-            k: _tree.tree_map(lambda x: x if isinstance(x, Tensor) else tensor(x), schedule(count))
+            k: _tree.tree_map(
+                lambda x: x if isinstance(x, Tensor) else tensor(x), ask(schedule, count)
+            )
             for k, schedule in self.schedules.items()  # the number 0 would switch a stage off
         }
         made = self._made(state.hyperparams | said)
@@ -65,7 +68,7 @@ class Injected(Transform):
         return new, InjectState(count + 1, state.hyperparams | shown, inner)
 
     def _at(self, count: Tensor) -> list[tuple[str, Any]]:
-        values = self.numbers | {k: schedule(count) for k, schedule in self.schedules.items()}
+        values = self.numbers | {k: ask(schedule, count) for k, schedule in self.schedules.items()}
         return [(name, values[name]) for name in sorted(values)]
 
     def _made(self, hyperparams: dict[str, Any]) -> GradientTransformation:
@@ -79,12 +82,11 @@ class Injected(Transform):
 
 
 def _tensor(device: torch.device, value: Any) -> Any:
-    """A number, or a floating tensor, as a new tensor in double precision."""
+    """A number, or a real tensor, as a new tensor in double precision."""
     dtype = _rule.step_dtype(device)
     if isinstance(value, Tensor):
-        dtype = dtype if value.is_floating_point() else value.dtype
         return value.to(device=device, dtype=dtype, copy=True)
-    return torch.tensor(value, dtype=dtype, device=device) if _is_fractional(value) else value
+    return torch.tensor(value, dtype=dtype, device=device) if isinstance(value, Real) else value
 
 
 def inject_hyperparams(
@@ -99,16 +101,23 @@ def inject_hyperparams(
     Args:
         factory: a function from hyperparameters to a transform, such as ``adamax``, or one of
             your own that makes a chain. What it is given as floats, as floating tensors, or as
-            trees of them, defaults included, goes into the state in double precision; a function
-            from the count to such values is a schedule, whose value at each update does. What
-            else it is given (ints, bools, dtypes, masks) stays outside, and so does a default of
-            zero that is not given, such as ``weight_decay=0``, which switches its stage off.
+            trees of them, defaults included, goes into the state in double precision; so do ints
+            and integer tensors given for a hyperparameter. A function given for one is a
+            schedule, whose value at each update does. An argument is a hyperparameter if it is
+            annotated with ``float`` or ``Tensor``, perhaps among others, or has no annotation and
+            a float for its default. Where the factory says neither, a function is a schedule if
+            it returns numbers for a count of 0, and an int stays outside. What else it is given
+            (counts, bools, dtypes, masks) stays outside, and so does a default of zero that is
+            not given, such as ``weight_decay=0``, which switches its stage off.
         static: names of arguments, or one, that stay outside as well. Default: none.
 
     Returns:
         A function with the signature of ``factory``, which makes a transform with the state
         ``InjectState(count, hyperparams, inner)``. Its updates have the bits of those that
         ``factory`` gives with the same numbers, in float32 and float64.
+
+    Raises:
+        Exception: what a schedule raises when it is asked, with a note that names its argument.
 
     Example:
         >>> tx = inject_hyperparams(scale_by_learning_rate)(lr=0.5)
@@ -135,71 +144,14 @@ def _injected(
     unknown = set(static) - set(given)
     if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
         raise TypeError(f"static must name arguments of the factory, got {sorted(unknown)}")
-    schedules = {k: v for k, v in schedules_in(given).items() if k not in static}
-    factory(**given | at_start(schedules))  # it checks the numbers
-    off = {k for k, v in given.items() if isinstance(v, float) and v == 0} - explicit
+    free = {k: v for k, v in given.items() if k not in static}
+    schedules, _ = schedules_in(factory, given, static)
+    off = {k for k, v in given.items() if isinstance(v, (int, float)) and v == 0} - explicit
+    known = declared(factory)
     numbers = {
         k: v
-        for k, v in given.items()
-        if k not in static and k not in off and k not in schedules and _is_numeric(v)
+        for k, v in free.items()
+        if k not in off and k not in schedules and is_numeric(v, ints=known.get(k) is True)
     }
     rest = {k: v for k, v in given.items() if k not in numbers and k not in schedules}
     return Injected(factory, numbers, schedules, rest).pair()
-
-
-def arguments(
-    factory: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[set[str], dict[str, Any]]:
-    """Return the names given, and all arguments of ``factory`` by name, defaults included.
-
-    Raises:
-        TypeError: an argument is missing or unknown, or one that cannot be given by name.
-    """
-    signature = inspect.signature(factory)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        name = getattr(factory, "__name__", repr(factory))
-        taken = ", ".join(signature.parameters)
-        raise TypeError(f"{name}: {error}; it takes {taken}") from None
-    explicit = set(bound.arguments)
-    bound.apply_defaults()
-    given: dict[str, Any] = {}
-    for name, parameter in bound.signature.parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            raise TypeError(f"{name} of {factory!r} cannot be given by name")
-        value = bound.arguments[name]
-        given.update(value if parameter.kind is parameter.VAR_KEYWORD else {name: value})
-    return explicit, given
-
-
-def schedules_in(values: dict[str, Any]) -> dict[str, Callable[[Tensor], Any]]:
-    """Return those of ``values`` that are functions from a count to numbers."""
-    found = {}
-    for name, value in values.items():
-        if is_schedule(value):
-            try:
-                first = at_start({name: value})[name]
-            except Exception:  # whatever a mask, or another function, makes of a count
-                continue
-            if _is_numeric(first):
-                found[name] = value
-    return found
-
-
-def at_start(schedules: dict[str, Callable[[Tensor], Any]]) -> dict[str, Any]:
-    """Return the values of ``schedules`` at the first update."""
-    start = torch.zeros((), dtype=torch.int64, device="cpu")
-    return {name: schedule(start) for name, schedule in schedules.items()}
-
-
-def _is_numeric(value: Any) -> bool:
-    """Whether ``value`` is a float or a floating tensor, or a tree of them."""
-    leaves = [x for x in _tree.flatten(value)[0] if x is not None]
-    return bool(leaves) and all(
-        _is_fractional(x) or (isinstance(x, Tensor) and x.is_floating_point()) for x in leaves
-    )
-
-
-def _is_fractional(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, Integral)

@@ -37,6 +37,11 @@ def check_lr(lr: Hyperparameter | Schedule) -> None:
         _hyper.check("lr", lr)
 
 
+def ask(schedule: Schedule, count: Tensor) -> Any:
+    """Return what a schedule says at ``count``, NumPy's numbers as Python's."""
+    return _hyper.plain(schedule(count))
+
+
 def with_schedule(transform: Transform) -> GradientTransformation:
     """Return the pair of a transform with a field ``lr``, driven by it if it is a schedule."""
     lr = transform.lr  # type: ignore[attr-defined]
@@ -45,7 +50,11 @@ def with_schedule(transform: Transform) -> GradientTransformation:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scheduled(Transform):
-    """``transform``, its ``lr`` replaced at each update by ``lr(count)``."""
+    """``transform``, its ``lr`` replaced at each update by ``lr(count)``.
+
+    An ``lr`` that is no schedule is what one said: a step that tries several ways is made by
+    ``settled``, so that the schedule is asked once.
+    """
 
     transform: Transform
 
@@ -68,10 +77,16 @@ class Scheduled(Transform):
         run = self._now(state).prepare(grads, state.inner, params)
         return None if run is None else _Advance(run, state.count)
 
+    def settled(self, state: Any) -> Transform:
+        now = self._now(state)
+        return self if now is self.transform else Scheduled(now)
+
     def _now(self, state: ScheduledState) -> Any:
         _check.state(state, ScheduledState, "; a constant lr has a state without count")
-        lr = self.transform.lr(state.count)  # type: ignore[attr-defined]
-        return dataclasses.replace(self.transform, lr=lr)  # type: ignore[call-arg]
+        lr = self.transform.lr  # type: ignore[attr-defined]
+        if not is_schedule(lr):
+            return self.transform
+        return dataclasses.replace(self.transform, lr=ask(lr, state.count))  # type: ignore[call-arg]
 
     def __repr__(self) -> str:
         return repr(self.transform)

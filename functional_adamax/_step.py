@@ -60,6 +60,7 @@ def step(
     """
     if not hasattr(tx, "update"):
         tx = checked_link("tx", tx)  # raises, naming what was given
+    tx = settled(tx, state)
     if donate:
         if isinstance(tx.update, Update) and tx.update.transform.overwrite(grads, state, params):
             return params, state
@@ -72,10 +73,20 @@ def step(
     return apply_updates(params, updates), state
 
 
+def settled(tx: GradientTransformation, state: Any) -> GradientTransformation:
+    """Return the transform of one step from ``state``, which may be tried in several ways."""
+    if not isinstance(tx.update, Update):
+        return tx
+    transform = tx.update.transform
+    now = transform.settled(state)
+    return tx if now is transform else now.pair()
+
+
 def prepare(
     tx: GradientTransformation, grads: Tree, state: Any, params: Tree, **extra: Any
 ) -> Donated:
     """Check a donated step, and compute what has to be computed, without writing."""
+    tx = settled(tx, state)
     if _writable(grads, state, params):
         return _prepare(tx, grads, state, params, **extra)
     new = step(tx, grads, state, params, **extra)

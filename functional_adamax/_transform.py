@@ -103,6 +103,11 @@ class Transform(Data, ABC):
         del grads, state, params
         return False
 
+    def settled(self, state: Any) -> Transform:
+        """Return the transform of one step from ``state``, which asks no schedule of its own."""
+        del state
+        return self
+
     def native(self, params: list[Tensor]) -> Any | None:
         """Return a ``_kernel.Group`` that steps ``params`` where their state lies, or None."""
         del params

@@ -32,6 +32,7 @@ LAYERS = [
         "_norm",
     },
     {
+        "_arguments",
         "_foreach",
         "_kernel_proof",
         "_triton_proof",
@@ -68,6 +69,7 @@ LAYERS = [
         "compat._groups",
         "compat._layout",
         "compat._loading",
+        "compat._shown",
         "compat._values",
     },
     {"compat._schedules", "compat._shell"},

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.func import grad, jvp, vmap
+from trees import clone, leaves
 
 import functional_adamax as fa
 
@@ -264,3 +265,18 @@ def test_a_sweep_over_schedules_is_one_vmap() -> None:
     got = vmap(train)(lengths)
     for i, length in enumerate(lengths):
         torch.testing.assert_close(got[i], train(length), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("way", ["update", "step", "donated"])
+@pytest.mark.parametrize("method", [fa.adamax, fa.adamaxw, fa.adam, fa.sgd])
+def test_a_scheduled_transform_steps_what_has_no_memory(method: Any, way: str) -> None:
+    params = {"w": torch.ones(3, device="meta")}
+    tx = method(fa.linear_schedule(0.1, 0.0, 10))
+    state = tx.init(params)
+    if way == "update":
+        params, new = tx.update(params, state, params)
+    else:
+        params, new = fa.step(tx, clone(params), state, params, donate=way == "donated")
+    assert {x.device.type for x in leaves((params, new))} == {"meta"}
+    assert params["w"].shape == (3,)
+    assert new.count.dtype == torch.int64

@@ -194,6 +194,11 @@ class Adamax(Optimizer):
         """
         return self._run(closure, {})
 
+    @staticmethod
+    def plain(value: Any) -> Any:
+        """Return a hyperparameter with Python's numbers for those of NumPy that have their bits."""
+        return value if isinstance(_rate(value), Tensor) else _hyper.plain(value)
+
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
         values = super()._values(group)
         if "state_dtype" in group:  # it may be, where other groups have none

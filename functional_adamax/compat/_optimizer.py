@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _context, _kernel, _step, _tree
-from .._inject import arguments
+from .. import _context, _hyper, _kernel, _step, _tree
+from .._arguments import arguments
 from .._kernel import Group
-from .._transform import Donated, GradientTransformation, Transform, Update
+from .._transform import Donated, GradientTransformation, Transform, Update, same
 from .._tree import EmptyState, Tree
 from . import _schedules
 from ._closure import Gradients
@@ -28,10 +28,11 @@ from ._groups import check_writable, names_of
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
 from ._shell import Run, Shell
-from ._values import tree_of
+from ._shown import Said
+from ._values import held, tree_of
 
-_ROUNDING = 1e-12
-"""A learning rate this little below zero is one of zero."""
+Made = dict[tuple[int, ...], GradientTransformation]
+"""Transforms by the groups, each by its id, that they step."""
 
 
 class Optimizer(Shell):
@@ -49,7 +50,8 @@ class Optimizer(Shell):
             gives groups by themselves the same noise. Default: "group".
         **hyperparameters: of the factory, with its defaults. Of one that is a schedule, ``lr``
             for example, the group shows the value of the last step, as ``lr`` and as
-            ``scheduled_lr``; while you set another ``lr`` there, that rules instead.
+            ``scheduled_lr``; while you set another ``lr`` there, that rules instead. So does a
+            scheduler of torch, with a warning, unless it leaves the rate alone.
 
     Raises:
         TypeError: ``factory`` is neither, or a hyperparameter is missing or unknown.
@@ -97,6 +99,8 @@ class Optimizer(Shell):
         self._evaluates = False  # the schedules, for a factory that takes no functions
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
         self._written: list[Tensor] = []  # by the native kernel in the last step
+        self._checked: dict[int, Any] = {}  # by the group, what was set over its schedules
+        self._begin()
         super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +122,8 @@ class Optimizer(Shell):
         if "param_groups" in self.__dict__:
             _schedules.take_over(state["param_groups"], self.param_groups, self._names)
         super().__setstate__(state)
-        self._layouts, self._written = {}, []
+        self._layouts, self._written, self._checked = {}, [], {}
+        self._begin()
         recording = torch.is_grad_enabled()  # which leaving inference mode would switch on
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
             self._restore()  # what it makes is written outside of inference mode
@@ -134,6 +139,7 @@ class Optimizer(Shell):
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        group.update({k: self.plain(v) for k, v in self._values(group).items()})
         try:
             values = self._values(group)
             _schedules.take(group, self._factory, values)
@@ -155,8 +161,15 @@ class Optimizer(Shell):
         """
         return self._run(closure, extra)
 
+    def _begin(self) -> None:
+        """Forget what was made and said in the last step."""
+        self._made: Made = {}
+        self._said = Said()
+
     def _advance(self) -> bool:
         compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._begin()
         apart = self._init_group() if compiling else True
         traced = not compiling and _context.traced()
         if torch.is_grad_enabled() or traced or any(map(_schedules.of, self.param_groups)):
@@ -175,14 +188,21 @@ class Optimizer(Shell):
         self._written = written or []
         return written is not None
 
+    @staticmethod
+    def plain(value: Any) -> Any:
+        """Return a hyperparameter with Python's numbers for those of NumPy."""
+        return _hyper.plain(value)
+
     def transform_of(self, group: dict[str, Any]) -> Transform | None:
         """The transform of a group, where it is one of the library's."""
-        update = self._factory(**self._values(group)).update
-        return update.transform if isinstance(update, Update) else None
+        return _transform_in(self._factory(**self._values(group)))
 
     def _native(self, group: dict[str, Any]) -> Group | None:
         """The step of a group as the native kernel takes it, if its transform has one."""
-        transform = self.transform_of(group)
+        tx = self._factory(**self._values(group))
+        if not torch.compiler.is_compiling():
+            self._made[(id(group),)] = tx  # for the step that is taken without one
+        transform = _transform_in(tx)
         return None if transform is None else transform.native(group["params"])
 
     def _prepare(
@@ -232,7 +252,8 @@ class Optimizer(Shell):
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
     ) -> Run:
         """Plan the step of some groups, whose parameters are one tree."""
-        leaves, spec, tx, outline = self._unit(groups)
+        made = None if torch.compiler.is_compiling() else self._made
+        leaves, spec, tx, outline = self._unit(groups, made)
         layout = self._layout(groups, tx, outline, leaves, spec)
         used = [p if self.state.get(p) else None for p in leaves]
         if all(p is None for p in used):
@@ -250,14 +271,24 @@ class Optimizer(Shell):
         run = self._plan(groups, tx, grads, state, tree, extra)
         return partial(self._store, run, layout, used, groups)
 
-    def _unit(self, groups: list[int]) -> tuple[list[Tensor], Any, GradientTransformation, Any]:
-        """Parameters and structure of some groups as one tree, their transform, its outline."""
+    def _unit(
+        self, groups: list[int], made: Made | None = None
+    ) -> tuple[list[Tensor], Any, GradientTransformation, Any]:
+        """Parameters and structure of some groups as one tree, their transform, its outline.
+
+        The transform is taken from those that were ``made`` for this step, if it is there.
+        """
         members = [self.param_groups[i] for i in groups]
         params = tree_of(members, [group["params"] for group in members])
         values = self._hyperparameters(groups)
         scheduled = [name for group in members for name in _schedules.of(group)]
         evaluated = dict.fromkeys(scheduled if self._evaluates else ())
-        tx = _schedules.transform(self._factory, values, evaluated)
+        place = () if made is None else tuple(map(id, members))
+        tx = (made or {}).get(place)
+        if tx is None:
+            tx = _schedules.transform(self._factory, values, evaluated)
+            if made is not None:
+                made[place] = tx
         return *_tree.flatten(params), tx, outline_of(values)
 
     def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
@@ -307,6 +338,7 @@ class Optimizer(Shell):
     ) -> Donated:
         """Check a step, and compute what has to be computed, without writing."""
         del groups
+        tx = _step.settled(tx, state)
         try:
             return _step.prepare(tx, grads, state, params, **extra)
         except _step.SharedMemoryError:  # all are stepped from the old values, and the last stays
@@ -314,19 +346,30 @@ class Optimizer(Shell):
             return lambda: new
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
-        values = {name: group[name] for name in self._names if name in group}
-        lr = values.get("lr")
-        if isinstance(lr, float) and -_ROUNDING < lr < 0:  # the end of a scheduler's cosine
-            values["lr"] = 0.0
-        return values
+        return {name: held(group, name) for name in self._names if name in group}
 
     def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
         """The values for the factory; a tree with one for each parameter where groups differ."""
         members = [self.param_groups[i] for i in groups]
-        values = {name: _schedules.together(members, name) for name in self._values(members[0])}
-        for group in members if not torch.compiler.is_compiling() else []:
-            _schedules.check(group, self._factory, self._values(group))
+        values = {
+            name: _schedules.together(members, name, self._said)
+            for name in self._values(members[0])
+        }
+        for i in groups if not torch.compiler.is_compiling() else []:
+            self._check_overriding(i)
         return values
+
+    def _check_overriding(self, place: int) -> None:
+        """Check what somebody set over the schedules of a group, which the factory takes for one.
+
+        A value that was checked is not checked again, so that a step calls the factory once.
+        """
+        group = self.param_groups[place]
+        found = _schedules.overriding(group)
+        if found and not same(found, self._checked.get(place)):
+            self._factory(**self._values(group))
+            self._checked[place] = found
+        _schedules.warn_of_schedulers(group, place, found)
 
     def _layout(
         self,
@@ -389,7 +432,11 @@ class Optimizer(Shell):
                     keep(self.state[p], slot.name, leaf, replace)
         if before is not None:
             for i in groups:
-                _schedules.show(self.param_groups[i], before)
+                _schedules.show(self.param_groups[i], before, self._said)
+
+
+def _transform_in(tx: GradientTransformation) -> Transform | None:
+    return tx.update.transform if isinstance(tx.update, Update) else None
 
 
 def _nothing() -> None:

@@ -3,6 +3,12 @@
 A group keeps its schedules under ``"schedules"``; a checkpoint has only the names there. Beside a
 hyperparameter that is one, such as ``lr``, it keeps under ``"scheduled_lr"`` what the schedule left
 there: any other value was set by somebody, and rules instead.
+
+Schedulers of torch set ``lr`` after every step. When the first one is attached, it copies what is
+there to ``"initial_lr"``. One that leaves the rate alone writes this value again and again, or
+nothing: then the schedule rules. ``"scheduled_initial_lr"`` says that the copy is one of what the
+schedule left: the ``initial_lr`` of OneCycleLR is not. It is None once a scheduler set another
+value, and from then on the scheduler rules.
 """
 
 from __future__ import annotations
@@ -15,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _tree
-from .._inject import Injected, at_start, schedules_in
+from .. import _check
+from .._arguments import schedules_in
+from .._inject import Injected
 from .._schedule import is_schedule
 from .._transform import GradientTransformation, same
 from ._factory import Factory
-from ._values import joined
+from ._shown import Said, chosen, is_same, shown
+from ._values import held, joined
 
 Group = dict[str, Any]
 KEY = "schedules"
@@ -37,16 +45,19 @@ def left(name: str) -> str:
     return f"scheduled_{name}"
 
 
+def initial(name: str) -> str:
+    """The key for what a scheduler of torch found when it was attached."""
+    return f"initial_{name}"
+
+
 def take(group: Group, factory: Factory, values: dict[str, Any]) -> None:
     """Check the ``values`` of a new group, and keep the schedules among them."""
-    schedules = schedules_in(values)
-    first = at_start(schedules)
-    factory(**values | first)  # it checks the numbers
+    schedules, first = schedules_in(factory, values)
     _forget(group, values)  # what the group of another optimizer kept
     if schedules:
         group[KEY] = schedules
     for name, value in first.items():
-        group[name], group[left(name)] = _shown(value), _shown(value)
+        group[name], group[left(name)] = shown(value), shown(value)
 
 
 def check_names(values: dict[str, Any]) -> None:
@@ -66,6 +77,7 @@ def _forget(group: Group, values: Iterable[str]) -> None:
         del group[KEY]
     for name in values:
         group.pop(left(name), None)
+        group.pop(left(initial(name)), None)
 
 
 def take_over(groups: Sequence[Group], before: Sequence[Group], names: Iterable[str]) -> None:
@@ -81,12 +93,14 @@ def take_over(groups: Sequence[Group], before: Sequence[Group], names: Iterable[
         for name in of(group):
             group.setdefault(name, old[name])
             group.setdefault(left(name), group[name])
+            if initial(name) in group:
+                group.setdefault(left(initial(name)), group[initial(name)])
 
 
 def without_functions(optimizer: Any, state_dict: dict[str, Any]) -> None:
-    """State dict hook: names in place of the functions."""
-    del optimizer
+    """State dict hook: names in place of the functions, numbers of Python in place of NumPy's."""
     for group in state_dict["param_groups"]:
+        group.update({k: optimizer.plain(v) for k, v in group.items() if k != "params"})
         if of(group):
             group[KEY] = sorted(of(group))
 
@@ -105,39 +119,62 @@ def transform(
     return Injected(factory, {}, scheduled, rest).pair()
 
 
-def value(group: Group, name: str) -> Any:
+def value(group: Group, name: str, said: Said) -> Any:
     """The hyperparameter of a group: the schedule if it rules, else what the group says."""
     schedule = of(group).get(name)
     if schedule is None:
-        return group[name]
+        return held(group, name)
     if is_schedule(group[name]):  # a new one
         group[KEY] = of(group) | {name: group[name]}
         group[name] = group[left(name)]
-        return value(group, name)
-    now, before = _now(group, name)
-    rules = _rules(now, before)
+        group.pop(left(initial(name)), None)
+        return value(group, name, said)
+    now, rules = _now(group, name), _rules(group, name)
+    asked = schedule if torch.compiler.is_compiling() else said.by(schedule, now)
     if isinstance(rules, Tensor):
-        return partial(_chosen, rules, schedule, now)
-    return schedule if rules else partial(_held, now)
+        return partial(chosen, rules, asked, now)
+    return asked if rules else partial(_held, now)
 
 
-def check(group: Group, factory: Factory, values: dict[str, Any]) -> None:
-    """Check the ``values`` that somebody set over a schedule, which ``factory`` takes for one."""
-    if not all(_rules(*_now(group, name)) for name in of(group)):
-        factory(**values)
+def overriding(group: Group) -> dict[str, Any]:
+    """The values of a group that somebody set over a schedule."""
+    return {name: group[name] for name in of(group) if not _rules(group, name)}
 
 
-def show(group: Group, count: Tensor) -> None:
+def warn_of_schedulers(group: Group, place: int, found: dict[str, Any]) -> None:
+    """Warn once where a scheduler of torch set the values ``found`` over schedules."""
+    for name, now in found.items():
+        replaced = left(initial(name))
+        if initial(name) not in group or group.get(replaced, now) is None:
+            continue
+        group[replaced] = None
+        _check.warn(
+            f"{name} of parameter group {place} was set to {now} over its schedule, "
+            f"{of(group)[name]!r}, while a scheduler of torch is attached: the scheduler rules "
+            "from now on. To train by the schedule, attach a scheduler that leaves the rate alone, "
+            "such as LambdaLR(optimizer, lambda _: 1.0), which a Trainer calls "
+            'lr_scheduler_type="constant"; or give the schedule to torch: lr=1.0 and '
+            "LambdaLR(optimizer, schedule)"
+        )
+
+
+def show(group: Group, count: Tensor, said: Said) -> None:
     """Leave the values at ``count`` in a group, of the schedules that rule."""
+    compiling = torch.compiler.is_compiling()
     for name, schedule in of(group).items():
-        now, before = _now(group, name)
-        rules = _rules(now, before)
+        rules = _rules(group, name)
+        if rules is False:
+            continue
+        now, before = _now(group, name), group[left(name)]
+        found = group.get(initial(name))
+        if found is not None and is_same(found, before) is not False:
+            group[left(initial(name))] = shown(found)
         if isinstance(rules, Tensor):
-            group[name] = _chosen(rules, schedule, now, count)
-            group[left(name)] = _chosen(rules, schedule, before, count)
-        elif rules:
-            said = schedule(count)
-            group[name], group[left(name)] = _shown(said), _shown(said)
+            group[name] = chosen(rules, schedule, now, count)
+            group[left(name)] = chosen(rules, schedule, before, count)
+            continue
+        new = schedule(count) if compiling else said.by(schedule, now)(count)
+        group[name], group[left(name)] = shown(new), shown(new)
 
 
 def takes_functions(factory: Factory, values: dict[str, Any]) -> bool:
@@ -149,76 +186,22 @@ def takes_functions(factory: Factory, values: dict[str, Any]) -> bool:
     return True
 
 
-def _shown(value: Any) -> Any:
-    """A value as it is shown: a number, or under a compiler, which keeps none, a new tensor."""
-    if torch.compiler.is_compiling():
-        return _tree.tree_map(lambda x: _copy(x) if isinstance(x, Tensor) else x, value)
-    return _tree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, _numbers(value))
+def _now(group: Group, name: str) -> Any:
+    """What a group says; pairs may be set as lists."""
+    now = group[name]
+    return tuple(now) if isinstance(now, list) and isinstance(group[left(name)], tuple) else now
 
 
-def _numbers(value: Any) -> Any:
-    return _tree.tree_map(
-        lambda x: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x, value
-    )
-
-
-torch.library.define("functional_adamax::copy", "(Tensor x) -> Tensor")
-_copy = torch.ops.functional_adamax.copy.default
-"""A copy that a compiler keeps: of clones of one tensor it makes one, and then a value written into
-what the group shows would be written into what the schedule left."""
-torch.library.impl("functional_adamax::copy", "CompositeExplicitAutograd", torch.clone)
-torch.library.register_fake("functional_adamax::copy", torch.empty_like)
-
-
-def _now(group: Group, name: str) -> tuple[Any, Any]:
-    """What a group says, and what the schedule left; pairs may be set as lists."""
-    now, before = group[name], group[left(name)]
-    return tuple(now) if isinstance(now, list) and isinstance(before, tuple) else now, before
-
-
-def _rules(now: Any, before: Any) -> bool | Tensor:
-    """Whether the schedule rules: what it left is there. A tensor where a compiler cannot ask."""
-    compiling = torch.compiler.is_compiling()
-    values, spec = _tree.flatten(now if compiling else _numbers(now))
-    others, other_spec = _tree.flatten(before if compiling else _numbers(before))
-    if spec != other_spec:
+def _rules(group: Group, name: str) -> bool | Tensor:
+    """Whether the schedule rules. A tensor where a compiler cannot ask."""
+    now, before = _now(group, name), group[left(name)]
+    rules, found = is_same(now, before), group.get(initial(name))
+    if found is None:
+        return rules
+    copied = group.get(left(initial(name)), before)
+    if copied is None:
         return False
-    pairs = list(zip(values, others, strict=True))
-    if not compiling:
-        return all(same(x, y) or _are_nan(x, y) for x, y in pairs)
-    asked = [isinstance(x, Tensor) or isinstance(y, Tensor) for x, y in pairs]
-    if not all(t or same(x, y) or _are_nan(x, y) for t, (x, y) in zip(asked, pairs, strict=True)):
-        return False
-    equal = [_equal(*_tensors(x, y)) for t, (x, y) in zip(asked, pairs, strict=True) if t]
-    return torch.stack(equal).all() if equal else True
-
-
-def _are_nan(x: Any, y: Any) -> bool:
-    return isinstance(x, float) and isinstance(y, float) and x != x and y != y
-
-
-def _equal(x: Tensor, y: Tensor) -> Tensor:
-    return ((x == y) | (x.isnan() & y.isnan())).all()
-
-
-def _tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Two values, one of them a tensor at least, as tensors."""
-    like = x if isinstance(x, Tensor) else y
-    x, y = (z if isinstance(z, Tensor) else torch.full_like(like, z) for z in (x, y))
-    return x, y
-
-
-def _chosen(rules: Tensor, schedule: Any, value: Any, count: Tensor) -> Any:
-    """What the schedule says where it rules, else the value."""
-    said, spec = _tree.flatten(schedule(count))
-    pairs = zip(said, _tree.flatten(value)[0], strict=True)
-    return _tree.unflatten(spec, [_where(rules, x, y) for x, y in pairs])
-
-
-def _where(rules: Tensor, x: Any, y: Any) -> Any:
-    if not (isinstance(x, Tensor) or isinstance(y, Tensor)):
-        return y
-    return torch.where(rules, *_tensors(x, y))
+    return rules | (is_same(found, copied) & is_same(now, found))
 
 
 def _held(value: Any, count: Tensor) -> Any:
@@ -240,9 +223,9 @@ class _Together:
         return joined(self.groups, self.name, now)
 
 
-def together(groups: Sequence[Group], name: str) -> Any:
+def together(groups: Sequence[Group], name: str, said: Said) -> Any:
     """A hyperparameter for the parameters of several groups: a tree of values if they differ."""
-    rows = [value(group, name) for group in groups]
+    rows = [value(group, name, said) for group in groups]
     if not any(map(is_schedule, rows)):
         return joined(groups, name, rows)
     comparing = len(rows) > 1 and not torch.compiler.is_compiling()  # which cannot

@@ -13,6 +13,16 @@ from .._transform import same
 from .._tree import Tree
 
 
+_ROUNDING = 1e-12
+
+
+def held(group: dict[str, Any], name: str) -> Any:
+    """A hyperparameter of a group; a rate just below zero, the end of a cosine, is zero."""
+    value = group[name]
+    rounded = name == "lr" and isinstance(value, float) and -_ROUNDING < value < 0
+    return 0.0 if rounded else value
+
+
 def tree_of(groups: Sequence[dict[str, Any]], columns: Sequence[Sequence[Any]]) -> Tree:
     """Values for the parameters of ``groups``: by name where they have names, or a list."""
     values = [x for column in columns for x in column]

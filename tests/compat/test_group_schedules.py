@@ -419,3 +419,21 @@ def test_coupled_groups_with_schedules_compile(other: Any) -> None:
         return a, b
 
     torch.testing.assert_close(moved(True), moved(False))
+
+
+@pytest.mark.parametrize("couple", ["group", "all"])
+@pytest.mark.parametrize("name", ["adamax", "adamaxw", "adam", "sgd"])
+@pytest.mark.parametrize(
+    "schedule", [FALLING, lambda count: 0.1 / (1 + int(count))], ids=["ours", "reads the count"]
+)
+def test_parameters_without_memory_keep_the_rate_shown(
+    schedule: Any, name: str, couple: str
+) -> None:
+    """On the device "meta" nobody knows the count, so no schedule is asked."""
+    params = [nn.Parameter(torch.ones(3, device="meta")) for _ in range(2)]
+    groups = [{"params": [params[0]]}, {"params": [params[1]], "lr": HALF}]
+    optimizer = compat.Optimizer(groups, getattr(fa, name), lr=schedule, couple=couple)
+    stepped(optimizer, 3)
+    assert rates(optimizer) == [0.1, 0.5]
+    assert {x.device.type for x in optimizer.state[params[0]].values()} == {"meta"}
+    assert all(p.is_meta and p.shape == (3,) for p in params)

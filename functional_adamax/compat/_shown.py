@@ -1,0 +1,112 @@
+"""What schedules say in a step, and leave in groups: as it is asked, shown, compared, chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _context, _hyper, _tree
+from .._schedule import Schedule, ask
+from .._transform import same
+
+
+class Said:
+    """What schedules say in one step: each is asked once for a count."""
+
+    def __init__(self) -> None:
+        self._asked: list[_Asked] = []
+
+    def by(self, schedule: Schedule, now: Any) -> Schedule:
+        """The schedule, which remembers what it said; ``now`` is what its group shows."""
+        asked = next((x for x in self._asked if same(x.schedule, schedule)), None)
+        if asked is None:
+            asked = _Asked(schedule, now, {})
+            self._asked.append(asked)
+        return asked
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    schedule: Schedule
+    now: Any
+    said: dict[Any, Any]  # by the count
+
+    def __call__(self, count: Tensor) -> Any:
+        if count.is_meta:  # nobody knows it, and the schedule may want to read it
+            return self.now
+        if _context.traced():
+            return ask(self.schedule, count)
+        number = count.item()
+        if number not in self.said:
+            self.said[number] = ask(self.schedule, count)
+        return self.said[number]
+
+
+def shown(value: Any) -> Any:
+    """A value as it is shown: a number, or under a compiler, which keeps none, a new tensor."""
+    if torch.compiler.is_compiling():
+        return _tree.tree_map(lambda x: _copy(x) if isinstance(x, Tensor) else x, value)
+    return _tree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, _numbers(value))
+
+
+def _numbers(value: Any) -> Any:
+    """A value with numbers in place of the tensors of one element."""
+    return _hyper.plain(
+        _tree.tree_map(lambda x: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x, value)
+    )
+
+
+torch.library.define("functional_adamax::copy", "(Tensor x) -> Tensor")
+_copy = torch.ops.functional_adamax.copy.default
+"""A copy that a compiler keeps: of clones of one tensor it makes one, and then a value written into
+what the group shows would be written into what the schedule left."""
+torch.library.impl("functional_adamax::copy", "CompositeExplicitAutograd", torch.clone)
+torch.library.register_fake("functional_adamax::copy", torch.empty_like)
+
+
+def is_same(now: Any, before: Any) -> bool | Tensor:
+    """Whether two values are one. A tensor where a compiler cannot ask."""
+    compiling = torch.compiler.is_compiling()
+    values, spec = _tree.flatten(now if compiling else _numbers(now))
+    others, other_spec = _tree.flatten(before if compiling else _numbers(before))
+    if spec != other_spec:
+        return False
+    pairs = list(zip(values, others, strict=True))
+    if not compiling:
+        return all(same(x, y) or _are_nan(x, y) for x, y in pairs)
+    asked = [isinstance(x, Tensor) or isinstance(y, Tensor) for x, y in pairs]
+    if not all(t or same(x, y) or _are_nan(x, y) for t, (x, y) in zip(asked, pairs, strict=True)):
+        return False
+    equal = [_equal(*_tensors(x, y)) for t, (x, y) in zip(asked, pairs, strict=True) if t]
+    return torch.stack(equal).all() if equal else True
+
+
+def _are_nan(x: Any, y: Any) -> bool:
+    return isinstance(x, float) and isinstance(y, float) and x != x and y != y
+
+
+def _equal(x: Tensor, y: Tensor) -> Tensor:
+    return ((x == y) | (x.isnan() & y.isnan())).all()
+
+
+def _tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Two values, one of them a tensor at least, as tensors."""
+    like = x if isinstance(x, Tensor) else y
+    x, y = (z if isinstance(z, Tensor) else torch.full_like(like, z) for z in (x, y))
+    return x, y
+
+
+def chosen(rules: Tensor, schedule: Any, value: Any, count: Tensor) -> Any:
+    """What the schedule says where it rules, else the value."""
+    said, spec = _tree.flatten(schedule(count))
+    pairs = zip(said, _tree.flatten(value)[0], strict=True)
+    return _tree.unflatten(spec, [_where(rules, x, y) for x, y in pairs])
+
+
+def _where(rules: Tensor, x: Any, y: Any) -> Any:
+    if not (isinstance(x, Tensor) or isinstance(y, Tensor)):
+        return y
+    return torch.where(rules, *_tensors(x, y))
