@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from loops import D, regression
 from torch import nn
-from torch.func import functional_call, grad, jacfwd, vmap
+from torch.func import functional_call, grad, grad_and_value, jacfwd, vmap
 from trees import tree_map
 
 import functional_adamax as fa
@@ -177,6 +179,31 @@ def test_nothing_is_watched_outside_of_vmap() -> None:
     assert seen == [0] * 4
     vmap(lambda p: fa.unroll(loss, fa.sgd(0.1), p, range(2)).params)(p[None])
     assert seen[4:] == [1] * 2
+
+
+def test_the_page_learns_a_net_with_a_norm_by_the_gradient_of_a_loop() -> None:
+    """Its code for many tasks, with another net."""
+    page = (Path(__file__).parent.parent / "docs/differentiation.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = (block for block in blocks if "of_each_task" in block)
+    code = code.replace(
+        "torch.nn.Linear(3, 1)",
+        "torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1))",
+    )
+    assert "LayerNorm" in code
+    names: dict[str, Any] = {"torch": torch, "fa": fa, "functional_call": functional_call}
+    names |= {"grad_and_value": grad_and_value, "vmap": vmap, "repeat": repeat, "print": str}
+    torch.set_default_dtype(D)
+    try:
+        exec(code.replace("range(50)", "range(1)"), names)
+        weights, rate = names["linear"].state_dict(), torch.tensor(0.1)
+        found = names["of_each_task"](weights, rate, names["xs"], names["ys"])[0]
+        for i, pair in enumerate(zip(names["xs"], names["ys"], strict=True)):
+            want = grad(names["after_adapting"])(weights, rate, *pair)
+            for name, slope in want.items():
+                torch.testing.assert_close(found[name][i], slope, rtol=1e-10, atol=1e-12)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_values_under_vmap_are_those_of_a_loop() -> None:
