@@ -51,7 +51,7 @@ class FunctionalModule:
         result = functional_call(self.module, tensors, args, kwargs, tie_weights=False)
         for place, tensor in tensors.items():
             name = self._places[place]
-            if tensor is not given[name]:  # the module has put another into its place
+            if name in self.buffers and tensor is not given[name]:  # the module replaced it
                 self.buffers[name] = tensor
         return result
 

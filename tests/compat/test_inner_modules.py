@@ -250,7 +250,9 @@ def test_a_lazy_module_must_run_first(make: Callable[[], nn.Module], name: str) 
             inner.step(functional(x).square().mean())
 
 
-@pytest.mark.parametrize("transform", [grad, vmap, jacfwd, "jvp"], ids=str)
+@pytest.mark.parametrize(
+    "transform", [grad, vmap, jacfwd, "jvp"], ids=["grad", "vmap", "jacfwd", "jvp"]
+)
 def test_a_transform_is_told_to_take_unroll(transform: Any) -> None:
     net, x = nn.Linear(3, 1), torch.randn(5, 3)
 
