@@ -153,18 +153,27 @@ def outer_loss(learner: Learner, task: Task, first_order: bool) -> Tensor:
     return loss_of(end.params, task.query)
 
 
+def outer_gradient(learner: Learner, tasks: Task, first_order: bool) -> tuple[Learner, Tensor]:
+    """The gradient of the mean outer loss over the tasks, and that loss.
+
+    First the gradient of each task, then their mean: from outside of ``vmap``, torch's second
+    derivatives of some layers, such as layer norms, are wrong.
+    """
+    of_each = grad_and_value(partial(outer_loss, first_order=first_order))
+    grads, losses = vmap(of_each, (None, 0))(learner, tasks)
+    mean = Learner(*({name: g.mean(0) for name, g in part.items()} for part in grads))
+    return mean, losses.mean()
+
+
 def meta_train(learners: Learner, bank: Tensor, iterations: int, first_order: bool) -> Learner:
     """Descend on the outer loss of fresh tasks, with all seeds at once."""
     # Best on classes that were held out of the training classes.
     tx = fa.adamax(cosine(0.0003 if first_order else 0.001, iterations))
 
-    def mean_loss(learner: Learner, tasks: Task) -> Tensor:
-        return vmap(partial(outer_loss, first_order=first_order), (None, 0))(learner, tasks).mean()
-
     def meta_step(
         learner: Learner, state: fa.ScheduledState, tasks: Task
     ) -> tuple[Learner, fa.ScheduledState, Tensor]:
-        grads, loss = grad_and_value(mean_loss)(learner, tasks)
+        grads, loss = outer_gradient(learner, tasks, first_order)
         return *fa.step(tx, grads, state, learner), loss
 
     state = vmap(tx.init)(learners)

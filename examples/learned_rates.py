@@ -92,14 +92,13 @@ def inner(log_rates: Params) -> fa.GradientTransformation:
     return fa.adamax({name: log.exp() for name, log in log_rates.items()}, eps=1e-3)
 
 
-def outer_loss(log_rates: Params, runs: Runs, data: Part) -> Tensor:
-    """The loss on ``data`` after training, mean over the runs."""
+def outer_loss(log_rates: Params, params: Params, batches: Part, data: Part) -> Tensor:
+    """The loss on ``data`` after a run."""
+    end = fa.unroll(loss_of, inner(log_rates), params, steps_of(batches))
+    return loss_of(end.params, data)
 
-    def after_training(params: Params, batches: Part) -> Tensor:
-        end = fa.unroll(loss_of, inner(log_rates), params, steps_of(batches))
-        return loss_of(end.params, data)
 
-    return vmap(after_training)(*runs).mean()
+over_runs = (None, 0, 0, None)  # in_dims of outer_loss
 
 
 def learn(digits: Digits, iterations: int) -> Params:
@@ -110,9 +109,12 @@ def learn(digits: Digits, iterations: int) -> Params:
     with tqdm(range(iterations), desc="learning rates") as bar:
         for i in bar:
             runs = new_runs(digits.train, range(4 * i, 4 * i + 4))
-            grads, loss = grad_and_value(outer_loss)(log_rates, runs, digits.validation)
+            slopes, losses = vmap(grad_and_value(outer_loss), over_runs)(
+                log_rates, *runs, digits.validation
+            )
+            grads = {name: slope.mean(0) for name, slope in slopes.items()}
             log_rates, state = fa.step(tx, grads, state, log_rates)
-            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.set_postfix(loss=f"{losses.mean():.3f}")
     return log_rates
 
 
@@ -123,7 +125,11 @@ def single(rate: Tensor) -> Params:
 @torch.no_grad()
 def best_single(digits: Digits, runs: Runs) -> Params:
     """Return the rate of the grid with the lowest validation loss after training."""
-    losses = [outer_loss(single(rate), runs, digits.validation) for rate in tqdm(GRID, desc="grid")]
+    after_training = vmap(outer_loss, over_runs)
+    losses = [
+        after_training(single(rate), *runs, digits.validation).mean()
+        for rate in tqdm(GRID, desc="grid")
+    ]
     return single(GRID[int(torch.stack(losses).argmin())])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check, _tree
+from . import _check, _growth, _tree
 from ._rule import real_views
 from ._tree import Tree
 
@@ -36,6 +36,13 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
         >>> apply_updates({"w": torch.ones(2)}, {"w": torch.tensor([0.5, -0.5])})
         {'w': tensor([1.5000, 0.5000])}
     """
+    new = updated(params, updates)
+    _growth.note((params,), (new,))
+    return new
+
+
+def updated(params: Tree, updates: Tree) -> Tree:
+    """``apply_updates`` as a part of a step."""
     leaves, spec = _check.parameters(params)
     given = _tree.match(spec, updates, "updates", "params")
     like = [p if _check.trainable(p) else None for p in leaves]

@@ -235,5 +235,26 @@ def call_update(
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             names = {p.name for p in parameters}
             extra = {k: v for k, v in extra.items() if k in names}
-    result: tuple[Tree, Any] = link.update(updates, state, params, **extra)
+    try:
+        result: tuple[Tree, Any] = link.update(updates, state, params, **extra)
+    except TypeError:
+        _check_signature(link.update)
+        raise
     return result
+
+
+def _check_signature(update: Callable[..., Any]) -> None:
+    """Raise TypeError if ``update`` does not take updates, state and params."""
+    if isinstance(update, Update):
+        return
+    try:
+        signature = inspect.signature(update)
+    except ValueError:  # of a built-in that tells nothing
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise TypeError(
+            "the update of a transform must take (updates, state, params), by position, got "
+            f"{getattr(update, '__name__', update)}{signature}: wrap it in a function that does"
+        ) from None

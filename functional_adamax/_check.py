@@ -25,7 +25,7 @@ def parameters(params: Tree) -> tuple[list[Any], Any]:
     leaves, spec = _tree.flatten(params)
     for i, leaf in enumerate(leaves):
         if leaf is not None and not isinstance(leaf, Tensor):
-            named = ": take dict(module.named_parameters())"
+            named = ": take {name: p.detach() for name, p in module.named_parameters()}"
             hint = named if isinstance(leaf, (torch.nn.Module, Iterator)) else ""
             raise TypeError(
                 f"{_tree.paths(spec, 'params')[i]} must be a tensor or None, "
@@ -63,7 +63,7 @@ def warn_if_tied(leaves: list[Any], spec: Any) -> None:
         warn(
             f"{a} and {b} are the same tensor, but a tree holds values: after one update they "
             "are two tensors that drift apart. List a tied tensor once "
-            "(dict(module.named_parameters()) does, state_dict() does not) and let "
+            "(module.named_parameters() does, state_dict() does not) and let "
             "torch.func.functional_call tie it again"
         )
 

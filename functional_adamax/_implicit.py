@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from . import _capture, _check, _context, _hyper, _rule, _tree
+from ._loss import copied, given_buffers
 from ._remat import batched_alike
 from ._transform import GradientTransformation
 from ._tree import Tree
@@ -129,16 +130,15 @@ def _solution(
     """Return ``params`` with the derivatives of a stationary point."""
     leaves, spec = _tree.flatten(params)
     where = [i for i, x in enumerate(leaves) if _check.trainable(x)]
+    if not where or not batches:  # there is nothing to solve
+        return params
     counts = Counter(map(id, batches))
     layout, given = _tree.split(list({id(batch): batch for batch in batches}.values()))
 
     def objective(points: Sequence[Tensor], data: Sequence[Tensor]) -> Tensor:
         tree = _tree.unflatten(spec, _tree.placed(leaves, where, points))
         distinct = layout.build(data)
-        if buffers is None:
-            values = [loss(tree, batch) for batch in distinct]
-        else:
-            values = [loss(tree, _copied(buffers), batch) for batch in distinct]
+        values = [loss(tree, *given_buffers(copied(buffers)), batch) for batch in distinct]
         shares = [count / len(batches) for count in counts.values()]
         return torch.stack([x * share for x, share in zip(values, shares, strict=True)]).sum()
 
@@ -154,10 +154,6 @@ def _solution(
     problem = _Problem(objective, solve, tuple(closed), len(points))
     solved = _capture.apply(_Stationary, problem, *points, *closed, *given)
     return _tree.unflatten(spec, _tree.placed(leaves, where, solved))
-
-
-def _copied(tree: Tree) -> Tree:
-    return _tree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
 
 
 @dataclass(frozen=True)

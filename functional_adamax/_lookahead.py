@@ -65,7 +65,7 @@ class Lookahead(Transform):
                 steps[i], slow[i] = _step(due.to(p.device), p, u, slow[i], size)
         new = _tree.unflatten(spec, steps)
         if self.reset_state:
-            fresh = self.inner.init(_apply.apply_updates(params, new))
+            fresh = self.inner.init(_apply.updated(params, new))
             inner = _finite.select(due, fresh, inner)
         return new, LookaheadState(count, _tree.unflatten(spec, slow), inner)
 

@@ -189,7 +189,7 @@ def trace(
     An update that is None leaves its leaf as it is.
 
     Args:
-        decay: in [0, 1): a number, a tensor, or a tree of them.
+        decay: in [0, inf): a number, a tensor, or a tree of them.
         nesterov: look one step ahead. Default: False.
         accumulator_dtype: dtype of ``s`` and of the updates. Default: None, that of each
             parameter.
@@ -210,6 +210,6 @@ def trace(
 
     Source: Sutskever et al. 2013, in the form of torch, without the learning rate.
     """
-    _hyper.check("decay", decay, 1.0)
+    _hyper.check("decay", decay)
     _hyper.check_dtype("accumulator_dtype", accumulator_dtype)
     return Trace(decay, nesterov, accumulator_dtype).pair()

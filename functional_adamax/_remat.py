@@ -63,7 +63,8 @@ def loop(
         carry = layout.build(outputs[: len(tensors)])
         shared = outputs[len(tensors) : segment.n_differentiated - 1]
         values.append(outputs[segment.n_differentiated - 1])
-        buffers = data_layout.build(outputs[segment.n_differentiated :])
+        ends = outputs[segment.n_differentiated :]
+        buffers = data_layout.build(x.detach() for x in ends)  # which vmap marks as differentiable
     return carry, buffers, torch.cat(values)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from . import _context, _tree
-from ._apply import apply_updates
+from . import _context, _growth, _tree
+from ._apply import updated
 from ._chain import call_update, checked_link
 from ._transform import Donated, GradientTransformation, Update
 from ._tree import Tree
@@ -64,13 +64,23 @@ def step(
     if donate:
         if isinstance(tx.update, Update) and tx.update.transform.overwrite(grads, state, params):
             return params, state
-        return prepare(tx, grads, state, params, **extra)()
+        new = prepare(tx, grads, state, params, **extra)()
+    else:
+        new = take(tx, grads, state, params, **extra)
+    _growth.note((params, state), new)
+    return new
+
+
+def take(
+    tx: GradientTransformation, grads: Tree, state: Any, params: Tree, **extra: Any
+) -> tuple[Tree, Any]:
+    """A pure step for loops that are to be differentiated, whose graph may grow."""
     if isinstance(tx.update, Update):
         done = tx.update.transform.advance(grads, state, params)
         if done is not None:
             return done
     updates, state = call_update(tx, grads, state, params, extra)
-    return apply_updates(params, updates), state
+    return updated(params, updates), state
 
 
 def settled(tx: GradientTransformation, state: Any) -> GradientTransformation:
@@ -89,7 +99,7 @@ def prepare(
     tx = settled(tx, state)
     if _writable(grads, state, params):
         return _prepare(tx, grads, state, params, **extra)
-    new = step(tx, grads, state, params, **extra)
+    new = take(tx, grads, state, params, **extra)
     return lambda: new
 
 
@@ -106,7 +116,7 @@ def _prepare(
         if run is not None:
             return run
     reject_shared_memory(grads, state, params)
-    new = step(tx, grads, state, params, **extra)
+    new = take(tx, grads, state, params, **extra)
     old = (params, state)
     if not _alike(new, old) or (
         torch.is_grad_enabled() and any(x.requires_grad for x in _tree.tensors(new))

@@ -7,21 +7,18 @@ every part of it is pure. The options decide how much of it autograd keeps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
-from . import _check, _context, _remat, _tree
+from . import _check, _context, _loss, _remat, _step, _tree
 from ._chain import checked_link
-from ._step import step
 from ._transform import GradientTransformation
-from ._tree import Tree
+from ._tree import EmptyState, Tree
 
 
 class Unrolled(NamedTuple):
@@ -30,7 +27,7 @@ class Unrolled(NamedTuple):
     params: Tree  # after the last step, like the params given
     state: Any  # of the transform, after the last step
     values: Tensor  # (K,): the loss before each step
-    buffers: Tree  # after the last step, like the buffers given; None without
+    buffers: Tree  # after the last step, like the buffers given; EmptyState() without
 
 
 def detach(tree: Tree) -> Tree:
@@ -80,11 +77,12 @@ def unroll(
         params: a tree of tensors. A leaf that is None or not floating has no gradient. A leaf
             that the loss does not use has the gradient zero, as in ``torch.func.grad``.
         batches: one batch for each step: trees of tensors, or whatever ``loss`` takes;
-            ``itertools.repeat(batch, K)`` for K steps on one.
+            ``itertools.repeat(batch, K)`` for K steps on one. Without any, no step is taken.
         state: the state to go on from. Default: ``tx.init(params)``.
         buffers: a tree of tensors that ``loss`` may write in place, such as the buffers of a
             module. It is given copies, which come out again; they are data, through which
-            nothing is differentiated. Default: None.
+            nothing is differentiated. Default: None, as is the ``EmptyState()`` of a loop
+            without buffers.
         checkpoint: do not keep the tensors of each step, but recompute them when
             differentiating: a number is the steps in a segment, True takes about sqrt(K).
             First gradients have the bits of the plain loop, except that sums over a batch
@@ -101,8 +99,8 @@ def unroll(
         ``Unrolled(params, state, values, buffers)``.
 
     Raises:
-        ValueError: no batch at all, a loss that is no scalar, or an option out of its range.
-        TypeError: ``tx`` is no transform, or ``batches`` cannot be iterated.
+        ValueError: a loss that is no scalar, or an option out of its range.
+        TypeError: ``tx`` is no transform, or ``batches`` cannot be iterated or is a mapping.
         RuntimeError: with ``checkpoint``, a later step uses a tensor that may be differentiated
             and that is neither in its batch nor used by the first step.
 
@@ -115,11 +113,12 @@ def unroll(
         (tensor([1.4087, 3.4018]),)
     """
     _check_options(checkpoint, truncate, detach_first)
-    batches = batches_of(batches)
+    loss, batches = _hinting(loss, batches), batches_of(batches)
     tx = checked_link("tx", tx)
     state = tx.init(params) if state is None else state
+    buffers = EmptyState() if buffers is None else buffers
     run = _context.uncompiled(_run) if checkpoint else _run
-    take = partial(_step, loss, tx, first_order)
+    take = partial(_take, loss, tx, first_order)
     return run(take, params, state, buffers, batches, checkpoint, truncate, detach_first)
 
 
@@ -137,11 +136,12 @@ def _run(
     if recording and not _context.transforming():
         # A gradient by one leaf must not pass through another, nor through what the loss uses.
         params = _tree.tree_map(lambda x: x.view_as(x) if _check.trainable(x) else x, params)
-    carry, buffers = (params, state), detach(buffers)
+    carry, buffers = (params, state), detach(_loss.copied(buffers))
+    carry = detach(carry) if detach_first else carry
     values: list[Tensor] = []
     for start, stop in _stretches(len(batches), truncate, detach_first):
         follow = start >= detach_first
-        carry = detach(carry) if start or not follow else carry
+        carry = detach(carry) if start else carry
         with torch.set_grad_enabled(recording and follow):
             part = batches[start:stop]
             if checkpoint and torch.is_grad_enabled() and not _context.forward_mode():
@@ -153,21 +153,43 @@ def _run(
                     after = take(carry, buffers, batch)
                     carry, buffers, value = after if follow else detach(after)  # from tangents
                     values.append(value)
-    return Unrolled(*carry, torch.stack(values), buffers)
+    return Unrolled(*carry, torch.stack(values) if values else _no_values(params), buffers)
+
+
+def _no_values(params: Tree) -> Tensor:
+    """The losses of no steps, of the dtype and the device of the parameters."""
+    kinds = [x.real.dtype for x in _tree.tensors(params) if _check.trainable(x)]
+    device = next((x.device for x in _tree.tensors(params)), None)
+    dtype = reduce(torch.promote_types, kinds) if kinds else None
+    return torch.zeros(0, dtype=dtype, device=device)
+
+
+def _hinting(loss: Callable[..., Tensor], batches: Any) -> Callable[..., Tensor]:
+    """``loss``, whose errors tell what ``batches`` were if they look like one batch."""
+    if torch.compiler.is_compiling():
+        return loss
+    if isinstance(batches, Tensor):
+        return _loss.Hinting(loss, f"the rows of {_check.describe(batches)}")
+    if isinstance(batches, (tuple, list)) and all(isinstance(x, Tensor) for x in batches):
+        return _loss.Hinting(loss, f"{len(batches)} tensors")
+    return loss
 
 
 def batches_of(given: Iterable[Any]) -> list[Any]:
-    """Return the batches as a list, of one at least."""
+    """Return the batches as a list."""
+    if isinstance(given, Mapping):
+        raise TypeError(
+            "batches must be iterable, with a batch for each step, got a "
+            f"{type(given).__name__}, of which the keys would be the batches: for K steps on one "
+            "batch, give itertools.repeat(batch, K)"
+        )
     try:
         iterator = iter(given)
     except TypeError:
         raise TypeError(
             f"batches must be iterable, with a batch for each step, got {given!r}"
         ) from None
-    batches = list(iterator)
-    if not batches:
-        raise ValueError("batches must hold a batch for each step, got none")
-    return batches
+    return list(iterator)
 
 
 def _check_options(checkpoint: Any, truncate: Any, detach_first: Any) -> None:
@@ -188,7 +210,7 @@ def _stretches(count: int, truncate: int | None, detach_first: int) -> list[tupl
     return list(pairwise(ordered))
 
 
-def _step(
+def _take(
     loss: Callable[..., Tensor],
     tx: GradientTransformation,
     first_order: bool,
@@ -199,70 +221,7 @@ def _step(
     params, state = carry
 
     def grad_fn(point: Tree) -> Tree:
-        return _gradients(loss, first_order, point, buffers, batch)[0]
+        return _loss.gradients(loss, first_order, point, buffers, batch)[0]
 
-    grads, value, after = _gradients(loss, first_order, params, buffers, batch)
-    return step(tx, grads, state, params, value=value, grad_fn=grad_fn), after, value
-
-
-def _gradients(
-    loss: Callable[..., Tensor], first_order: bool, params: Tree, buffers: Tree, batch: Any
-) -> tuple[Tree, Tensor, Tree]:
-    """Return gradients, value, and the buffers as the loss left its copies."""
-    leaves, spec = _tree.flatten(params)
-    where = [i for i, x in enumerate(leaves) if _check.trainable(x)]
-    layout, written = _tree.split(buffers) if buffers is not None else (None, [])
-
-    def function(points: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        tree = _tree.unflatten(spec, _tree.placed(leaves, where, points))
-        if layout is None:
-            return _scalar(loss(tree, batch)), []
-        copies = [x.clone() for x in written]
-        return _scalar(loss(tree, layout.build(copies), batch)), copies
-
-    points = [leaves[i] for i in where]
-    if _context.transforming() or torch.is_inference_mode_enabled():  # where autograd is off
-        found, (value, copies) = grad_and_value(function, has_aux=True)(points)
-    else:
-        found, value, copies = _autograd(function, points, keep=not first_order)
-    if first_order:
-        found = detach(found)
-    grads = _tree.unflatten(spec, _tree.placed([None] * len(leaves), where, found))
-    return grads, value, layout.build(x.detach() for x in copies) if layout else None
-
-
-def _autograd(
-    function: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]],
-    points: list[Tensor],
-    keep: bool,
-) -> tuple[Any, Tensor, list[Tensor]]:
-    """``grad_and_value`` without the machinery of transforms, for small loops."""
-    recording = torch.is_grad_enabled()
-    with nullcontext() if recording else torch.enable_grad():
-        points = [x if recording and x.requires_grad else _followed(x) for x in points]
-        value, buffers = function(points)
-        if not value.requires_grad:  # the loss uses no parameter
-            return [torch.zeros_like(x) for x in points], value, buffers
-        found = torch.autograd.grad(
-            value,
-            points,
-            retain_graph=recording,
-            create_graph=recording and keep,
-            materialize_grads=True,
-        )
-    if not recording:
-        return found, value.detach(), buffers
-    return found, value, buffers
-
-
-def _followed(x: Tensor) -> Tensor:
-    """``x`` for autograd to follow, but not to where it is from; a tangent, if any, stays."""
-    with torch.no_grad():
-        x = x.view_as(x)
-    return x.requires_grad_()
-
-
-def _scalar(value: Any) -> Tensor:
-    if not (isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point()):
-        raise ValueError(f"loss must return a real scalar tensor, got {_check.describe(value)}")
-    return value
+    grads, value, after = _loss.gradients(loss, first_order, params, buffers, batch)
+    return _step.take(tx, grads, state, params, value=value, grad_fn=grad_fn), after, value

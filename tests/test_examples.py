@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.func import grad_and_value
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -83,6 +84,38 @@ def test_few_shot(tmp_path):
     assert maml > after_four_steps("MAML, not adapted") + 25
     assert maml > after_four_steps("pre-trained, all layers")
     assert maml > after_four_steps("pre-trained, head only")
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_few_shot_learns_a_net_with_a_norm_by_the_gradient_of_a_loop(
+    example, monkeypatch, first_order
+):
+    few_shot = example("few_shot")
+    net = torch.nn.Sequential(
+        torch.nn.Linear(64, 8), torch.nn.LayerNorm(8), torch.nn.ReLU(), torch.nn.Linear(8, 4)
+    ).double()
+    monkeypatch.setattr(few_shot, "model", net)
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    rates = {name: torch.tensor(0.05).double().log() for name in params}
+    learner = few_shot.Learner(params, rates)
+    bank = torch.rand(1, 6, 20, 64, dtype=torch.float64)
+    drawn = few_shot.draw(bank, 1, 3, torch.Generator().manual_seed(0))
+    tasks = few_shot.Task(*(few_shot.Part(*(x[0] for x in part)) for part in drawn))
+
+    found, loss = few_shot.outer_gradient(learner, tasks, first_order)
+    alone = [
+        grad_and_value(few_shot.outer_loss)(
+            learner, few_shot.Task(*(few_shot.Part(*(x[i] for x in part)) for part in tasks)),
+            first_order,
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    torch.testing.assert_close(loss, sum(value for _, value in alone) / 3)
+    for i, part in enumerate(found):
+        for name, slope in part.items():
+            want = sum(slopes[i][name] for slopes, _ in alone) / 3
+            torch.testing.assert_close(slope, want, rtol=1e-10, atol=1e-12)
+            assert want.any()
 
 
 def test_learned_rates(tmp_path):

@@ -16,8 +16,8 @@ LAYERS = [
     {"_bounded", "_context", "_native", "_node", "_symbols", "_triton_kernel"},
     {"_traced_tree"},
     {"_tree"},
-    {"_capture", "_check", "_hyper"},
-    {"_transform", "_rule", "_checkpoint", "_remat"},
+    {"_affine", "_capture", "_check", "_hyper"},
+    {"_transform", "_rule", "_checkpoint", "_growth", "_loss", "_remat"},
     {"_chain", "_triton_table"},
     {
         "_apply",

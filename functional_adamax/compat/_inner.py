@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.optimizer import Optimizer
 
-from .. import _adamax, _check, _step, _tree
+from .. import _adamax, _check, _context, _step, _tree
 from .._chain import checked_link
 from .._transform import GradientTransformation
 from ._convert import hyperparameters_from_torch, state_from_torch
@@ -27,16 +27,47 @@ class FunctionalModule:
     """A module called with parameters and buffers of its own.
 
     ``params`` and ``buffers`` are dicts by name and may be assigned. Calls that write buffers,
-    as batch normalization does, write these.
+    as batch normalization does, write these. A parameter that the module has in several places
+    has one name, the first, as in ``named_parameters``.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.params: dict[str, Tensor] = {k: p.view_as(p) for k, p in module.named_parameters()}
-        self.buffers: dict[str, Tensor] = {k: b.clone() for k, b in module.named_buffers()}
+        params, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        lazy = [name for name, x in {**params, **buffers}.items() if nn.parameter.is_lazy(x)]
+        if lazy:
+            raise ValueError(
+                f"the module must know its shapes, but {lazy[0]} is not initialized: run the "
+                "module once before, outside of the loop"
+            )
+        self.params: dict[str, Tensor] = {k: p.view_as(p) for k, p in params.items()}
+        self.buffers: dict[str, Tensor] = {k: b.clone() for k, b in buffers.items()}
+        self._places = _places(module, {**params, **buffers})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.module, (self.params, self.buffers), args, kwargs)
+        given = {**self.params, **self.buffers}
+        tensors = {place: given[name] for place, name in self._places.items() if name in given}
+        # torch would find what is tied by name, and swap a place that has two names twice.
+        result = functional_call(self.module, tensors, args, kwargs, tie_weights=False)
+        for place, tensor in tensors.items():
+            name = self._places[place]
+            if name in self.buffers and tensor is not given[name]:  # the module replaced it
+                self.buffers[name] = tensor
+        return result
+
+
+def _places(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Where in the module each of ``tensors`` is: the name of a place to that of its tensor.
+
+    A module that is a child of several is one place for each of its own tensors.
+    """
+    names = {x: name for name, x in tensors.items()}
+    found: dict[str, str] = {}
+    for prefix, child in module.named_modules():
+        for members in (child.named_parameters, child.named_buffers):
+            own = members(prefix, recurse=False, remove_duplicate=False)
+            found.update((place, names[x]) for place, x in own)
+    return found
 
 
 class InnerOptimizer:
@@ -60,7 +91,11 @@ class InnerOptimizer:
         A parameter the loss does not use is left alone. The graph is kept, so that the step can
         be differentiated; with ``first_order`` its gradients are constants. The transform is given
         ``extra``, and the loss as ``value``.
+
+        Raises:
+            NotImplementedError: under a transform of ``torch.func``; ``unroll`` runs there.
         """
+        _reject_transforms()
         params = self.module.params
         trained = {name: p for name, p in params.items() if p.requires_grad}
         found = torch.autograd.grad(
@@ -72,7 +107,16 @@ class InnerOptimizer:
         )
         grads = {**dict.fromkeys(params), **dict(zip(trained, found, strict=True))}
         extra = {"value": loss, **extra}
-        self.module.params, self.state = _step.step(self.tx, grads, self.state, params, **extra)
+        self.module.params, self.state = _step.take(self.tx, grads, self.state, params, **extra)
+
+
+def _reject_transforms() -> None:
+    """Refuse to run where gradients by ``torch.autograd`` do not exist."""
+    if _context.transforming():
+        raise NotImplementedError(
+            "inner_loop differentiates by torch.autograd, which does not see through torch.func: "
+            "under grad, vmap and other transforms take functional_adamax.unroll"
+        )
 
 
 @contextmanager
@@ -101,7 +145,9 @@ def inner_loop(
     Raises:
         TypeError: ``optimizer`` is neither, nor another Adamax; hyperparameters beside a
             transform, which has its own, or unknown ones.
-        ValueError: the optimizer's parameters are not those of the module.
+        ValueError: the optimizer's parameters are not those of the module, or a parameter is not
+            initialized.
+        NotImplementedError: under a transform of ``torch.func``; ``unroll`` runs there.
 
     Example:
         >>> module, lr = torch.nn.Linear(2, 1), torch.tensor(0.1, requires_grad=True)
@@ -113,6 +159,7 @@ def inner_loop(
         >>> lr.grad.shape, module.weight.grad.shape
         (torch.Size([]), torch.Size([1, 2]))
     """
+    _reject_transforms()
     with torch.enable_grad():
         functional = FunctionalModule(module)
     if isinstance(optimizer, Optimizer):
