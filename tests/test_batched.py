@@ -83,6 +83,19 @@ def test_every_member_has_its_own_hyperparameters(
     assert taken == [True, True]
 
 
+def test_members_with_equal_counters_have_their_own_betas(taken: list[bool]) -> None:
+    """The kernel keeps 1 - b1^t from row to row, and must not take it for another member's."""
+    params, grads = tensors(torch.float32), tensors(torch.float32)
+    state = vmap(fa.adamax().init)(params)
+    b1 = torch.linspace(0.3, 0.99, MEMBERS, dtype=torch.float64)
+
+    def one(b1: Any, grads: Any, state: Any, params: Any) -> Any:
+        return fa.step(fa.adamax(lr=0.1, betas=(b1, 0.999)), grads, state, params)
+
+    assert_loop(one, b1, grads, state, params)
+    assert taken == [True]
+
+
 def test_a_dimension_in_the_middle_and_shared_counters(taken: list[bool]) -> None:
     tx = fa.adamax(lr=0.1)
     p, g = (torch.randn(3, MEMBERS, 4) for _ in range(2))

@@ -89,9 +89,13 @@ def test_a_group_appended_by_hand(make: Any) -> None:
 
 @pytest.mark.parametrize("couple", ["group", "all"])
 def test_no_groups_at_all(couple: str) -> None:
-    optimizer = wrap(fa.adam)([torch.zeros(2)], couple=couple)
+    p = torch.zeros(2)
+    p.grad = torch.ones(2)
+    optimizer = wrap(fa.adam)([p], couple=couple)
     optimizer.param_groups.clear()
     optimizer.step()
+    assert p.tolist() == [0.0, 0.0]
+    assert not optimizer.state
 
 
 def test_lazy_modules_may_come_before_their_first_batch() -> None:
