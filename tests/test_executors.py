@@ -177,6 +177,7 @@ UNTAKEN = {
     "tensor beta": lambda x: x._replace(b1=torch.tensor(0.9)),
     "tensor decay": lambda x: x._replace(weight_decay=torch.tensor(0.1)),
     "rate per element": lambda x: x._replace(lr=torch.rand(4, 3)),
+    "rate that torch refuses for a number": lambda x: x._replace(lr=1e39),
     "state dtype": lambda x: x._replace(m=x.m.double(), u=x.u.double()),
     "gradient dtype": lambda x: x._replace(g=x.g.double()),
 }
@@ -190,6 +191,17 @@ def test_what_no_executor_takes_goes_by_the_rule(case: str, foreach: bool, decou
     assert not _inplace.takes(x, decoupled)
     want = by_the_rule(copy(x), True, decoupled)
     _execute.write([x], True, decoupled, foreach)
+    for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_torchs_operations_have_no_decoupled_decay(foreach: bool) -> None:
+    x = leaf((4, 3), torch.float32, 0.1, 0.1, False)
+    assert _inplace.takes(x, decoupled=False)
+    assert not _inplace.takes(x, decoupled=True)
+    want = by_the_rule(copy(x), True, decoupled=True)
+    _execute.write([x], True, decoupled=True, foreach=foreach)
     for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
         assert torch.equal(got, expected)
 
