@@ -206,6 +206,14 @@ def test_torchs_operations_have_no_decoupled_decay(foreach: bool) -> None:
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("name", ["t", "lr"])
+def test_torchs_operations_wait_for_no_device(name: str) -> None:
+    x = leaf((4, 3), torch.float32, torch.tensor(0.1), 0.1, False)
+    assert _inplace.takes(x, decoupled=False)
+    elsewhere = x._replace(**{name: getattr(x, name).to("meta")})
+    assert not _inplace.takes(elsewhere, decoupled=False)
+
+
 def test_lazy_views() -> None:
     """A negative view is written through; a conjugate one, which has no real view, is copied."""
     for dtype in (torch.float32, torch.complex64):
