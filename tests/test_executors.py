@@ -158,7 +158,7 @@ def test_the_bits_of_the_rule(executor: str, dtype: torch.dtype, special: bool) 
     assert compared
 
 
-def test_foreach_groups_what_differs() -> None:
+def test_foreach_groups_what_differs(ran: list[str]) -> None:
     leaves = [
         leaf((5,), dtype, 0.1, weight_decay, False)._replace(b1=b1)
         for dtype in (torch.float32, torch.float64)
@@ -168,6 +168,7 @@ def test_foreach_groups_what_differs() -> None:
     leaves[0] = leaves[0]._replace(t=torch.tensor(3.0))  # a float32 counter among float64 ones
     wanted = [by_the_rule(x, False) for x in leaves]
     _execute.write(leaves, False, False, foreach=True)
+    assert ran == ["foreach"]
     for x, want in zip(leaves, wanted, strict=True):
         for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
             assert torch.equal(got, expected)
@@ -434,6 +435,25 @@ def test_memory_shared_between_leaves_goes_by_torchs_operations() -> None:
         for z, old in zip(odd, before, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(z[:5], old[:5], strict=True))
     assert _kernel.write([x, y._replace(g=x.g)], False, False)
+
+
+@needs_kernel
+def test_pure_steps_are_the_kernels_together_or_leaf_by_leaf(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = []
+
+    def noted(leaves: list[Leaf], *more: Any) -> Any:
+        counts.append(len(leaves))
+        return step(leaves, *more)
+
+    x, y = (leaf((4, 3), torch.float32, 0.1, 0.1, False) for _ in range(2))
+    assert _kernel.ready([x, y], False, False)  # proven, which takes steps too
+    step = _kernel.step
+    monkeypatch.setattr(_kernel, "step", noted)
+    for leaves in ([x, y], [x, y._replace(lr=torch.rand(4, 3))]):
+        _execute.compute(leaves, _kernel.ready(leaves, False, False), False, False, add=True)
+    assert counts == [2, 1]
 
 
 @needs_kernel

@@ -49,6 +49,14 @@ def test_add_param_group_fails_in_torchs_words(case: str) -> None:
     assert errors[0] == errors[1]
 
 
+def test_a_group_that_the_factory_refuses_is_not_added() -> None:
+    p, q = torch.zeros(2), torch.zeros(3)
+    optimizer = wrap(fa.nadamax)([p], lr=0.1)
+    with pytest.raises(ValueError, match=r"lr must be in \[0, inf\), got -1"):
+        optimizer.add_param_group({"params": [q], "lr": -1.0})
+    assert [group["params"] for group in optimizer.param_groups] == [[p]]
+
+
 @pytest.mark.parametrize("params", [[], torch.zeros(2), None], ids=["empty", "tensor", "None"])
 def test_bad_params_fail_in_torchs_words(params: Any) -> None:
     errors = []
