@@ -134,12 +134,18 @@ def plan(
         foreach = all(_plain_cuda(leaf.p) for leaf in leaves)
         if any(map(_triton.takes, leaves)):
             return partial(_by_triton, leaves, maximize, decoupled, foreach)
+    return _plan(leaves, maximize, decoupled, bool(foreach), ready)
+
+
+def _plan(
+    leaves: list[Leaf], maximize: bool, decoupled: bool, foreach: bool, ready: bool
+) -> Callable[[], None]:
     in_turn = follow_writes(leaves)
     if not (foreach or in_turn):
         taken = leaves if ready else _kernel.ready(leaves, maximize, decoupled)
         if taken and _kernel.are_apart(taken):
             return partial(_by_kernel, taken, maximize, decoupled)
-    return _by_torch(leaves, maximize, decoupled, bool(foreach), in_turn)
+    return _by_torch(leaves, maximize, decoupled, foreach, in_turn)
 
 
 def follow_writes(leaves: list[Leaf]) -> bool:
@@ -159,7 +165,7 @@ def _by_triton(leaves: list[Leaf], maximize: bool, decoupled: bool, foreach: boo
     ours = [_triton.takes(leaf) for leaf in leaves]
     if _triton.write(list(compress(leaves, ours)), maximize, decoupled):
         leaves = [leaf for leaf, taken in zip(leaves, ours, strict=True) if not taken]
-    plan(leaves, maximize, decoupled, foreach)()
+    _plan(leaves, maximize, decoupled, foreach, ready=False)()
 
 
 def _by_torch(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from itertools import compress
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,19 +75,19 @@ def _forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if executor == "triton":
         request.getfixturevalue("interpreter")
     if executor in ("foreach", "triton"):
-        monkeypatch.setattr(_execute, "write", _forced_write(_execute.write, executor))
+        monkeypatch.setattr(_execute, "plan", _forced_plan(_execute.plan, executor))
 
 
-def _forced_write(real: Callable[..., None], executor: str) -> Callable[..., None]:
-    from functional_adamax import _triton
+def _forced_plan(real: Callable[..., Any], executor: str) -> Callable[..., Any]:
+    def plan(
+        leaves: list[Any],
+        maximize: bool,
+        decoupled: bool,
+        foreach: bool | None = None,
+        *,
+        ready: bool = False,
+    ) -> Any:
+        assert not ready  # there is no kernel
+        return real(leaves, maximize, decoupled, executor == "foreach" or foreach or None)
 
-    def write(
-        leaves: list[Any], maximize: bool, decoupled: bool, foreach: Any = None, **options: Any
-    ) -> None:
-        if executor == "triton" and not foreach:
-            taken = [_triton.takes(leaf) for leaf in leaves]
-            if any(taken) and _triton.write(list(compress(leaves, taken)), maximize, decoupled):
-                leaves = [x for x, yes in zip(leaves, taken, strict=True) if not yes]
-        real(leaves, maximize, decoupled, executor == "foreach" or bool(foreach), **options)
-
-    return write
+    return plan

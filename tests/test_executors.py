@@ -12,8 +12,10 @@ import pytest
 import torch
 from trees import DTYPES
 
+import functional_adamax as fa
 from functional_adamax import _apply, _execute, _foreach, _inplace, _kernel, _rule, _triton
 from functional_adamax._rule import Leaf
+from functional_adamax.compat import Adamax
 
 HALF = (torch.bfloat16, torch.float16)
 SHAPES = [(), (1,), (3,), (0, 4), (257, 3), (1023,), (64, 129)]
@@ -43,25 +45,65 @@ def bits(x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def test_forced(request: pytest.FixtureRequest) -> None:
-    """Whether the executor asked for by ``--executor`` does take an ordinary leaf."""
+WRITERS = {
+    "native": (_kernel, ("write", "overwrite", "advance")),
+    "torch": (_inplace, ("write",)),
+    "foreach": (_foreach, ("write",)),
+    "triton": (_triton, ("write",)),
+}
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The executors that write, in the order in which they do."""
+    names: list[str] = []
+
+    def noted(name: str, write: Any) -> Any:
+        def run(given: Any, *more: Any) -> Any:
+            answer = write(given, *more)
+            if given if name in ("torch", "foreach") else answer:  # the others say if they did
+                names.append(name)
+            return answer
+
+        return run
+
+    for name, (module, functions) in WRITERS.items():
+        for function in functions:
+            monkeypatch.setattr(module, function, noted(name, getattr(module, function)))
+    return names
+
+
+@pytest.mark.parametrize("how", ["leaves", "donated", "class"])
+def test_forced(how: str, request: pytest.FixtureRequest, ran: list[str]) -> None:
+    """The executor asked for by ``--executor`` takes each step in place, and no other does."""
     executor = request.config.getoption("executor")
+    if executor == "native" and _kernel._native is None:
+        executor = "torch"
     x = leaf((4, 3), torch.float32, 0.1, 0.1, False)
-    want = by_the_rule(x, True)
-    assert bool(_kernel.ready([x], True, False)) == (executor == "native" and bool(_kernel._native))
-    if executor == "triton":
-        assert _triton.takes(x)
-        assert _triton.write([x], True, False)
-    else:
-        _execute.plan([x], True, False)()
-    assert all(map(torch.equal, (x.p, x.m, x.u, x.t), want))
+    state = fa.AdamaxState(x.t, x.m, x.u)
+    betas, rates = (x.b1, x.b2), (x.eps, x.weight_decay)
+    tx = fa.adamax(x.lr, betas, *rates, maximize=True)
+    optimizer = Adamax([x.p], x.lr, betas, *rates, maximize=True)
+    optimizer.state[x.p] = dict(zip(state._fields, state, strict=True))
+    x.p.grad = x.g
+    for _ in range(2):
+        want = by_the_rule(x, True)
+        if how == "leaves":
+            _execute.plan([x], True, False)()
+        elif how == "donated":
+            fa.step(tx, x.g, state, x.p, donate=True)
+        else:
+            optimizer.step()
+        for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+            assert torch.equal(got, expected)
+    assert ran == [executor] * 2
 
 
 def takes(
     value: torch.dtype, moment: torch.dtype, weight_decay: float, lr: Any, maximize: bool
 ) -> bool:
     """Whether the kernel is to take such leaves."""
-    if _kernel._native is None or (isinstance(lr, torch.Tensor) and not lr.is_floating_point()):
+    if isinstance(lr, torch.Tensor) and not lr.is_floating_point():
         return False
     if value.is_complex or (value in HALF and moment == value):
         return not weight_decay and not (value.is_complex and maximize)
@@ -72,21 +114,38 @@ def copy(leaf: Leaf) -> Leaf:
     return Leaf(*(x.clone() if isinstance(x, torch.Tensor) else x for x in leaf))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("executor", ["inplace", "foreach", "kernel"])
+needs_kernel = pytest.mark.skipif(
+    _kernel._native is None, reason="the native kernel is not built, or switched off"
+)
+RATES = (0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64), torch.tensor(1))
+OF_THE_RULE = {
+    "inplace": DTYPES,
+    "foreach": [x for x in DTYPES if x not in HALF],  # torch's foreach form has other bits there
+    "kernel": DTYPES,
+}
+PAIRS = [
+    pytest.param(executor, dtype, marks=needs_kernel if executor == "kernel" else ())
+    for executor, dtypes in OF_THE_RULE.items()
+    for dtype in dtypes
+]
+
+
+@pytest.mark.parametrize(("executor", "dtype"), PAIRS, ids=str)
 @pytest.mark.parametrize("special", [False, True], ids=["ordinary", "special"])
 def test_the_bits_of_the_rule(executor: str, dtype: torch.dtype, special: bool) -> None:
-    rates = (0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64), torch.tensor(1))
-    for lr, weight_decay, maximize in itertools.product(rates, (0.0, 0.1), (False, True)):
-        if executor == "foreach" and (dtype in HALF or (dtype.is_complex and weight_decay)):
-            continue  # torch's foreach form differs from torch's own loop here, see _foreach.py
-        if executor == "kernel" and not takes(dtype, dtype, weight_decay, lr, maximize):
-            continue
+    decays = (0.0,) if executor == "foreach" and dtype.is_complex else (0.0, 0.1)  # as above
+    compared = 0
+    for lr, weight_decay, maximize in itertools.product(RATES, decays, (False, True)):
         leaves = [leaf(shape, dtype, lr, weight_decay, special) for shape in SHAPES]
         wanted = [by_the_rule(x, maximize) for x in leaves]
         assert all(_inplace.takes(x, decoupled=False) for x in leaves)
         if executor == "kernel":
-            assert _kernel.write(_kernel.ready(leaves, maximize, False) or [], maximize, False)
+            ready = _kernel.ready(leaves, maximize, False)
+            if not takes(dtype, dtype, weight_decay, lr, maximize):
+                assert ready is None
+                continue
+            assert ready
+            assert _kernel.write(ready, maximize, False)
         elif executor == "inplace":
             for x in leaves:
                 _inplace.write(x, maximize)
@@ -95,9 +154,11 @@ def test_the_bits_of_the_rule(executor: str, dtype: torch.dtype, special: bool) 
         for x, want in zip(leaves, wanted, strict=True):
             for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
                 assert torch.equal(bits(got), bits(expected))
+                compared += 1
+    assert compared
 
 
-def test_foreach_groups_what_differs() -> None:
+def test_foreach_groups_what_differs(ran: list[str]) -> None:
     leaves = [
         leaf((5,), dtype, 0.1, weight_decay, False)._replace(b1=b1)
         for dtype in (torch.float32, torch.float64)
@@ -107,6 +168,7 @@ def test_foreach_groups_what_differs() -> None:
     leaves[0] = leaves[0]._replace(t=torch.tensor(3.0))  # a float32 counter among float64 ones
     wanted = [by_the_rule(x, False) for x in leaves]
     _execute.plan(leaves, False, False, foreach=True)()
+    assert ran == ["foreach"]
     for x, want in zip(leaves, wanted, strict=True):
         for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
             assert torch.equal(got, expected)
@@ -116,6 +178,7 @@ UNTAKEN = {
     "tensor beta": lambda x: x._replace(b1=torch.tensor(0.9)),
     "tensor decay": lambda x: x._replace(weight_decay=torch.tensor(0.1)),
     "rate per element": lambda x: x._replace(lr=torch.rand(4, 3)),
+    "rate that torch refuses for a number": lambda x: x._replace(lr=1e39),
     "state dtype": lambda x: x._replace(m=x.m.double(), u=x.u.double()),
     "gradient dtype": lambda x: x._replace(g=x.g.double()),
 }
@@ -133,6 +196,25 @@ def test_what_no_executor_takes_goes_by_the_rule(case: str, foreach: bool, decou
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_torchs_operations_have_no_decoupled_decay(foreach: bool) -> None:
+    x = leaf((4, 3), torch.float32, 0.1, 0.1, False)
+    assert _inplace.takes(x, decoupled=False)
+    assert not _inplace.takes(x, decoupled=True)
+    want = by_the_rule(copy(x), True, decoupled=True)
+    _execute.plan([x], True, decoupled=True, foreach=foreach)()
+    for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["t", "lr"])
+def test_torchs_operations_wait_for_no_device(name: str) -> None:
+    x = leaf((4, 3), torch.float32, torch.tensor(0.1), 0.1, False)
+    assert _inplace.takes(x, decoupled=False)
+    elsewhere = x._replace(**{name: getattr(x, name).to("meta")})
+    assert not _inplace.takes(elsewhere, decoupled=False)
+
+
 def test_lazy_views() -> None:
     """A negative view is written through; a conjugate one, which has no real view, is copied."""
     for dtype in (torch.float32, torch.complex64):
@@ -146,18 +228,14 @@ def test_lazy_views() -> None:
             assert torch.equal(got, expected)
 
 
-needs_kernel = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
-
-
 @needs_kernel
 @pytest.mark.parametrize("kind", _kernel._KINDS, ids=str)
 @pytest.mark.parametrize("special", [False, True], ids=["ordinary", "special"])
 @pytest.mark.parametrize("add", [False, True], ids=["update", "parameter"])
 def test_the_kernel_has_the_bits_of_the_rule(kind: Any, special: bool, add: bool) -> None:
     value, moment = kind
-    rates = (0.01, 3, torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64))
     for lr, decay, b1, maximize, decoupled in itertools.product(
-        rates, (0.0, 0.1, 2), (0.0, 0.3, 0.5, 0.9), (False, True), (False, True)
+        RATES, (0.0, 0.1, 2), (0.0, 0.3, 0.5, 0.9), (False, True), (False, True)
     ):
         leaves = [leaf(shape, value, lr, decay, special)._replace(b1=b1) for shape in SHAPES]
         leaves = [x._replace(m=x.m.to(moment), u=x.u.to(moment)) for x in leaves]
@@ -224,14 +302,14 @@ def test_hyperparameters_that_are_tensors(kind: Any, rate_dtype: torch.dtype) ->
                     number = torch.tensor(getattr(x, name), dtype=rate_dtype)
                     x = x._replace(**{name: number})
             ready = _kernel.ready([x], False, decoupled)
-            if ready is None:
-                refused = value.is_complex or (value in HALF and moment == value and not decoupled)
-                assert refused or b1 == 0
+            refused = value.is_complex or (value in HALF and moment == value and not decoupled)
+            if refused or b1 == 0:
+                assert ready is None
                 continue
-            assert b1 != 0
+            assert ready
             update, *state = _rule.step(x, False, decoupled)
             (row,) = _kernel.step(ready, False, decoupled, add=True)
-            for got, want in zip(row, [_apply.add(x.p, update), *state], strict=False):
+            for got, want in zip(row[:4], [_apply.add(x.p, update), *state], strict=True):
                 assert torch.equal(bits(got), bits(want)), (chosen, decoupled, b1)
 
 
@@ -357,6 +435,25 @@ def test_memory_shared_between_leaves_goes_by_torchs_operations() -> None:
         for z, old in zip(odd, before, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(z[:5], old[:5], strict=True))
     assert _kernel.write([x, y._replace(g=x.g)], False, False)
+
+
+@needs_kernel
+def test_pure_steps_are_the_kernels_together_or_leaf_by_leaf(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = []
+
+    def noted(leaves: list[Leaf], *more: Any) -> Any:
+        counts.append(len(leaves))
+        return step(leaves, *more)
+
+    x, y = (leaf((4, 3), torch.float32, 0.1, 0.1, False) for _ in range(2))
+    assert _kernel.ready([x, y], False, False)  # proven, which takes steps too
+    step = _kernel.step
+    monkeypatch.setattr(_kernel, "step", noted)
+    for leaves in ([x, y], [x, y._replace(lr=torch.rand(4, 3))]):
+        _execute.compute(leaves, _kernel.ready(leaves, False, False), False, False, add=True)
+    assert counts == [2, 1]
 
 
 @needs_kernel

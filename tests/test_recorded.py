@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from trees import assert_equal
 
 from functional_adamax import _apply, _execute, _kernel, _recorded, _rule
 from functional_adamax._rule import Leaf
@@ -140,7 +141,7 @@ def test_cotangents_of_any_layout(executor: str) -> None:
     wanted = derivatives(x, row, [strided.clone(), None, None])
     (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
     found = derivatives(x, row, [strided, None, None])
-    assert all(map(torch.equal, found, wanted))
+    assert_equal(list(found), list(wanted))
     (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
     row[0].sum().backward()  # its cotangent is one number, expanded
     assert torch.equal(x.p.grad, torch.ones(SIZE))

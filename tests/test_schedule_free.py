@@ -20,6 +20,11 @@ def warmup(count: Any, peak: float = 0.1) -> Any:
     return peak * (count / 4).clamp(max=1.0)
 
 
+def hump(count: Any) -> Any:
+    """A rate that falls too, so that the largest so far is not the last."""
+    return 0.004 * (count + 1) * (STEPS - count)
+
+
 def three(
     start: np.ndarray, grads: list[np.ndarray], rates: list[float], b1: list[float], power: float
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -40,7 +45,7 @@ def three(
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("lr", [0.1, warmup], ids=["constant", "warmup"])
+@pytest.mark.parametrize("lr", [0.1, warmup, hump], ids=["constant", "warmup", "hump"])
 def test_it_is_the_three_sequences(lr: Any, power: float) -> None:
     rng = np.random.default_rng(0)
     start, grads = rng.standard_normal(5), [rng.standard_normal(5) for _ in range(STEPS)]

@@ -200,13 +200,16 @@ def test_a_donated_state_may_hand_its_tensors_on() -> None:
     assert [x.tolist() for x in state] == [[3.0, 3.0], [2.0, 2.0]]
 
 
-def test_a_state_that_changes_is_returned_and_not_written() -> None:
-    tx = fa.GradientTransformation(lambda p: torch.zeros(1), lambda g, s, p=None: (g, s.repeat(2)))
+@pytest.mark.parametrize(
+    "change", [lambda s: s.repeat(2) + 1, lambda s: s.double() + 1], ids=["shape", "dtype"]
+)
+def test_a_state_that_changes_is_returned_and_not_written(change: Any) -> None:
+    tx = fa.GradientTransformation(lambda p: torch.zeros(1), lambda g, s, p=None: (g, change(s)))
     p = torch.ones(1)
-    state = torch.zeros(1)
-    new, state = fa.step(tx, torch.ones(1), state, p, donate=True)
-    assert state.shape == (2,)
-    assert (new.item(), p.item()) == (2.0, 1.0)
+    old = torch.zeros(1)
+    new, state = fa.step(tx, torch.ones(1), old, p, donate=True)
+    assert_equal(state, change(old))
+    assert (new.item(), p.item(), old.item()) == (2.0, 1.0, 0.0)
 
 
 def test_a_hyperparameter_among_the_donated_parameters() -> None:

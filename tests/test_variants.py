@@ -96,6 +96,13 @@ def test_cautious_of_a_direction_is_cautious_of_the_optimizer() -> None:
     torch.testing.assert_close(run(climbing, torch.zeros(9), grads), -down)
 
 
+@pytest.mark.parametrize(("size", "factor"), [(500, 500.0), (4000, 1000.0)])
+def test_cautious_scales_up_a_thousandfold_at_most(size: int, factor: float) -> None:
+    tx = fa.cautious(fa.identity(), ascending=True)
+    lone = torch.eye(1, size)[0]
+    torch.testing.assert_close(tx.update(lone, tx.init(lone))[0], lone * factor)
+
+
 def test_cautious_at_the_edges() -> None:
     tx = fa.cautious(fa.identity(), ascending=True)
     state = tx.init(None)

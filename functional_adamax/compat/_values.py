@@ -12,7 +12,6 @@ from torch import Tensor
 from .._transform import same
 from .._tree import Tree
 
-
 _ROUNDING = 1e-12
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from trees import assert_equal
 from wrapped import RATE, loss, network, parameters, recipe, train
 
 import functional_adamax as fa
@@ -44,7 +45,7 @@ def test_wrapped_has_the_bits_of_the_pair(factory: Any) -> None:
     optimizer = cls(model.named_parameters(), lr=0.05)
     assert set(names[1:-1]) < set(optimizer.param_groups[0])
     got = train(model, optimizer, range(6))
-    assert all(map(torch.equal, got, functionally(factory(lr=0.05), 6)))
+    assert_equal(got, functionally(factory(lr=0.05), 6))
 
 
 def test_five_ways_are_one_trajectory() -> None:
@@ -56,7 +57,7 @@ def test_five_ways_are_one_trajectory() -> None:
     wrapped = train(
         model, compat.Optimizer(model.named_parameters(), recipe, lr=RATE), range(steps)
     )
-    assert all(map(torch.equal, wrapped, pure))
+    assert_equal(wrapped, pure)
 
     start = {k: p.detach() for k, p in network().named_parameters()}
 
@@ -138,14 +139,14 @@ def test_state_dict_is_torchs() -> None:
     file = io.BytesIO()
     torch.save(saved, file)
     file.seek(0)
-    loaded = torch.load(file, weights_only=True)
-    other = compat.Optimizer(network().parameters(), recipe, lr=RATE)
-    other.load_state_dict(loaded)
-    for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
-        for name, value in mine.items():
-            assert torch.equal(value, theirs[name])
-            assert value.dtype == theirs[name].dtype
-            assert value.data_ptr() != theirs[name].data_ptr()
+    for given in (saved, torch.load(file, weights_only=True)):
+        other = compat.Optimizer(network().parameters(), recipe, lr=RATE)
+        other.load_state_dict(given)
+        for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
+            for name, value in mine.items():
+                assert torch.equal(value, theirs[name])
+                assert value.dtype == theirs[name].dtype
+                assert value.data_ptr() != theirs[name].data_ptr()
 
 
 def test_names_twice_become_paths() -> None:
@@ -271,7 +272,7 @@ def test_checkpoints_of_torch_and_older_ones_load() -> None:
     model.load_state_dict(copy.deepcopy(twin.state_dict()))
     optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
     got, wanted = train(model, optimizer, range(3, 6)), train(twin, reference, range(3, 6))
-    assert all(map(torch.equal, got, wanted))
+    assert_equal(got, wanted)
 
 
 def test_names_that_come_twice() -> None:

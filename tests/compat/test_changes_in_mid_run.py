@@ -208,3 +208,6 @@ def test_another_thread_may_replace_the_state() -> None:
     finally:
         stop.set()
         thread.join()
+    for p in params:
+        assert p.isfinite().all()
+        assert (p < 1).all()

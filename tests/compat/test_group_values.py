@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from trees import assert_equal
 from wrapped import RATE, loss, network, parameters, recipe, train
 
 import functional_adamax as fa
@@ -22,10 +23,10 @@ def test_our_schedules_and_those_of_torch_drive_it_alike() -> None:
     for i in range(10):
         assert scheduler.get_last_lr() == [pytest.approx(float(RATE(i)), rel=1e-12)]
         a, b = train(one, ours, range(i, i + 1)), train(two, theirs, range(i, i + 1), scheduler)
-        assert all(map(torch.equal, a, b))
+        assert_equal(a, b)
         assert ours.param_groups[0]["lr"] == pytest.approx(float(RATE(i)), rel=1e-12)
     theirs.param_groups[0]["lr"] = 0.0
-    assert all(map(torch.equal, b, train(two, theirs, range(1))))
+    assert_equal(b, train(two, theirs, range(1)))
     injected = fa.inject_hyperparams(recipe)(lr=0.1)
     state = fa.set_hyperparams(injected.init(torch.ones(2)), lr=0.0)
     assert not injected.update(torch.ones(2), state, torch.ones(2))[0].any()
@@ -50,7 +51,7 @@ def test_groups_are_obeyed() -> None:
         loss(alone, i).backward()
         for twin in twins:
             twin.step()
-        assert all(map(torch.equal, got, alone.parameters()))
+        assert_equal(got, [p.detach() for p in alone.parameters()])
 
 
 @pytest.mark.parametrize("couple", ["group", "all"])

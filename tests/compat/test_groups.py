@@ -49,6 +49,14 @@ def test_add_param_group_fails_in_torchs_words(case: str) -> None:
     assert errors[0] == errors[1]
 
 
+def test_a_group_that_the_factory_refuses_is_not_added() -> None:
+    p, q = torch.zeros(2), torch.zeros(3)
+    optimizer = wrap(fa.nadamax)([p], lr=0.1)
+    with pytest.raises(ValueError, match=r"lr must be in \[0, inf\), got -1"):
+        optimizer.add_param_group({"params": [q], "lr": -1.0})
+    assert [group["params"] for group in optimizer.param_groups] == [[p]]
+
+
 @pytest.mark.parametrize("params", [[], torch.zeros(2), None], ids=["empty", "tensor", "None"])
 def test_bad_params_fail_in_torchs_words(params: Any) -> None:
     errors = []
@@ -89,9 +97,13 @@ def test_a_group_appended_by_hand(make: Any) -> None:
 
 @pytest.mark.parametrize("couple", ["group", "all"])
 def test_no_groups_at_all(couple: str) -> None:
-    optimizer = wrap(fa.adam)([torch.zeros(2)], couple=couple)
+    p = torch.zeros(2)
+    p.grad = torch.ones(2)
+    optimizer = wrap(fa.adam)([p], couple=couple)
     optimizer.param_groups.clear()
     optimizer.step()
+    assert p.tolist() == [0.0, 0.0]
+    assert not optimizer.state
 
 
 def test_lazy_modules_may_come_before_their_first_batch() -> None:

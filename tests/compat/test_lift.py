@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import vmap
+from trees import assert_equal
 from wrapped import loss, network, train
 
 import functional_adamax as fa
@@ -76,7 +77,7 @@ def test_lifted_and_wrapped_it_resumes_and_takes_late_parameters() -> None:
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     wanted = train(model, optimizer, range(4, 8))
-    assert all(map(torch.equal, train(other, resumed, range(4, 8)), wanted))
+    assert_equal(train(other, resumed, range(4, 8)), wanted)
 
     pairs = [[nn.Parameter(torch.ones(1)) for _ in "abc"] for _ in range(2)]
     both = compat.Optimizer(pairs[0][:2], tx), torch.optim.Adam(pairs[1][:2], lr=0.1)
@@ -87,7 +88,7 @@ def test_lifted_and_wrapped_it_resumes_and_takes_late_parameters() -> None:
             for k, p in enumerate(ps):
                 p.grad = torch.tensor([1.0 + i]) if i >= 2 * k else None
             opt.step()
-        assert all(map(torch.equal, *pairs))
+        assert_equal(*pairs)
 
 
 def test_lifted_says_what_it_cannot_do() -> None:

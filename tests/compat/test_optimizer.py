@@ -159,6 +159,8 @@ def test_nothing_warns_in_an_ordinary_run() -> None:
         for _ in range(3):
             optimizer.step()
             scheduler.step()
+    assert optimizer.state[p]["step"] == 3
+    assert optimizer.param_groups[0]["lr"] < 2e-3
 
 
 def test_parameters_and_state_swapped_in() -> None:

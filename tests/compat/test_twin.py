@@ -72,10 +72,6 @@ def test_the_errors_torch_tests_itself_with(given: Any) -> None:
     params = inputs.params
     if params is None:
         params = [torch.nn.Parameter(torch.randn(2, 3))]
-    if given.error_type is UserWarning:
-        with pytest.warns(UserWarning, match=given.error_regex):
-            Adamax(params, **inputs.kwargs)
-        return
     messages = []
     for cls in (torch.optim.Adamax, Adamax):
         copied = [dict(p) if isinstance(p, dict) else p for p in params]

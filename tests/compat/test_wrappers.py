@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from trees import assert_equal
 
 import functional_adamax as fa
 from functional_adamax import compat
@@ -133,7 +134,7 @@ def test_it_continues_from_a_checkpoint(factory: Any) -> None:
     for i in range(4, 8):
         step(model, optimizer, i)
         step(other, again, i)
-    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    assert_equal(list(model.parameters()), list(other.parameters()))
 
 
 def test_groups_of_schedule_free_have_their_own_rates() -> None:

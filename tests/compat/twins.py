@@ -49,12 +49,13 @@ def set_grads(theirs: list[Any], ours: list[Any], missing: float = 0.2) -> None:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal in every element, NaN equal to NaN; in dtype, shape and strides."""
+    """Equal in every element and its sign, NaN equal to NaN; in dtype, shape and strides."""
     if (a.dtype, a.shape, a.stride(), a.device) != (b.dtype, b.shape, b.stride(), b.device):
         return False
     if a.is_complex():
         a, b = torch.view_as_real(a.detach()), torch.view_as_real(b.detach())
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+    same = (a == b) & (a.signbit() == b.signbit())
+    return bool((same | (a.isnan() & b.isnan())).all())
 
 
 def assert_twins(theirs: torch.optim.Optimizer, ours: torch.optim.Optimizer) -> None:

@@ -1,0 +1,100 @@
+"""Every test can fail: it asserts, expects an error or a warning, or calls a helper that does."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in HERE.rglob("*.py")}
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def called(call: ast.Call) -> str:
+    """The last name in what is called: ``assert_close`` in ``torch.testing.assert_close()``."""
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def helper(module: str, name: str) -> tuple[str, ast.FunctionDef] | None:
+    """The function that a name means in a module of the tests, and the module it is in."""
+    for node in MODULES[module].body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    return helper(node.module, alias.name)
+    return None
+
+
+def can_fail(module: str, function: ast.FunctionDef, *above: ast.FunctionDef) -> bool:
+    """Whether a function checks something; ``above`` are those that called it."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if not isinstance(node, ast.Call):
+            continue
+        name = called(node)
+        found = helper(module, name) if isinstance(node.func, ast.Name) else None
+        if found is not None:
+            if found[1] not in (function, *above) and can_fail(*found, function, *above):
+                return True
+        elif name in ("raises", "warns") or name.startswith("assert_"):
+            return True
+        elif any(k.arg == "check" and ast.unparse(k.value) == "True" for k in node.keywords):
+            return True  # a process that must succeed
+    return False
+
+
+def own(node: ast.AST) -> Iterator[ast.AST]:
+    """What is below a node, without the functions and classes that are defined there."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+            yield child
+            yield from own(child)
+
+
+def faults(module: str) -> list[str]:
+    """The tests of a module that check nothing, or may leave before they do."""
+    tests = [x for x in functions(MODULES[module]) if x.name.startswith("test_")]
+    idle = [f"{x.name} checks nothing" for x in tests if not can_fail(module, x)]
+    return idle + [
+        f"{x.name} leaves early in line {node.lineno}: call pytest.skip, which is seen"
+        for x in tests
+        for node in own(x)
+        if isinstance(node, ast.Return)
+    ]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_test_can_fail(module: str) -> None:
+    assert faults(module) == []
+
+
+IDLE = """
+def test_that_calls(): print(1)
+def test_that_is_helped(): one()
+def one(): two()
+def two(): one()
+def test_that_leaves():
+    if one(): return
+    assert True
+def test_that_asks(): three()
+def three(): assert True
+"""
+
+
+def test_a_test_without_a_check_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODULES, "idle", ast.parse(IDLE))
+    assert [fault.split(":")[0] for fault in faults("idle")] == [
+        "test_that_calls checks nothing",
+        "test_that_is_helped checks nothing",
+        "test_that_leaves leaves early in line 7",
+    ]
