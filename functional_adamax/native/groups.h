@@ -53,6 +53,19 @@ static int are_in_range(const Rates *rates)
            rates->eps.number >= 0 && rates->weight_decay.number >= 0;
 }
 
+/* Let no write reach a hyperparameter that is a tensor. 0, perhaps with an exception, if it cannot
+   be told where one lies. */
+static int guard_rates(Plan *plan, PyObject *group)
+{
+    View v;
+    for (int i = 1; i <= 5; i++) {
+        PyObject *x = PyTuple_GetItem(group, i);
+        if (is_tensor(x) && !(locate(x, &v) && add_range(&plan->ranges, x, &v, 0)))
+            return 0;
+    }
+    return 1;
+}
+
 /* Add the parameters of a group that have a gradient; 0 where one cannot be taken. */
 static int add_group(Plan *plan, PyObject *group, Py_ssize_t number, PyObject *state,
                      Py_ssize_t *place)
@@ -62,7 +75,8 @@ static int add_group(Plan *plan, PyObject *group, Py_ssize_t number, PyObject *s
     int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
     int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
     if (PyErr_Occurred() || !PyList_Check(params) || !PyDict_Check(state) ||
-        !read_rates(group, 1, 0, maximize, decoupled, rates) || !are_in_range(rates))
+        !read_rates(group, 1, 0, maximize, decoupled, rates) || !are_in_range(rates) ||
+        !guard_rates(plan, group))
         return 0;
     int fine = 1;
     for (Py_ssize_t i = 0; i < PyList_Size(params) && fine; i++) {
