@@ -235,18 +235,22 @@ def call_update(
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             names = {p.name for p in parameters}
             extra = {k: v for k, v in extra.items() if k in names}
+    result: tuple[Tree, Any]
+    if isinstance(link.update, Update) or torch.compiler.is_compiling():
+        result = link.update(updates, state, params, **extra)
+        return result
     try:
-        result: tuple[Tree, Any] = link.update(updates, state, params, **extra)
-    except TypeError:
-        _check_signature(link.update)
+        result = link.update(updates, state, params, **extra)
+    except Exception as error:
+        if isinstance(error, TypeError):
+            _check_signature(link.update)
+        note_missing(error, updates, "updates")
         raise
     return result
 
 
 def _check_signature(update: Callable[..., Any]) -> None:
     """Raise TypeError if ``update`` does not take updates, state and params."""
-    if isinstance(update, Update):
-        return
     try:
         signature = inspect.signature(update)
     except ValueError:  # of a built-in that tells nothing
@@ -258,3 +262,19 @@ def _check_signature(update: Callable[..., Any]) -> None:
             "the update of a transform must take (updates, state, params), by position, got "
             f"{getattr(update, '__name__', update)}{signature}: wrap it in a function that does"
         ) from None
+
+
+def note_missing(error: Exception, tree: Tree, name: str) -> None:
+    """Tell with the error of a function of the user which leaves of its argument were None.
+
+    A function that maps over trees in the plain way fails at such a leaf in words that do not
+    say so.
+    """
+    leaves, spec = _tree.flatten(tree)
+    missing = [path for path, x in zip(_tree.paths(spec, name), leaves, strict=True) if x is None]
+    if missing:
+        more = f", and so are {len(missing) - 1} more" if len(missing) > 1 else ""
+        error.add_note(
+            f"{missing[0]} is None{more}: its parameter has no gradient. A transform of your own "
+            "returns None for such a leaf; optree.tree_map(..., none_is_leaf=True) reaches it"
+        )

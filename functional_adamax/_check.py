@@ -128,6 +128,15 @@ def _problem(g: Any, x: Any, what: str) -> tuple[type[Exception], str] | None:
     return None
 
 
+def kind(x: Tensor) -> str:
+    """What a tensor is by its numbers, ``a complex`` one; precision does not matter."""
+    if x.is_complex():
+        return "a complex"
+    if x.is_floating_point():
+        return "a real floating"
+    return "a boolean" if x.dtype == torch.bool else "an integer"
+
+
 def describe(x: Any) -> str:
     """``a torch.float32 tensor of shape (2, 3)``."""
     if isinstance(x, Tensor):

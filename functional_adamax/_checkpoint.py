@@ -44,7 +44,8 @@ def from_state_dict(like: Tree, state_dict: Any) -> Tree:
         state_dict: what ``to_state_dict`` returned.
 
     Raises:
-        ValueError: a key is missing or unexpected, or a tensor has another shape.
+        ValueError: a key is missing or unexpected, or a tensor has another shape or is of another
+            kind: integer for floating, complex for real.
 
     Example:
         >>> tx, params = adamax(), torch.zeros(2)
@@ -61,6 +62,11 @@ def _restore(like: Tree, saved: Any, path: str) -> Tree:
             raise ValueError(
                 f"{path} must be a tensor of shape {tuple(like.shape)}, "
                 f"got {_check.describe(saved)}"
+            )
+        if _check.kind(saved) != _check.kind(like):
+            raise ValueError(
+                f"{path} must be {_check.kind(like)} tensor, such as {like.dtype}, "
+                f"got {_check.describe(saved)}: give the state dict of this transform"
             )
         return saved.detach().to(like.device, copy=True)
     if not _tree.is_node(like):

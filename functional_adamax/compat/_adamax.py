@@ -164,12 +164,20 @@ class Adamax(Optimizer):
         self._warned = set()
         super().__setstate__(state)
 
-    def _restore(self) -> None:
-        for group in self.param_groups:
+    def _complete_groups(self) -> None:
+        for i, group in enumerate(self.param_groups):
             group.setdefault("foreach", None)
             group.setdefault("maximize", False)
             group.setdefault("differentiable", False)
             group.setdefault("capturable", False)
+            missing = [name for name in ("lr", "betas", "eps", "weight_decay") if name not in group]
+            if missing:
+                raise ValueError(
+                    f"param_groups[{i}] of the state dict must have the hyperparameters of Adamax, "
+                    f"missing {missing}: load the state dict of an Adamax"
+                )
+
+    def _copy_loaded(self) -> None:
         restore(self.state, self.param_groups)
 
     def step(  # type: ignore[override]  # as in torch, no arguments for the transform

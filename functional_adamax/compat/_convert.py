@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .. import _check, _rule, _transform, _tree
-from .._adamax import Adamax, AdamaxState, init_leaf
+from .. import _rule, _transform, _tree
+from .._adamax import AdamaxState, init_leaf
 from .._tree import Tree
+from ._entries import misfit
 from ._loading import scalar_dtype
-from ._optimizer import Optimizer as CompatOptimizer
+from ._saved import as_dict, pairs
 
 
 def state_from_torch(
@@ -47,7 +49,8 @@ def state_from_torch(
 
     Raises:
         TypeError: it is no Adamax.
-        ValueError: names, number or shapes of the parameters do not fit.
+        ValueError: names or number of the parameters do not fit, or an entry is not what Adamax
+            keeps for its parameter.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -56,25 +59,27 @@ def state_from_torch(
         >>> state_from_torch(optimizer.state_dict(), params).step["bias"]
         tensor(0., dtype=torch.float64)
     """
-    state_dict = _as_dict(state_dict)
+    state_dict = as_dict(state_dict)
     leaves, spec = _tree.flatten(params)
+    paths = _tree.paths(spec, "params")
     cells = [init_leaf(p, state_dtype) for p in leaves]
-    for i, key, _ in _pairs(state_dict, params, order):
-        saved = state_dict["state"].get(key)
-        if not saved:
+    for i, key, _ in pairs(state_dict, params, order):
+        saved = state_dict["state"].get(key, {})
+        if saved == {}:
             continue
-        p, step = leaves[i], cells[i][0]
-        step = torch.full_like(step, float(saved["step"]))
-        moments = []
-        for name in ("exp_avg", "exp_inf"):
-            if saved[name].shape != p.shape:
-                raise ValueError(
-                    f"{name} of parameter {key} in the state dict must have the shape of "
-                    f"{_tree.paths(spec, 'params')[i]}, {tuple(p.shape)}, "
-                    f"got {tuple(saved[name].shape)}; give the names of the parameters as order="
-                )
-            dtype = _rule.moment_dtype(p, state_dtype)
-            moments.append(saved[name].detach().to(device=p.device, dtype=dtype, copy=True))
+        p = leaves[i]
+        problem = misfit(saved, _kept(cells[i]), f"parameter {key!r} in the state dict", paths[i])
+        if problem is not None:
+            raise ValueError(
+                f"{problem}; if it belongs to another parameter, give the names of the parameters "
+                "as order="
+            )
+        step = torch.full_like(cells[i][0], float(saved["step"]))
+        dtype = _rule.moment_dtype(p, state_dtype)
+        moments = [
+            saved[name].detach().to(device=p.device, dtype=dtype, copy=True)
+            for name in ("exp_avg", "exp_inf")
+        ]
         cells[i] = (step, *moments)
     return AdamaxState(*(_tree.unflatten(spec, column) for column in zip(*cells, strict=True)))
 
@@ -102,7 +107,8 @@ def state_to_torch(
 
     Raises:
         TypeError: ``state`` is no ``AdamaxState``.
-        ValueError: names, number or structure do not fit.
+        ValueError: names, number or structure do not fit, or the state of a leaf is not what
+            Adamax keeps for it.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -116,16 +122,24 @@ def state_to_torch(
             f"state must be an AdamaxState, got {type(state).__name__}; of a ScheduledState "
             "pass .inner"
         )
-    template = _as_dict(state_dict)
-    spec = _tree.flatten(params)[1]
+    template = as_dict(state_dict)
+    leaves, spec = _tree.flatten(params)
+    paths = _tree.paths(spec, "params")
     columns = [
         _tree.match(spec, tree, f"state.{name}", "params")
         for name, tree in zip(AdamaxState._fields, state, strict=True)
     ]
     entries: dict[Any, dict[str, Tensor]] = {}
-    for i, key, group in _pairs(template, params, order):
-        step, exp_avg, exp_inf = (column[i] for column in columns)
-        if isinstance(step, Tensor) and step.item() > 0:
+    for i, key, group in pairs(template, params, order):
+        step, exp_avg, exp_inf = row = [column[i] for column in columns]
+        if not isinstance(step, Tensor):
+            continue
+        kept = _kept(init_leaf(leaves[i], None))
+        entry = dict(zip(AdamaxState._fields, row, strict=True))
+        problem = misfit(entry, kept, f"state at {paths[i]}", paths[i])
+        if problem is not None:
+            raise ValueError(f"{problem}; give the state of these params")
+        if step.item() > 0:
             capturable = group.get("capturable", False)
             dtype = torch.float32 if capturable else scalar_dtype()
             device = exp_avg.device if capturable else torch.device("cpu")
@@ -156,18 +170,19 @@ def hyperparameters_from_torch(
 
     Raises:
         TypeError: it is no Adamax.
-        ValueError: names or number of the parameters do not fit, or the groups differ in
-            ``maximize`` or ``state_dtype``, which a transform has once.
+        ValueError: names or number of the parameters do not fit, a hyperparameter is not what
+            Adamax has, or the groups differ in ``maximize`` or ``state_dtype``, which a transform
+            has once.
 
     Example:
         >>> optimizer = torch.optim.Adamax([torch.zeros(2)], lr=0.1)
         >>> hyperparameters_from_torch(optimizer, torch.zeros(2))["lr"]
         0.1
     """
-    state_dict = _as_dict(state_dict)
+    state_dict = as_dict(state_dict)
     leaves, spec = _tree.flatten(params)
     groups: list[Any] = [None] * len(leaves)
-    for i, _, group in _pairs(state_dict, params, order):
+    for i, _, group in pairs(state_dict, params, order):
         groups[i] = group
     present = [group for group in groups if group is not None]
 
@@ -180,80 +195,39 @@ def hyperparameters_from_torch(
             )
         return values[0] if values else default
 
-    def tree(read: Any) -> Any:
-        values = [None if group is None else read(group) for group in groups]
-        values = [_plain(x) for x in values]
+    def tree(name: str, place: int | None = None) -> Any:
+        values = [None if group is None else _plain(name, place, group[name]) for group in groups]
         known = [x for x, group in zip(values, groups, strict=True) if group is not None]
         if known and all(_transform.same(value, known[0]) for value in known):
             return known[0]
         return _tree.unflatten(spec, values)
 
     return {
-        "lr": tree(lambda group: group["lr"]),
-        "betas": (tree(lambda group: group["betas"][0]), tree(lambda group: group["betas"][1])),
-        "eps": tree(lambda group: group["eps"]),
-        "weight_decay": tree(lambda group: group["weight_decay"]),
+        "lr": tree("lr"),
+        "betas": (tree("betas", 0), tree("betas", 1)),
+        "eps": tree("eps"),
+        "weight_decay": tree("weight_decay"),
         "maximize": once("maximize", False),
         "state_dtype": once("state_dtype", None),
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, place: int | None, value: Any) -> Any:
     """A hyperparameter of a group as the functional side takes it: a number, or a 0-d copy."""
-    if isinstance(value, Tensor):
+    if place is not None:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise ValueError(f"{name} in the state dict must be two numbers, got {value!r}")
+        name, value = f"{name}[{place}]", value[place]
+    if isinstance(value, Tensor) and value.numel() == 1:
         return value.detach().clone().reshape(())
-    return value if value is None or isinstance(value, (int, float)) else float(value)
-
-
-def _as_dict(given: dict[str, Any] | Optimizer) -> dict[str, Any]:
-    """The state dict, of an Adamax."""
-    state_dict = given.state_dict() if isinstance(given, Optimizer) else given
-    if isinstance(given, Optimizer):
-        right, got = _is_adamax(given), type(given).__name__
-    else:
-        groups, entries = state_dict["param_groups"], state_dict["state"].values()
-        right = all({"lr", "betas", "eps", "weight_decay"} <= x.keys() for x in groups) and all(
-            not x or set(AdamaxState._fields) <= x.keys() for x in entries
-        )
-        got = "that of another optimizer"
-    if not right:
-        raise TypeError(
-            f"an Adamax is needed, or its state dict, got {got}: "
-            "make the transform, and init its state"
-        )
-    return state_dict
-
-
-def _is_adamax(optimizer: Optimizer) -> bool:
-    if not isinstance(optimizer, CompatOptimizer):
-        return isinstance(optimizer, torch.optim.Adamax)
-    transforms = map(optimizer.transform_of, optimizer.param_groups)
-    return all(isinstance(x, Adamax) and not x.decoupled for x in transforms)
-
-
-def _pairs(
-    state_dict: dict[str, Any], params: Tree, order: Sequence[str] | None
-) -> list[tuple[int, Any, dict[str, Any]]]:
-    """Pair leaves with numbers: (position of the leaf, number in the state dict, its group)."""
-    owners = [(key, group) for group in state_dict["param_groups"] for key in group["params"]]
-    leaves = _check.parameters(params)[0]
-    positions = [i for i in _tree.insertion_order(params) if leaves[i] is not None]
-    if len(owners) != len(positions):
+    if not isinstance(value, Real):
         raise ValueError(
-            f"the state dict has {len(owners)} parameters and params has {len(positions)} tensors"
+            f"{name} in the state dict must be a number or a tensor with one element, got {value!r}"
         )
-    if order is None and all(isinstance(key, str) for key, _ in owners):
-        order = [key for key, _ in owners]  # a checkpoint of torch.distributed.checkpoint
-    if order is None and all("param_names" in group for group in state_dict["param_groups"]):
-        order = [name for group in state_dict["param_groups"] for name in group["param_names"]]
-    if order is not None:
-        names = _tree.names(_tree.flatten(params)[1])
-        by_name = {names[i]: i for i in positions}
-        if sorted(order) != sorted(by_name):
-            missing, unknown = sorted({*by_name} - {*order}), sorted({*order} - {*by_name})
-            raise ValueError(
-                "order must name every tensor of params once: "
-                f"missing {missing[:3]}, unknown {unknown[:3]}"
-            )
-        positions = [by_name[name] for name in order]
-    return [(i, key, group) for i, (key, group) in zip(positions, owners, strict=True)]
+    return value if isinstance(value, (int, float)) else float(value)
+
+
+def _kept(cell: Sequence[Any]) -> dict[str, Tensor]:
+    """What Adamax keeps for a parameter, by name."""
+    named = zip(AdamaxState._fields, cell, strict=True)
+    return {name: x for name, x in named if isinstance(x, Tensor)}

@@ -6,6 +6,7 @@ What belongs to all parameters, such as a count, stands in each of the dicts.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
@@ -14,9 +15,18 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._chain import note_missing
 from .._inject import InjectState
 from .._schedule import ScheduledState, is_schedule
+from .._transform import GradientTransformation
 from .._tree import EmptyState, Tree
+
+STEPPED = "stepped"
+"""What the entry of a parameter holds for which the transform keeps nothing."""
+
+
+WHOLE = "state"
+"""The name of the leaves of a state that is one tree, without fields or keys of its own."""
 
 
 class Slot(NamedTuple):
@@ -32,8 +42,13 @@ class Layout(NamedTuple):
     spec: Any
     params: Any  # their structure
     slots: list[Slot]
-    clock: Slot | None  # the count of the schedules
+    counts: list[Slot]  # of the schedules
     outline: Any  # of the hyperparameters that made the transform
+
+    @property
+    def clock(self) -> Slot | None:
+        """The count by which the groups show what their schedules say."""
+        return self.counts[0] if self.counts else None
 
     @classmethod
     def of(cls, state: Tree, params: Any, outline: Any) -> Layout:
@@ -55,12 +70,9 @@ class Layout(NamedTuple):
 
         walk(state, [])
         ends = [path[-1] for path in {tuple(path) for path, _ in found} if path]
-        slots = [
-            Slot(path[-1] if path and _tells(path[-1], ends) else ".".join(path), i)
-            for path, i in found
-        ]
-        count = slots[counts[0]] if counts else None
-        return cls(_tree.flatten(state)[1], params, slots, count, outline)
+        slots = [Slot(_name(path, ends), i) for path, i in found]
+        spec = _tree.flatten(state)[1]
+        return cls(spec, params, slots, [slots[i] for i in counts], outline)
 
     def build(self, leaves: Iterable[Any]) -> Tree:
         """Make the state of its leaves."""
@@ -75,14 +87,14 @@ class Layout(NamedTuple):
         self,
         leaves: Sequence[Any],
         state: MutableMapping[Any, dict[str, Any]],
-        params: Sequence[Tensor],
+        params: Sequence[Tensor | None],
         new: Sequence[Tensor | None],
     ) -> None:
         """Put fresh ``leaves`` into the entries of the parameters ``new`` that lack them.
 
         What belongs to all parameters is taken from an entry that has it.
         """
-        old: dict[str, Any] = next((state[p] for p in params if state.get(p)), {})
+        old = next((state[p] for p in params if p is not None and state.get(p)), {})
         for slot, leaf in zip(self.slots, leaves, strict=True):
             if isinstance(leaf, EmptyState):
                 continue
@@ -93,7 +105,28 @@ class Layout(NamedTuple):
                     state[owner][slot.name] = leaf
         for p in new:
             if p is not None and not state.get(p):
-                state[p] = {"stepped": torch.zeros(())}  # so that it has an entry
+                state[p] = {STEPPED: torch.zeros(())}  # so that it has an entry
+
+    def entries(
+        self, leaves: Sequence[Any], params: Sequence[Tensor | None]
+    ) -> dict[Tensor, dict[str, Any]]:
+        """What ``complete`` puts into the entries of ``params`` that have none."""
+        made: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+        self.complete(leaves, made, params, params)
+        return made
+
+    def incomplete(
+        self,
+        leaves: Sequence[Any],
+        state: Mapping[Any, dict[str, Any]],
+        params: Sequence[Tensor | None],
+    ) -> list[Tensor | None]:
+        """The parameters whose entries lack some of the ``leaves``; None for the others."""
+        wanted = self.entries(leaves, params)
+        return [
+            p if p is not None and not wanted[p].keys() <= state.get(p, {}).keys() else None
+            for p in params
+        ]
 
     @staticmethod
     def owners(slot: Slot, params: Sequence[Any]) -> list[Tensor]:
@@ -121,6 +154,39 @@ def outline_of(values: dict[str, Any]) -> Any:
 
 def _size(value: Real) -> str:
     return "zero" if value == 0 else "number"
+
+
+def without_memory(
+    tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any
+) -> Any | None:
+    """The first state of ``params`` on a device that keeps no data, for its structure and dtypes.
+
+    None where ``init`` does not run there, for example because it reads values.
+    """
+    try:
+        like = [None if p is None else torch.empty_like(p, device="meta") for p in params]
+        return tx.init(_tree.unflatten(spec, like))
+    except Exception:  # of whatever kind; ``with_memory`` raises what is the user's mistake
+        return None
+
+
+def with_memory(tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any) -> Any:
+    """The first state of ``params``."""
+    tree = _tree.unflatten(spec, [None if p is None else p.detach() for p in params])
+    if torch.compiler.is_compiling():
+        return tx.init(tree)
+    try:
+        return tx.init(tree)
+    except Exception as error:
+        note_missing(error, tree, "params")
+        raise
+
+
+def _name(path: list[str], ends: list[str]) -> str:
+    """The name of a leaf: its last key if that tells what it stands for, else its path."""
+    if not any(path):
+        return WHOLE
+    return path[-1] if _tells(path[-1], ends) else ".".join(path)
 
 
 def _tells(name: str, names: list[str]) -> bool:

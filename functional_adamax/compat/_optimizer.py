@@ -7,7 +7,7 @@ it as on any other. Its state lies in ``optimizer.state`` as torch keeps state, 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,13 +20,13 @@ from .._arguments import arguments
 from .._kernel import Group
 from .._transform import Donated, GradientTransformation, Transform, Update, same
 from .._tree import EmptyState, Tree
-from . import _schedules
+from . import _loading, _schedules
 from ._closure import Gradients
 from ._compiled import advance_compiled
+from ._entries import misfit, titles_of
 from ._factory import Factory, check_factory
 from ._groups import check_writable, names_of
-from ._layout import Layout, keep, outline_of
-from ._loading import restore_exactly
+from ._layout import Layout, keep, outline_of, with_memory, without_memory
 from ._shell import Run, Shell
 from ._shown import Said
 from ._values import held, tree_of
@@ -119,21 +119,80 @@ class Optimizer(Shell):
             self._optimizer_state_dict_post_hooks = hooks
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "param_groups" in self.__dict__:
-            _schedules.take_over(state["param_groups"], self.param_groups, self._names)
+        before = self.__dict__.get("param_groups")
+        if before is not None:
+            _schedules.take_over(state["param_groups"], before, self._names)
         super().__setstate__(state)
         self._layouts, self._written, self._checked = {}, [], {}
         self._begin()
         recording = torch.is_grad_enabled()  # which leaving inference mode would switch on
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
-            self._restore()  # what it makes is written outside of inference mode
+            self._restore(before)  # what it makes is written outside of inference mode
 
-    def _restore(self) -> None:
-        """Make a loaded state that of live parameters, and loaded groups complete."""
+    def _restore(self, before: list[dict[str, Any]] | None) -> None:
+        """Make a loaded state that of live parameters, and loaded groups complete.
+
+        ``before`` are the groups before the load, None for an unpickled optimizer.
+        """
+        self._complete_groups()
+        _loading.rename_whole(self.state)
+        _loading.make_steps_tensors(self.state)
+        if before is not None:
+            self._check_entries(before)
+        self._copy_loaded()
+
+    def _complete_groups(self) -> None:
         for group in self.param_groups:  # a checkpoint may be older than a hyperparameter
             for name in self._names:
                 group.setdefault(name, self.defaults[name])
-        restore_exactly(self.state)
+
+    def _copy_loaded(self) -> None:
+        _loading.restore_exactly(self.state)
+
+    def _check_entries(self, before: list[dict[str, Any]]) -> None:
+        """Check that loaded entries are what the transforms of the loaded groups keep.
+
+        Or of the groups before: the saved run may have switched a stage on or off by a
+        hyperparameter, and an optimizer made as that one was knows both.
+
+        Raises:
+            ValueError: an entry is neither.
+        """
+        problems = self._misfits(self.param_groups)
+        if not problems:
+            return
+        try:
+            others = self._misfits([dict(group) for group in before])
+        except Exception:  # those groups make no transform, and this load may be the cure
+            others = problems
+        for p, problem in problems.items():
+            if p in others:
+                raise ValueError(
+                    f"{problem}; load the state dict of an optimizer made as this one, or take the "
+                    "entry out of 'state', and the parameter starts with fresh state"
+                )
+
+    def _misfits(self, param_groups: list[dict[str, Any]]) -> dict[Tensor, str]:
+        """What sets entries apart from what the transforms of ``param_groups`` keep."""
+        loaded, self.param_groups = self.param_groups, param_groups
+        titles = titles_of(param_groups)
+        found: dict[Tensor, str] = {}
+        try:
+            for groups in self._units():
+                if any(self.state.get(p) for i in groups for p in param_groups[i]["params"]):
+                    leaves, spec, tx, outline = self._unit(groups)
+                    stepped = [p if self.state.get(p) else None for p in leaves]
+                    fresh = self._init(tx, stepped, spec)
+                    layout = Layout.of(fresh, spec, outline)
+                    spare = [slot.name for slot in layout.counts]
+                    for p, kept in layout.entries(_tree.flatten(fresh)[0], stepped).items():
+                        entry = _loading.opened(self.state[p])
+                        problem = misfit(entry, kept, titles[p], "its state", spare)
+                        if problem is not None:
+                            found[p] = problem
+        finally:
+            self.param_groups = loaded
+        return {p: found[p] for p in titles if p in found}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
@@ -318,14 +377,15 @@ class Optimizer(Shell):
         place = range(len(self.param_groups))[group]
         groups = next(unit for unit in self._units() if place in unit)
         leaves, spec, tx, outline = self._unit(groups)
-        layout = Layout.of(self._init(tx, leaves, spec), spec, outline)
+        stepped = [p if self.state.get(p) else None for p in leaves]
+        layout = Layout.of(self._init(tx, stepped, spec), spec, outline)
         state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
         return _tree.unflatten(spec, [p.detach() for p in leaves]), state
 
-    def _init(self, tx: GradientTransformation, leaves: list[Tensor], spec: Any) -> Any:
-        """A first state for the parameters that have state."""
-        stepped = [p.detach() if self.state.get(p) else None for p in leaves]
-        return tx.init(_tree.unflatten(spec, stepped))
+    def _init(self, tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any) -> Any:
+        """A first state, without its values where that is possible."""
+        state = without_memory(tx, params, spec)
+        return with_memory(tx, params, spec) if state is None else state
 
     def _plan(
         self,
@@ -388,20 +448,22 @@ class Optimizer(Shell):
         layout: Layout | None = None if compiling else self._layouts.get(groups[0])
         if layout is not None and (layout.outline != outline or layout.params != spec):
             layout = None
-        new = [
-            p
-            if (layout is None and self.state.get(p))
-            or (p.grad is not None and not self.state.get(p))
-            else None
-            for p in params
-        ]
-        if layout is not None and new.count(None) == len(new):
-            return layout
-        fresh = tx.init(_tree.unflatten(spec, [None if p is None else p.detach() for p in new]))
-        layout = Layout.of(fresh, spec, outline)
+        new: list[Tensor | None]
+        new = [p if p.grad is not None and not self.state.get(p) else None for p in params]
+        if layout is None:
+            used = [p if self.state.get(p) else q for p, q in zip(params, new, strict=True)]
+            shapes = None if compiling else without_memory(tx, used, spec)
+            if shapes is None:
+                new = used
+            else:
+                layout = Layout.of(shapes, spec, outline)
+                new = layout.incomplete(_tree.flatten(shapes)[0], self.state, used)
+        if layout is None or any(p is not None for p in new):
+            fresh = with_memory(tx, new, spec)
+            layout = Layout.of(fresh, spec, outline)
+            layout.complete(_tree.flatten(fresh)[0], self.state, params, new)
         if not compiling:  # which would compile anew for what is kept
             self._layouts[groups[0]] = layout
-        layout.complete(_tree.flatten(fresh)[0], self.state, params, new)
         return layout
 
     def _store(

@@ -46,10 +46,22 @@ class Shell(TorchOptimizer):
         """Check everything, compute or plan the step, and return what then writes."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint, as in torch, except that its tensors are copied, never adopted."""
+        """Load a checkpoint, as in torch, except for three things.
+
+        Its tensors are copied, never adopted. Where both sides have names, parameters are paired by
+        name within their group. A load that raises leaves the optimizer as it was.
+
+        Raises:
+            ValueError: number, names or state of the parameters do not fit; in torch's words for
+                what torch checks.
+        """
+        before = self.state, self.param_groups
         hooks = self._optimizer_load_state_dict_pre_hooks
         self._optimizer_load_state_dict_pre_hooks = OrderedDict({**hooks, -1: shield})
         try:
             super().load_state_dict(state_dict)
+        except BaseException:
+            self.state, self.param_groups = before
+            raise
         finally:
             self._optimizer_load_state_dict_pre_hooks = hooks

@@ -126,9 +126,8 @@ def test_load_replaces_groups_and_state_and_keeps_foreign_entries() -> None:
     optimizer = Adamax([p])
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
-    saved["state"][0]["extra"] = torch.tensor([1, 257])
-    saved["state"][0]["nested"] = {"inner": torch.ones(1, dtype=torch.float64), "text": "kept"}
-    saved["state"]["global"] = {"count": torch.tensor(3)}
+    nested = {"inner": torch.ones(1, dtype=torch.float64), "text": "kept"}
+    saved["state"]["global"] = {"count": torch.tensor(3), "nested": nested}
     saved["unknown"] = 1
     torch_loaded = torch.optim.Adamax([p])
     torch_loaded.load_state_dict(copy.deepcopy(saved))
@@ -152,18 +151,6 @@ def test_mismatched_checkpoints_fail_in_torchs_words_and_change_nothing() -> Non
             assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 0
             assert len(optimizer.param_groups) == 1
         assert errors[0] == errors[1]
-
-
-def test_a_checkpoint_of_another_optimizer_fails_in_torchs_words_at_the_step() -> None:
-    p = torch.nn.Parameter(torch.ones(2))
-    p.grad = torch.ones(2)
-    other = torch.optim.Adam([p])
-    other.step()
-    for cls in CLASSES.values():
-        optimizer = cls([p])
-        optimizer.load_state_dict(other.state_dict())
-        with pytest.raises(KeyError, match="exp_inf"):
-            optimizer.step()
 
 
 def test_loading_in_inference_mode() -> None:

@@ -1,0 +1,100 @@
+"""Whether what was saved of a parameter is what a transform keeps for it.
+
+Nothing else tells a checkpoint of this optimizer from one of another: parameters are paired by
+position, and many optimizers keep tensors of the same names and shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from .. import _check, _tree
+from ._layout import STEPPED
+
+
+def misfit(
+    entry: Any, kept: Mapping[str, Any], what: str, like: str, spare: Collection[str] = ()
+) -> str | None:
+    """Return what sets an entry of a state dict apart from the one of a transform, or None.
+
+    Args:
+        entry: what was saved.
+        kept: what the transform keeps, by name; tensors give shape and kind of dtype only.
+        what: the name of what it is the entry of.
+        like: the name of its parameter.
+        spare: names that may be missing.
+    """
+    if not isinstance(entry, dict):
+        return f"the entry of {what} must be a dict, got {_check.describe(entry)}"
+    missing = [name for name in kept if name not in entry and name not in (*spare, STEPPED)]
+    unknown = [name for name in entry if name not in kept and not _may_stay(name)]
+    if missing or unknown:
+        found = {"missing": missing, "unknown": unknown}
+        listed = ", ".join(f"{word} {names}" for word, names in found.items() if names)
+        return f"the entry of {what} must have {[*kept]}: {listed}"
+    for name in kept:
+        problem = _problem(name, entry.get(name), kept[name], like) if name in entry else None
+        if problem is not None:
+            return f"{name} of {what} must {problem}"
+    return None
+
+
+def _may_stay(name: Any) -> bool:
+    """Whether a name may be there without use: such as the count of a schedule that was."""
+    return name == STEPPED or str(name).rpartition(".")[2] == "count"
+
+
+def _problem(name: str, value: Any, leaf: Any, like: str) -> str | None:
+    """What a saved value must be, and what it is."""
+    if not isinstance(leaf, Tensor):
+        return None
+    if is_step(name) and leaf.dim() == 0:
+        fine = _is_number_of_steps(value)
+        return None if fine else f"be a number, finite and at least 0, got {_shown(value)}"
+    if not isinstance(value, Tensor):
+        return f"be a tensor, got {_shown(value)}"
+    if value.shape != leaf.shape:
+        wanted = f"of {like}, {tuple(leaf.shape)}" if leaf.dim() else "()"
+        return f"have the shape {wanted}, got {tuple(value.shape)}"
+    if _check.kind(value) != _check.kind(leaf):
+        return f"be {_check.kind(leaf)} tensor, got {_check.describe(value)}"
+    return None
+
+
+def is_step(name: Any) -> bool:
+    """Whether a leaf of this name is the number of steps that a parameter has seen."""
+    return str(name).rpartition(".")[2] == "step"
+
+
+def _is_number_of_steps(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or _check.kind(value) not in ("a real floating", "an integer"):
+            return False
+        if not _tree.has_address(value):
+            return True  # nothing to be read there
+        value = value.item()
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor) and value.numel() == 1 and _tree.has_address(value):
+        return repr(value)
+    return _check.describe(value) if isinstance(value, Tensor) else repr(value)[:60]
+
+
+def titles_of(param_groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:
+    """How each parameter is called in messages: by its name, or its number in a state dict."""
+    titles: dict[Tensor, str] = {}
+    for group in param_groups:
+        params = group["params"]
+        numbers = range(len(titles), len(titles) + len(params))
+        names = group.get("param_names", ())
+        words = map(repr, names if len(names) == len(params) else numbers)
+        named = zip(params, words, strict=True)
+        titles |= {p: f"parameter {word} in the state dict" for p, word in named}
+    return titles
