@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _check, _finite, _hyper, _norm, _tree
 from ._chain import call_update, checked_link
+from ._node import public_node
 from ._schedule import Schedule
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
@@ -25,6 +26,7 @@ Skip: TypeAlias = Callable[[Tree, Tensor, Tree], Tensor]
 """``(updates, gradient_step, params) -> `` whether to leave a mini-step out, a 0-d bool."""
 
 
+@public_node
 class MultiStepsState(NamedTuple):
     """State of ``multi_steps``."""
 

@@ -15,11 +15,13 @@ from torch import Tensor
 from . import _hyper, _rule
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, average_square, double, root, wide
+from ._node import public_node
 from ._schedule import Schedule, check_lr, with_schedule
 from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class AdamState(NamedTuple):
     """State of Adam: four trees of the structure of params."""
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from . import _check, _context, _execute, _hyper, _kernel, _rule, _step, _tree
 from ._hyper import Hyperparameter
 from ._kernel import Group
+from ._node import public_node
 from ._rule import Columns, Leaf
 from ._schedule import Schedule, check_lr, with_schedule
 from ._transform import Direction, Donated, GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
 
+@public_node
 class AdamaxState(NamedTuple):
     """State of Adamax: three trees of the structure of params.
 

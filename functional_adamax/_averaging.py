@@ -18,10 +18,12 @@ from torch import Tensor
 from . import _apply, _check, _hyper, _rule, _tree
 from ._hyper import Hyperparameter
 from ._momentum import blend, per_leaf
+from ._node import public_node
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class AverageState(NamedTuple):
     """State of ``params_ema`` and ``params_average``."""
 

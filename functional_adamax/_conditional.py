@@ -11,10 +11,12 @@ from torch import Tensor
 
 from . import _check, _finite, _tree
 from ._chain import call_update, checked_link
+from ._node import public_node
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class ConditionalState(NamedTuple):
     """State of a transform that a condition guards."""
 

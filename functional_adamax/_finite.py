@@ -16,16 +16,19 @@ from torch import Tensor
 
 from . import _check, _tree
 from ._chain import call_update, checked_link
+from ._node import public_node
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
 
+@public_node
 class ZeroNansState(NamedTuple):
     """State of ``zero_nans``."""
 
     found: Tree  # (), bool: whether the last gradient of the leaf had something to replace
 
 
+@public_node
 class ApplyIfFiniteState(NamedTuple):
     """State of ``apply_if_finite``."""
 

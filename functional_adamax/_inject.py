@@ -19,11 +19,13 @@ from torch import Tensor
 
 from . import _check, _rule, _tree
 from ._chain import call_update
+from ._node import public_node
 from ._schedule import is_schedule
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class InjectState(NamedTuple):
     """State of a transform whose hyperparameters are injected."""
 

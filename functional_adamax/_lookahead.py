@@ -16,10 +16,12 @@ from . import _apply, _check, _finite, _hyper, _tree
 from ._chain import call_update, checked_link
 from ._hyper import Hyperparameter
 from ._momentum import blend, per_leaf
+from ._node import public_node
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class LookaheadState(NamedTuple):
     """State of ``lookahead``."""
 

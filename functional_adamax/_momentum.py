@@ -16,10 +16,12 @@ from torch import Tensor
 
 from . import _check, _hyper, _rule, _tree
 from ._hyper import Hyperparameter
+from ._node import public_node
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
 
+@public_node
 class EmaState(NamedTuple):
     """State of ``ema``: two trees of the structure of params.
 
@@ -30,6 +32,7 @@ class EmaState(NamedTuple):
     exp_avg: Tree  # shape of the leaf; accumulator_dtype, or the leaf's dtype
 
 
+@public_node
 class TraceState(NamedTuple):
     """State of ``trace``; a leaf without state holds ``EmptyState()``."""
 

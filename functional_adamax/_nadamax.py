@@ -16,11 +16,13 @@ from torch import Tensor
 from . import _check, _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, double, over_bias, wide
+from ._node import public_node
 from ._schedule import Schedule, check_lr, with_schedule
 from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class NadamaxState(NamedTuple):
     """State of Nadamax: three trees of the structure of params."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _check, _hyper, _rule, _tree
 from ._hyper import Hyperparameter
+from ._node import public_node
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -26,6 +27,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 
+@public_node
 class NoiseState(NamedTuple):
     """State of ``add_noise``."""
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from . import _check, _hyper, _rule, _tree
 from ._curve import Scalar, check_scalar, scalar
+from ._node import public_node
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class ReduceOnPlateauState(NamedTuple):
     """State of ``reduce_on_plateau``."""
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from . import _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, average_square, root, wide
+from ._node import public_node
 from ._schedule import Schedule, check_lr, with_schedule
 from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class RmspropState(NamedTuple):
     """State of RMSprop: four trees of the structure of params."""
 

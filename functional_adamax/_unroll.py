@@ -19,11 +19,13 @@ from torch.func import grad_and_value
 
 from . import _check, _context, _remat, _tree
 from ._chain import checked_link
+from ._node import public_node
 from ._step import step
 from ._transform import GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class Unrolled(NamedTuple):
     """What an inner loop returns."""
 

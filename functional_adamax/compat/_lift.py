@@ -16,10 +16,12 @@ from torch.optim import LBFGS
 from torch.optim.optimizer import Optimizer
 
 from .. import _check, _context, _tree
+from .._node import public_node
 from .._transform import GradientTransformation, Transform
 from .._tree import EmptyState, Tree
 
 
+@public_node
 class TorchState(NamedTuple):
     """State of a lifted optimizer."""
 
