@@ -19,6 +19,7 @@ from . import _check, _finite, _hyper, _norm, _tree
 from ._chain import call_update, checked_link
 from ._node import public_node
 from ._schedule import Schedule
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
@@ -139,6 +140,7 @@ def skip_large_updates(
     return ~within
 
 
+@explains_misfits
 def multi_steps(
     inner: GradientTransformation,
     every_k: int | Schedule,

@@ -21,6 +21,7 @@ from . import _check, _rule, _tree
 from ._chain import call_update
 from ._node import public_node
 from ._schedule import is_schedule
+from ._spelling import answer, explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -89,6 +90,7 @@ def _tensor(device: torch.device, value: Any) -> Any:
     return torch.tensor(value, dtype=dtype, device=device) if _is_fractional(value) else value
 
 
+@explains_misfits
 def inject_hyperparams(
     factory: Callable[..., GradientTransformation], static: str | Sequence[str] = ()
 ) -> Callable[..., GradientTransformation]:
@@ -121,7 +123,10 @@ def inject_hyperparams(
         tensor([-0.2500])
     """
     if not callable(factory):
-        raise TypeError(f"factory must be a function that makes a transform, got {factory!r}")
+        raise TypeError(
+            f"factory must be a function that makes a transform, got {factory!r}: give the "
+            "function itself, as in inject_hyperparams(adamax)(lr=0.1)"
+        )
     names = (static,) if isinstance(static, str) else tuple(static)
     return partial(_injected, factory, names)
 
@@ -162,14 +167,16 @@ def arguments(
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         name = getattr(factory, "__name__", repr(factory))
-        taken = ", ".join(signature.parameters)
-        raise TypeError(f"{name}: {error}; it takes {taken}") from None
+        raise TypeError(f"{name}: {error}{answer(factory, args, kwargs)}") from None
     explicit = set(bound.arguments)
     bound.apply_defaults()
     given: dict[str, Any] = {}
     for name, parameter in bound.signature.parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            raise TypeError(f"{name} of {factory!r} cannot be given by name")
+            raise TypeError(
+                f"{name} of {factory!r} cannot be given by name: give the transform that it makes, "
+                "or a function of hyperparameters that makes it"
+            )
         value = bound.arguments[name]
         given.update(value if parameter.kind is parameter.VAR_KEYWORD else {name: value})
     return explicit, given

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import _check, _hyper, _rule, _tree
 from ._hyper import Hyperparameter
 from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
@@ -143,6 +144,7 @@ def _given(spec: Any, updates: Tree, kept: list[Any], what: str) -> list[Any]:
     return given
 
 
+@explains_misfits
 def ema(
     decay: Hyperparameter, debias: bool = True, accumulator_dtype: torch.dtype | None = None
 ) -> GradientTransformation:
@@ -179,6 +181,7 @@ def ema(
     return Ema(decay, debias, accumulator_dtype).pair()
 
 
+@explains_misfits
 def trace(
     decay: Hyperparameter, nesterov: bool = False, accumulator_dtype: torch.dtype | None = None
 ) -> GradientTransformation:

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import _check, _hyper, _rule, _tree
 from ._curve import Scalar, check_scalar, scalar
 from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -126,6 +127,7 @@ def _observed(value: Any, like: Tensor) -> Tensor:
     return scalar(value.detach() if isinstance(value, Tensor) else value, like)
 
 
+@explains_misfits
 def reduce_on_plateau(
     factor: Scalar = 0.1,
     patience: Scalar = 10,

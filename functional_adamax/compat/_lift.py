@@ -164,7 +164,10 @@ def as_transform(optimizer: Callable[..., Optimizer], **keywords: Any) -> Gradie
         tensor([0.5000, 1.5000])
     """
     if not callable(optimizer):
-        raise TypeError(f"optimizer must be a class of torch.optim, got {optimizer!r}")
+        raise TypeError(
+            f"optimizer must be a class of torch.optim, got a {type(optimizer).__name__}: give "
+            "the class and its keywords, as in as_transform(torch.optim.SGD, lr=0.1)"
+        )
     if isinstance(optimizer, type) and issubclass(optimizer, LBFGS):
         raise TypeError("optimizer must step without a closure, got LBFGS")
     made: Any = optimizer  # the check above narrows it too far

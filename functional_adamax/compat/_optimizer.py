@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _context, _kernel, _step, _tree
+from .. import _check, _context, _kernel, _step, _tree
 from .._inject import arguments
 from .._kernel import Group
+from .._masked import goes_by_path
+from .._spelling import explains_misfits
 from .._transform import Donated, GradientTransformation, Transform, Update
 from .._tree import EmptyState, Tree
 from . import _schedules
@@ -27,7 +29,7 @@ from ._factory import Factory, check_factory
 from ._layout import Layout, keep, outline_of
 from ._loading import restore_exactly
 from ._shell import Run, Shell
-from ._values import tree_of
+from ._values import advice_on, tree_of
 
 
 class Optimizer(Shell):
@@ -70,6 +72,7 @@ class Optimizer(Shell):
     _in_turn = False
     """Whether parameters that share memory are stepped one after the other."""
 
+    @explains_misfits
     def __init__(
         self,
         params: ParamsT,
@@ -93,7 +96,8 @@ class Optimizer(Shell):
         self._evaluates = False  # the schedules, for a factory that takes no functions
         self._layouts: dict[int, Layout] = {}  # by the first group of a unit
         self._written: list[Tensor] = []  # by the native kernel in the last step
-        super().__init__(params, given)
+        with advice_on(params):
+            super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
         ours = ("_factory", "_couple", "_names", "_evaluates")
@@ -128,7 +132,8 @@ class Optimizer(Shell):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
-        super().add_param_group(param_group)
+        with advice_on(param_group.get("params") if isinstance(param_group, dict) else None):
+            super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             values = self._values(group)
@@ -138,6 +143,11 @@ class Optimizer(Shell):
             self.param_groups.pop()
             raise
         self._layouts = {}
+        if "param_names" not in group and goes_by_path(self._factory(**self._values(group))):
+            _check.warn(
+                "by_path is asked for the names of parameters, but a group has none, so it gets "
+                "their positions, '0' for example: give the optimizer model.named_parameters()"
+            )
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
         """Take one step. Nothing is written unless all groups pass their checks.

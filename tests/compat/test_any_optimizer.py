@@ -129,7 +129,7 @@ def test_it_continues_in_a_fresh_process(tmp_path: Any) -> None:
 
 def test_state_dict_is_torchs() -> None:
     model = network()
-    optimizer = compat.Optimizer(model.parameters(), recipe, lr=RATE)
+    optimizer = compat.Optimizer(model.named_parameters(), recipe, lr=RATE)
     train(model, optimizer, range(2))
     saved = optimizer.state_dict()
     assert set(saved) == {"state", "param_groups"}
@@ -139,7 +139,7 @@ def test_state_dict_is_torchs() -> None:
     torch.save(saved, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
-    other = compat.Optimizer(network().parameters(), recipe, lr=RATE)
+    other = compat.Optimizer(network().named_parameters(), recipe, lr=RATE)
     other.load_state_dict(loaded)
     for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
         for name, value in mine.items():
