@@ -330,6 +330,10 @@ def weights_decay(**hyperparameters: Any) -> fa.GradientTransformation:
     return fa.chain(fa.named_chain(("decay", decay)), fa.adamax(**hyperparameters))
 
 
+def weights_decay_or_not(lr: float = 0.1, decays: bool = False) -> fa.GradientTransformation:
+    return weights_decay(lr=lr) if decays else fa.adamax(lr)
+
+
 BY_NAME = {
     "masked": fa.chain(fa.sgd(0.1), fa.masked(fa.scale(2.0), fa.by_path(not_a_bias))),
     "freeze": fa.lookahead(fa.chain(fa.sgd(0.1), fa.freeze(fa.by_path(not_a_bias))), 2, 0.5),
@@ -345,6 +349,13 @@ def test_a_mask_by_name_over_parameters_without_names_is_noticed(name: str) -> N
     assert w[0].filename == __file__
     compat.Optimizer(module().named_parameters(), BY_NAME[name])  # warnings are errors
     compat.Optimizer(weights(), fa.chain(TX, fa.masked(fa.scale(2.0), [True, False])))
+
+
+def test_a_group_refused_for_its_missing_names_is_not_added() -> None:
+    optimizer = compat.Optimizer(weights(), weights_decay_or_not)
+    with pytest.raises(UserWarning, match="by_path"):  # warnings are errors
+        optimizer.add_param_group({"params": list(weights()), "decays": True})
+    assert len(optimizer.param_groups) == 1
 
 
 FACTORIES = {

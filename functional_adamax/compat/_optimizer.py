@@ -139,15 +139,16 @@ class Optimizer(Shell):
             values = self._values(group)
             _schedules.take(group, self._factory, values)
             self._evaluates |= not _schedules.takes_functions(self._factory, values)
+            if "param_names" not in group and goes_by_path(self._factory(**self._values(group))):
+                _check.warn(
+                    "by_path is asked for the names of parameters, but a group has none, so it "
+                    "gets their positions, '0' for example: give the optimizer "
+                    "model.named_parameters()"
+                )
         except Exception:
             self.param_groups.pop()
             raise
         self._layouts = {}
-        if "param_names" not in group and goes_by_path(self._factory(**self._values(group))):
-            _check.warn(
-                "by_path is asked for the names of parameters, but a group has none, so it gets "
-                "their positions, '0' for example: give the optimizer model.named_parameters()"
-            )
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
         """Take one step. Nothing is written unless all groups pass their checks.
