@@ -81,12 +81,18 @@ _HOMES = {
 
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
+_IN_COMPAT = ("Adamax", "Optimizer", "as_transform", "inner_loop", "wrap")
+"""What is looked for here by mistake."""
+
 __all__ = sorted(_HOME)  # type checkers read __init__.pyi
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        missing = f"module {__name__!r} has no attribute {name!r}"
+        if name in ("compat", *_IN_COMPAT):
+            missing += f": import {__name__}.compat, which has the optimizers with step()"
+        raise AttributeError(missing)
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from . import _check, _finite, _hyper, _norm, _tree
 from ._chain import call_update, checked_link
+from ._node import public_node
 from ._schedule import Schedule
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
@@ -25,6 +27,7 @@ Skip: TypeAlias = Callable[[Tree, Tensor, Tree], Tensor]
 """``(updates, gradient_step, params) -> `` whether to leave a mini-step out, a 0-d bool."""
 
 
+@public_node
 class MultiStepsState(NamedTuple):
     """State of ``multi_steps``."""
 
@@ -138,6 +141,7 @@ def skip_large_updates(
     return ~within
 
 
+@explains_misfits
 def multi_steps(
     inner: GradientTransformation,
     every_k: int | Schedule,

@@ -15,11 +15,14 @@ from torch import Tensor
 from . import _hyper, _rule
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, average_square, double, root, wide
+from ._node import public_node
 from ._schedule import Schedule, check_lr, with_schedule
+from ._spelling import explains_misfits
 from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class AdamState(NamedTuple):
     """State of Adam: four trees of the structure of params."""
 
@@ -90,6 +93,7 @@ class ScaleByAdam(Direction):
         )
 
 
+@explains_misfits
 def adam(
     lr: Hyperparameter | Schedule = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -155,6 +159,7 @@ def adam(
     return with_schedule(_checked(made))
 
 
+@explains_misfits
 def adamw(
     lr: Hyperparameter | Schedule = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -187,6 +192,7 @@ def adamw(
     return with_schedule(_checked(made))
 
 
+@explains_misfits
 def scale_by_adam(
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,

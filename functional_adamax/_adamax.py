@@ -18,12 +18,15 @@ from torch import Tensor
 from . import _check, _context, _execute, _hyper, _kernel, _rule, _step, _tree
 from ._hyper import Hyperparameter
 from ._kernel import Group
+from ._node import public_node
 from ._rule import Columns, Leaf
 from ._schedule import Schedule, check_lr, with_schedule
+from ._spelling import explains_misfits
 from ._transform import Direction, Donated, GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
 
+@public_node
 class AdamaxState(NamedTuple):
     """State of Adamax: three trees of the structure of params.
 
@@ -129,10 +132,11 @@ class Adamax(Transform):
         t, spec = _tree.flatten(state.step)
         m = _tree.match(spec, state.exp_avg, "state.exp_avg", "state.step")
         u = _tree.match(spec, state.exp_inf, "state.exp_inf", "state.step")
-        g = _tree.match(spec, grads, "grads", "the params that init was given")
+        given = "the params that init was given"
+        g = _tree.match(spec, grads, "grads", given, _check.FITTING)
         p = [None] * len(t)
         if params is not None:
-            p = _tree.match(spec, params, "params", "the params that init was given")
+            p = _tree.match(spec, params, "params", given)
         elif not _hyper.is_zero(self.weight_decay):
             _check.reject_missing_params(grads)
         return spec, Columns(p, g, m, u, t)
@@ -234,6 +238,7 @@ class ScaleByAdamax(Direction):
         return Adamax(-1.0, self.betas, self.eps, state_dtype=dtype, derivative_floor=floor)
 
 
+@explains_misfits
 def adamax(
     lr: Hyperparameter | Schedule = 2e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -303,6 +308,7 @@ def adamax(
     return with_schedule(_checked(made))
 
 
+@explains_misfits
 def adamaxw(
     lr: Hyperparameter | Schedule = 2e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -335,6 +341,7 @@ def adamaxw(
     return with_schedule(_checked(made))
 
 
+@explains_misfits
 def scale_by_adamax(
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _check, _hyper, _norm, _tree
 from ._hyper import Hyperparameter
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Stateless
 from ._tree import EmptyState, Tree
 
@@ -58,6 +59,7 @@ def _by_unit(u: Tensor, p: Tensor, clipping: Any, eps: Any) -> Tensor:
     return _norm.shortened(u, unit, root, clipping * torch.maximum(size * length, eps))
 
 
+@explains_misfits
 def adaptive_grad_clip(
     clipping: Hyperparameter, eps: Hyperparameter = 1e-3
 ) -> GradientTransformation:

@@ -44,7 +44,7 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
 def updated(params: Tree, updates: Tree) -> Tree:
     """``apply_updates`` as a part of a step."""
     leaves, spec = _check.parameters(params)
-    given = _tree.match(spec, updates, "updates", "params")
+    given = _tree.match(spec, updates, "updates", "params", "; update returns (updates, state)")
     like = [p if _check.trainable(p) else None for p in leaves]
     _check.gradients(spec, given, like, "apply_updates", "updates")
     new = [p if u is None else add(p, u) for p, u in zip(leaves, given, strict=True)]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import _tree
 from ._schedule import Schedule, ask, is_schedule
+from ._spelling import answer
 
 
 def arguments(
@@ -35,14 +36,16 @@ def arguments(
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         name = getattr(factory, "__name__", repr(factory))
-        taken = ", ".join(signature.parameters)
-        raise TypeError(f"{name}: {error}; it takes {taken}") from None
+        raise TypeError(f"{name}: {error}{answer(factory, args, kwargs)}") from None
     explicit = set(bound.arguments)
     bound.apply_defaults()
     given: dict[str, Any] = {}
     for name, parameter in bound.signature.parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            raise TypeError(f"{name} of {factory!r} cannot be given by name")
+            raise TypeError(
+                f"{name} of {factory!r} cannot be given by name: give the transform that it makes, "
+                "or a function of hyperparameters that makes it"
+            )
         value = bound.arguments[name]
         given.update(value if parameter.kind is parameter.VAR_KEYWORD else {name: value})
     return explicit, given

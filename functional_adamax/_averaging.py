@@ -18,10 +18,13 @@ from torch import Tensor
 from . import _apply, _check, _hyper, _rule, _tree
 from ._hyper import Hyperparameter
 from ._momentum import blend, per_leaf
+from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class AverageState(NamedTuple):
     """State of ``params_ema`` and ``params_average``."""
 
@@ -122,6 +125,7 @@ def _copies(n: Tensor, due: Tensor) -> Tensor:
     return (n == 0) | ((n == 1) & due)
 
 
+@explains_misfits
 def params_ema(
     decay: Hyperparameter,
     debias: bool = False,
@@ -167,6 +171,7 @@ def params_ema(
     return ParamsEma(decay, debias, every, accumulator_dtype).pair()
 
 
+@explains_misfits
 def params_average(
     every: int = 1, start: int = 0, accumulator_dtype: torch.dtype | None = None
 ) -> GradientTransformation:
@@ -226,7 +231,8 @@ def averaged(state: Any, params: Tree = None) -> Tree:
     if len(found) != 1:
         raise ValueError(
             f"state must hold the state of one params_ema or params_average, got {len(found)} "
-            "of them: pass the state of that link"
+            "of them: "
+            + ("pass the state of that link" if found else "make params_ema() the last link of tx")
         )
     averages, spec = _tree.flatten(found[0].average)
     if params is None:

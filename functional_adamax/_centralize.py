@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from . import _check, _rule, _tree
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Stateless
 from ._tree import EmptyState, Tree
 
@@ -33,6 +34,7 @@ def _centered(u: Tensor) -> Tensor:
     return (wide - wide.mean(tuple(range(1, u.dim())), keepdim=True)).to(u.dtype)
 
 
+@explains_misfits
 def centralize() -> GradientTransformation:
     """Subtract from the update of each unit its mean.
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import _tree
+from . import _check, _tree
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Stateless, Transform, Update
 from ._tree import EmptyState, Tree
 
@@ -46,6 +47,7 @@ class Chain(Transform):
                 f"state must be the tuple of {len(self.links)} states that init returned, one "
                 f"for each link, got {type(state).__name__}"
                 + (f" of {len(state)}" if isinstance(state, tuple) else "")
+                + _check.ORDER
             )
         states = []
         for link, link_state in zip(self.links, state, strict=True):
@@ -76,6 +78,7 @@ class NamedChain(Transform):
             raise ValueError(
                 f"state must be the dict of the states that init returned, with the keys {names}, "
                 f"got {list(state) if isinstance(state, dict) else type(state).__name__}"
+                + _check.ORDER
             )
         states = {}
         for name, link in self.links:
@@ -114,6 +117,7 @@ class Function(Stateless):
         return self.function(updates, params), state
 
 
+@explains_misfits
 def identity() -> GradientTransformation:
     """Pass the updates on unchanged. The state is ``EmptyState()``.
 
@@ -125,6 +129,7 @@ def identity() -> GradientTransformation:
     return Identity().pair()
 
 
+@explains_misfits
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
     """Apply transforms one after another: the first sees the gradients, the last is applied.
 
@@ -149,6 +154,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
     return Chain(tuple(links)).pair()
 
 
+@explains_misfits
 def named_chain(*links: tuple[str, GradientTransformation]) -> GradientTransformation:
     """``chain`` whose state is a dict, so that the state of a link is found by its name.
 
@@ -169,7 +175,8 @@ def named_chain(*links: tuple[str, GradientTransformation]) -> GradientTransform
     """
     for i, link in enumerate(links):
         if not (isinstance(link, tuple) and len(link) == 2 and isinstance(link[0], str)):
-            raise TypeError(f"named_chain: links[{i}] must be (name, transform), got {link!r}")
+            got = "a dict: named_chain(*links.items())" if isinstance(link, dict) else repr(link)
+            raise TypeError(f"named_chain: links[{i}] must be (name, transform), got {got}")
     names = [name for name, _ in links]
     for name in names:
         if names.count(name) > 1:
@@ -179,6 +186,7 @@ def named_chain(*links: tuple[str, GradientTransformation]) -> GradientTransform
     ).pair()
 
 
+@explains_misfits
 def set_to_zero() -> GradientTransformation:
     """Make every update zero, and keep no state: the parameters stay as they are.
 
@@ -192,6 +200,7 @@ def set_to_zero() -> GradientTransformation:
     return SetToZero().pair()
 
 
+@explains_misfits
 def stateless(function: Callable[[Tree, Tree], Tree]) -> GradientTransformation:
     """Make a transform without state of ``function(updates, params) -> updates``.
 
@@ -218,8 +227,16 @@ def checked_link(what: str, link: Any) -> GradientTransformation:
     """
     if not (isinstance(link, tuple) and len(link) == 2 and all(map(callable, link))):
         got = repr(link)
+        kind = link if isinstance(link, type) else type(link)
         if inspect.isroutine(link):
             got = f"the function {link.__name__}: call it"
+        elif hasattr(kind, "zero_grad"):
+            got = (
+                f"the optimizer {kind.__name__}: it steps by itself; compat.as_transform makes a "
+                "transform of a class of torch"
+            )
+        elif isinstance(link, list):
+            got = f"a list: give its {len(link)} items one by one, chain(*transforms)"
         elif "\n" in got:
             got = type(link).__name__
         raise TypeError(f"{what} must be a pair (init, update) of functions, got {got}")

@@ -13,6 +13,12 @@ from torch import Tensor
 from . import _tree
 from ._tree import Tree
 
+ORDER = "; update takes (grads, state, params), and step returns (params, state)"
+"""What to look at where a state is none: the end of a message."""
+
+FITTING = "; a missing gradient is None, and dict(zip(params, grads)) gives a tuple its keys"
+"""What makes gradients fit: the end of a message."""
+
 _PACKAGE = __name__.split(".")[0]
 
 
@@ -26,7 +32,9 @@ def parameters(params: Tree) -> tuple[list[Any], Any]:
     for i, leaf in enumerate(leaves):
         if leaf is not None and not isinstance(leaf, Tensor):
             named = ": take {name: p.detach() for name, p in module.named_parameters()}"
-            hint = named if isinstance(leaf, (torch.nn.Module, Iterator)) else ""
+            hint = named if isinstance(leaf, (torch.nn.Module, Iterator, str)) else ""
+            if isinstance(leaf, (int, float, complex)) or hasattr(leaf, "__array__"):
+                hint = ": make a tensor of it, torch.as_tensor(value)"
             raise TypeError(
                 f"{_tree.paths(spec, 'params')[i]} must be a tensor or None, "
                 f"got {type(leaf).__name__}{hint}"
@@ -43,7 +51,7 @@ def state(given: Any, kind: type, hint: str = "") -> None:
     if not isinstance(given, kind):
         raise TypeError(
             f"state must be the {kind.__name__} that init returned, "
-            f"got {type(given).__name__}{hint}"
+            f"got {type(given).__name__}{hint}{ORDER}"
         )
 
 

@@ -1,8 +1,8 @@
 """Trees as plain containers, which ``torch.load(weights_only=True)`` accepts, and back.
 
-A state is made of NamedTuples, which a safe load refuses. Here each node becomes a dict
-from its field names, keys or positions to its children, so that a leaf is found by the
-structure around it and not by its place in a list.
+A state is made of NamedTuples, which a safe load takes only where their types are known. Here
+each node becomes a dict from its field names, keys or positions to its children, so that a leaf
+is found by the structure around it and not by its place in a list.
 """
 
 from __future__ import annotations

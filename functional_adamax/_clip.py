@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _check, _hyper, _norm, _rule, _tree
 from ._hyper import Hyperparameter
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Stateless
 from ._tree import EmptyState, Tree
 
@@ -103,6 +104,7 @@ def _by_rms(u: Tensor, limit: Any) -> Tensor:
     return _norm.shortened(u, unit, root, _norm.over_components(_hyper.cast(limit, x), u))
 
 
+@explains_misfits
 def clip(max_value: Hyperparameter) -> GradientTransformation:
     """Clip each element of the updates to [-max_value, max_value].
 
@@ -125,6 +127,7 @@ def clip(max_value: Hyperparameter) -> GradientTransformation:
     return Clip(max_value).pair()
 
 
+@explains_misfits
 def clip_by_global_norm(max_norm: float | Tensor) -> GradientTransformation:
     """Shorten the updates, all by one factor, to a norm of at most ``max_norm``.
 
@@ -161,6 +164,7 @@ def clip_by_global_norm(max_norm: float | Tensor) -> GradientTransformation:
     return ClipByGlobalNorm(max_norm).pair()
 
 
+@explains_misfits
 def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
     """Shorten the update of each leaf to a root mean square of at most ``threshold``.
 

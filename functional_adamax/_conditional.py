@@ -11,10 +11,13 @@ from torch import Tensor
 
 from . import _check, _finite, _tree
 from ._chain import call_update, checked_link
+from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class ConditionalState(NamedTuple):
     """State of a transform that a condition guards."""
 
@@ -50,6 +53,7 @@ class Conditionally(Transform):
         )
 
 
+@explains_misfits
 def conditionally(
     inner: GradientTransformation, condition: Callable[[Tensor], Any], otherwise: str = "pass"
 ) -> GradientTransformation:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from . import _check, _hyper, _rule, _tree
 from ._hyper import Hyperparameter
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Stateless
 from ._tree import EmptyState, Tree
 
@@ -37,6 +38,7 @@ class AddDecayedWeights(Stateless):
         return _tree.unflatten(spec, new), state
 
 
+@explains_misfits
 def add_decayed_weights(weight_decay: Hyperparameter = 0.0) -> GradientTransformation:
     """Add decayed weights to the updates; ``update`` needs ``params``.
 

@@ -16,16 +16,20 @@ from torch import Tensor
 
 from . import _check, _tree
 from ._chain import call_update, checked_link
+from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
 
+@public_node
 class ZeroNansState(NamedTuple):
     """State of ``zero_nans``."""
 
     found: Tree  # (), bool: whether the last gradient of the leaf had something to replace
 
 
+@public_node
 class ApplyIfFiniteState(NamedTuple):
     """State of ``apply_if_finite``."""
 
@@ -158,6 +162,7 @@ def zeros_unless(condition: Tensor, updates: Tree) -> Tree:
     )
 
 
+@explains_misfits
 def zero_nans(*, infinities: bool = False) -> GradientTransformation:
     """Set every element of the updates that is NaN to zero.
 
@@ -180,6 +185,7 @@ def zero_nans(*, infinities: bool = False) -> GradientTransformation:
     return ZeroNans(bool(infinities)).pair()
 
 
+@explains_misfits
 def apply_if_finite(
     inner: GradientTransformation, max_consecutive_errors: int
 ) -> GradientTransformation:

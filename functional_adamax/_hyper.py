@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
+from ._spelling import about_parameters
 from ._tree import Tree
 
 Hyperparameter: TypeAlias = float | Tensor | Tree
@@ -43,7 +44,9 @@ def check(
         path = name if spec.is_leaf() else _tree.paths(spec, name)[i]
         if not is_number(leaf):
             got = f"a {leaf.dtype} tensor" if isinstance(leaf, Tensor) else repr(leaf)
-            raise TypeError(f"{path} must be a real number or a real tensor, got {got}")
+            raise TypeError(
+                f"{path} must be a real number or a real tensor, got {got}{about_parameters(leaf)}"
+            )
         _check_number(path, leaf, upper, signed)
 
 
@@ -77,7 +80,9 @@ def _check_number(path: str, value: float, upper: float, signed: bool) -> None:
 def check_pair(name: str, value: Any) -> None:
     """Check that ``value`` is a pair of hyperparameters in [0, 1)."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name} must be a pair of hyperparameters, got {value!r}")
+        raise TypeError(
+            f"{name} must be a pair of hyperparameters, such as (0.9, 0.999), got {value!r}"
+        )
     for i, item in enumerate(value):
         check(f"{name}[{i}]", item, 1.0)
 

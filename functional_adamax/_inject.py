@@ -20,11 +20,14 @@ from torch import Tensor
 from . import _check, _rule, _tree
 from ._arguments import arguments, declared, is_numeric, schedules_in
 from ._chain import call_update
+from ._node import public_node
 from ._schedule import Schedule, ask
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class InjectState(NamedTuple):
     """State of a transform whose hyperparameters are injected."""
 
@@ -89,6 +92,7 @@ def _tensor(device: torch.device, value: Any) -> Any:
     return torch.tensor(value, dtype=dtype, device=device) if isinstance(value, Real) else value
 
 
+@explains_misfits
 def inject_hyperparams(
     factory: Callable[..., GradientTransformation], static: str | Sequence[str] = ()
 ) -> Callable[..., GradientTransformation]:
@@ -128,7 +132,10 @@ def inject_hyperparams(
         tensor([-0.2500])
     """
     if not callable(factory):
-        raise TypeError(f"factory must be a function that makes a transform, got {factory!r}")
+        raise TypeError(
+            f"factory must be a function that makes a transform, got {factory!r}: give the "
+            "function itself, as in inject_hyperparams(adamax)(lr=0.1)"
+        )
     names = (static,) if isinstance(static, str) else tuple(static)
     return partial(_injected, factory, names)
 

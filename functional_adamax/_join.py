@@ -16,6 +16,7 @@ from torch import Tensor
 from . import _rule
 from ._curve import Curve, Scalar, check_scalar, scalar
 from ._schedules import exponential_decay, linear_schedule
+from ._spelling import explains_misfits
 from ._warmup import warmup_cosine_decay_schedule
 
 
@@ -57,6 +58,7 @@ def _like(boundary: Scalar, count: Tensor) -> Tensor:
     return torch.ones_like(count, dtype=dtype) * boundary
 
 
+@explains_misfits
 def join_schedules(
     schedules: Sequence[Callable[[Tensor], Any]], boundaries: Sequence[Scalar]
 ) -> Curve:
@@ -101,6 +103,7 @@ def join_schedules(
     return Join(schedules, boundaries)
 
 
+@explains_misfits
 def warmup_exponential_decay_schedule(
     init_value: Scalar,
     peak_value: Scalar,
@@ -131,6 +134,7 @@ def warmup_exponential_decay_schedule(
     )
 
 
+@explains_misfits
 def sgdr_schedule(cosine_kwargs: Iterable[Mapping[str, Scalar]]) -> Curve:
     """Cosine decay with warm restarts: one ``warmup_cosine_decay_schedule`` after another.
 

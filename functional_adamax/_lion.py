@@ -16,11 +16,14 @@ from torch import Tensor
 from . import _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, sign, wide
+from ._node import public_node
 from ._schedule import Schedule, check_lr, with_schedule
+from ._spelling import explains_misfits
 from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class LionState(NamedTuple):
     """State of Lion: two trees of the structure of params."""
 
@@ -66,6 +69,7 @@ class ScaleByLion(Direction):
         return Lion(lr=-1.0, betas=self.betas, state_dtype=self.state_dtype)
 
 
+@explains_misfits
 def lion(
     lr: Hyperparameter | Schedule = 1e-4,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99),
@@ -121,6 +125,7 @@ def lion(
     return with_schedule(Lion(lr, weight_decay, maximize, state_dtype, betas))
 
 
+@explains_misfits
 def scale_by_lion(
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99),
     state_dtype: torch.dtype | None = None,

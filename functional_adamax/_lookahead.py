@@ -16,10 +16,13 @@ from . import _apply, _check, _finite, _hyper, _tree
 from ._chain import call_update, checked_link
 from ._hyper import Hyperparameter
 from ._momentum import blend, per_leaf
+from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class LookaheadState(NamedTuple):
     """State of ``lookahead``."""
 
@@ -78,6 +81,7 @@ def _step(due: Tensor, p: Tensor, u: Tensor, slow: Tensor, size: Any) -> tuple[T
     return update, torch.where(due, synced, slow)
 
 
+@explains_misfits
 def lookahead(
     inner: GradientTransformation,
     sync_period: int,

@@ -6,15 +6,16 @@ a missing parameter has none, and every transform can be masked without knowing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 
-from . import _tree
+from . import _check, _tree
 from ._chain import call_update, checked_link
-from ._transform import GradientTransformation, Stateless, Transform
+from ._spelling import explains_misfits
+from ._transform import Data, GradientTransformation, Init, Stateless, Transform, Update
 from ._tree import EmptyState, Tree
 
 Mask: TypeAlias = Tree | Callable[[Tree], Tree]
@@ -33,6 +34,20 @@ class ByPath:
     def values(self, tree: Tree) -> list[Any]:
         """What ``function`` says, leaf by leaf."""
         return [self.function(name) for name in _tree.names(_tree.flatten(tree)[1])]
+
+
+def goes_by_path(value: Any) -> bool:
+    """Whether a transform, or a part of one, asks ``by_path`` for its leaves."""
+    if isinstance(value, (Init, Update)):
+        return goes_by_path(value.transform)
+    parts: Iterable[Any] = ()
+    if isinstance(value, Data):
+        parts = value._values().values()
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    return isinstance(value, ByPath) or any(map(goes_by_path, parts))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,7 +93,7 @@ class Partition(Transform):
             raise ValueError(
                 "state must be the dict of the states that init returned, with the keys "
                 f"{list(self.transforms)}, got "
-                f"{list(state) if isinstance(state, dict) else type(state).__name__}"
+                f"{list(state) if isinstance(state, dict) else type(state).__name__}{_check.ORDER}"
             )
         updates = _like_params(updates, params)
         parts = self._parts(updates if params is None else params)
@@ -208,6 +223,7 @@ def by_path(function: Callable[[str], Any]) -> Callable[[Tree], Tree]:
     return ByPath(function)
 
 
+@explains_misfits
 def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
     """Apply ``inner`` where ``mask`` is True; elsewhere updates pass as they are.
 
@@ -234,6 +250,7 @@ def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
     return Masked(checked_link("inner", inner), mask).pair()
 
 
+@explains_misfits
 def partition(
     transforms: Mapping[str, GradientTransformation], labels: Tree | Callable[[Tree], Tree]
 ) -> GradientTransformation:
@@ -265,6 +282,7 @@ def partition(
     return Partition(checked, labels).pair()
 
 
+@explains_misfits
 def freeze(mask: Mask) -> GradientTransformation:
     """Make updates zero where ``mask`` is True, as the last link of a chain.
 

@@ -85,7 +85,7 @@ class Method(Transform):
         _check.state(state, self.state)
         steps, spec = _tree.flatten(state.step)
         given = "the params that init was given"
-        grads = _tree.match(spec, updates, "grads", given)
+        grads = _tree.match(spec, updates, "grads", given, _check.FITTING)
         leaves: list[Any] = [None] * len(steps)
         if params is not None:
             leaves = _tree.match(spec, params, "params", given)

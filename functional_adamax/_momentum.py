@@ -16,10 +16,13 @@ from torch import Tensor
 
 from . import _check, _hyper, _rule, _tree
 from ._hyper import Hyperparameter
+from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
 
+@public_node
 class EmaState(NamedTuple):
     """State of ``ema``: two trees of the structure of params.
 
@@ -30,6 +33,7 @@ class EmaState(NamedTuple):
     exp_avg: Tree  # shape of the leaf; accumulator_dtype, or the leaf's dtype
 
 
+@public_node
 class TraceState(NamedTuple):
     """State of ``trace``; a leaf without state holds ``EmptyState()``."""
 
@@ -142,6 +146,7 @@ def _given(spec: Any, updates: Tree, kept: list[Any], what: str) -> list[Any]:
     return given
 
 
+@explains_misfits
 def ema(
     decay: Hyperparameter, debias: bool = True, accumulator_dtype: torch.dtype | None = None
 ) -> GradientTransformation:
@@ -178,6 +183,7 @@ def ema(
     return Ema(decay, debias, accumulator_dtype).pair()
 
 
+@explains_misfits
 def trace(
     decay: Hyperparameter, nesterov: bool = False, accumulator_dtype: torch.dtype | None = None
 ) -> GradientTransformation:

@@ -16,11 +16,14 @@ from torch import Tensor
 from . import _check, _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, double, over_bias, wide
+from ._node import public_node
 from ._schedule import Schedule, check_lr, with_schedule
+from ._spelling import explains_misfits
 from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class NadamaxState(NamedTuple):
     """State of Nadamax: three trees of the structure of params."""
 
@@ -79,6 +82,7 @@ class ScaleByNadamax(Direction):
         return Nadamax(lr=-1.0, betas=self.betas, eps=self.eps, state_dtype=self.state_dtype)
 
 
+@explains_misfits
 def nadamax(
     lr: Hyperparameter | Schedule = 2e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
@@ -137,6 +141,7 @@ def nadamax(
     return with_schedule(_checked(made))
 
 
+@explains_misfits
 def scale_by_nadamax(
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,

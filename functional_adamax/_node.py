@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_type_hints
 
 import optree
 import torch
+from torch.utils import _pytree
 
 Tree: TypeAlias = Any
 """Any pytree known to optree: dict, list, tuple, NamedTuple, registered node, or one leaf."""
 
+Kind = TypeVar("Kind", bound=type[Any])
 
+
+def public_node(kind: Kind) -> Kind:
+    """Give a public NamedTuple its public name, wherever it is defined, in whatever is saved.
+
+    Under that name, ``functional_adamax.AdamaxState`` for example, pickles find it, and so do
+    the structures that ``torch.export`` saves, beside which it saves the example inputs. Those
+    it loads safely first.
+    """
+    kind.__annotations__ = get_type_hints(kind)  # which are looked up in the module it names
+    kind.__module__ = ".".join(x for x in kind.__module__.split(".") if not x.startswith("_"))
+    register = getattr(_pytree, "_register_namedtuple", None)  # which is private to torch
+    if register is not None:
+        register(kind, serialized_type_name=f"{kind.__module__}.{kind.__name__}")
+    torch.serialization.add_safe_globals([kind])
+    return kind
+
+
+@public_node
 class EmptyState(NamedTuple):
     """The state of a transform, or of one leaf, that has none."""
 

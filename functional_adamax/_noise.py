@@ -17,6 +17,8 @@ from torch import Tensor
 
 from . import _check, _hyper, _rule, _tree
 from ._hyper import Hyperparameter
+from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -26,6 +28,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 
+@public_node
 class NoiseState(NamedTuple):
     """State of ``add_noise``."""
 
@@ -114,6 +117,7 @@ def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
+@explains_misfits
 def add_noise(
     eta: Hyperparameter, gamma: Hyperparameter, seed: int | Tensor = 0
 ) -> GradientTransformation:

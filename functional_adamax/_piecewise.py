@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ._curve import Curve, Scalar, between, check_scalar, cosine, progress, scalar
+from ._spelling import explains_misfits
 
 Pieces: TypeAlias = Mapping[int, Scalar] | Iterable[tuple[Scalar, Scalar]] | None
 """Scales by boundary: a dict, or pairs (boundary, scale) in increasing order."""
@@ -59,6 +60,7 @@ class PiecewiseInterpolate(Curve):
         return value
 
 
+@explains_misfits
 def piecewise_constant_schedule(init_value: Scalar, boundaries_and_scales: Pieces = None) -> Curve:
     """Scaled by a factor at each boundary.
 
@@ -79,6 +81,7 @@ def piecewise_constant_schedule(init_value: Scalar, boundaries_and_scales: Piece
     return PiecewiseConstant(init_value, pieces(boundaries_and_scales))
 
 
+@explains_misfits
 def piecewise_interpolate_schedule(
     interpolate_type: str, init_value: Scalar, boundaries_and_scales: Pieces = None
 ) -> Curve:
@@ -105,6 +108,7 @@ def piecewise_interpolate_schedule(
     return PiecewiseInterpolate(interpolate_type, init_value, pieces(boundaries_and_scales))
 
 
+@explains_misfits
 def linear_onecycle_schedule(
     transition_steps: Scalar,
     peak_value: Scalar,
@@ -149,6 +153,7 @@ def linear_onecycle_schedule(
     return PiecewiseInterpolate("linear", peak_value / div_factor, boundaries)
 
 
+@explains_misfits
 def cosine_onecycle_schedule(
     transition_steps: Scalar,
     peak_value: Scalar,

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from . import _check, _hyper, _rule, _tree
 from ._curve import Scalar, check_scalar, scalar
+from ._node import public_node
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 
+@public_node
 class ReduceOnPlateauState(NamedTuple):
     """State of ``reduce_on_plateau``."""
 
@@ -124,6 +127,7 @@ def _observed(value: Any, like: Tensor) -> Tensor:
     return scalar(value.detach() if isinstance(value, Tensor) else value, like)
 
 
+@explains_misfits
 def reduce_on_plateau(
     factor: Scalar = 0.1,
     patience: Scalar = 10,

@@ -14,11 +14,14 @@ from torch import Tensor
 from . import _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, average, average_square, root, wide
+from ._node import public_node
 from ._schedule import Schedule, check_lr, with_schedule
+from ._spelling import explains_misfits
 from ._transform import Direction, GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class RmspropState(NamedTuple):
     """State of RMSprop: four trees of the structure of params."""
 
@@ -87,6 +90,7 @@ class ScaleByRms(Direction):
         )
 
 
+@explains_misfits
 def rmsprop(
     lr: Hyperparameter | Schedule = 1e-2,
     alpha: Hyperparameter = 0.99,
@@ -157,6 +161,7 @@ def rmsprop(
     )
 
 
+@explains_misfits
 def scale_by_rms(
     alpha: Hyperparameter = 0.99,
     eps: Hyperparameter = 1e-8,

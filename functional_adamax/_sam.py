@@ -16,6 +16,7 @@ from torch import Tensor
 from . import _apply, _check, _hyper, _norm, _tree
 from ._chain import call_update, checked_link
 from ._hyper import Hyperparameter
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
@@ -91,6 +92,7 @@ def _moved(g: Tensor, unit: Tensor, root: Tensor, rho: Any) -> Tensor:
     return torch.view_as_complex(step) if g.is_complex() else step
 
 
+@explains_misfits
 def sam(
     inner: GradientTransformation, rho: Hyperparameter = 0.05, adaptive: bool = False
 ) -> GradientTransformation:

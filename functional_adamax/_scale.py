@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from . import _hyper, _rule, _tree
 from ._hyper import Hyperparameter
 from ._schedule import Schedule, check_lr, with_schedule
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Stateless
 from ._tree import EmptyState, Tree
 
@@ -52,6 +53,7 @@ def _scaled(updates: Tree, name: str, factor: Hyperparameter, sign: int) -> Tree
     return _tree.unflatten(spec, new)
 
 
+@explains_misfits
 def scale(factor: Hyperparameter) -> GradientTransformation:
     """Multiply the updates by ``factor``: ``update <- factor * update``.
 
@@ -68,6 +70,7 @@ def scale(factor: Hyperparameter) -> GradientTransformation:
     return Scale(factor).pair()
 
 
+@explains_misfits
 def scale_by_learning_rate(lr: Hyperparameter | Schedule) -> GradientTransformation:
     """Turn a direction into a descent step: ``update <- -lr * update``.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _check, _hyper, _tree
 from ._hyper import Hyperparameter
+from ._node import public_node
 from ._transform import Donated, GradientTransformation, Transform
 from ._tree import Tree
 
@@ -18,6 +19,7 @@ Schedule: TypeAlias = Callable[[Tensor], Any]
 """A function of the number of ``update`` calls before this one (0-d int64, first call: 0)."""
 
 
+@public_node
 class ScheduledState(NamedTuple):
     """State of a transform whose learning rate is a schedule."""
 

@@ -23,11 +23,14 @@ from ._chain import call_update, checked_link
 from ._curve import Scalar, check_scalar, scalar
 from ._hyper import Hyperparameter
 from ._momentum import per_leaf
+from ._node import public_node
 from ._schedule import Schedule, check_lr, is_schedule, with_schedule
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import EmptyState, Tree
 
 
+@public_node
 class ScheduleFreeState(NamedTuple):
     """State of ``schedule_free``: trees like params, ``EmptyState()`` for a leaf without state.
 
@@ -136,6 +139,7 @@ def _zeros(x: Any) -> Any:
     return torch.zeros_like(x) if isinstance(x, Tensor) else x
 
 
+@explains_misfits
 def schedule_free(
     inner: GradientTransformation,
     lr: Hyperparameter | Schedule,

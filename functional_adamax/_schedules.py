@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._curve import Curve, Scalar, between, check_scalar, cosine, power, progress, scalar
+from ._spelling import explains_misfits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,6 +90,7 @@ class CosineDecay(Curve):
         return between(start, start * scalar(self.alpha, t), bend)
 
 
+@explains_misfits
 def constant_schedule(value: Scalar) -> Curve:
     """The same value at every count.
 
@@ -103,6 +105,7 @@ def constant_schedule(value: Scalar) -> Curve:
     return Constant(value)
 
 
+@explains_misfits
 def polynomial_schedule(
     init_value: Scalar,
     end_value: Scalar,
@@ -144,6 +147,7 @@ def polynomial_schedule(
     return Polynomial(init_value, end_value, power, transition_steps, transition_begin)
 
 
+@explains_misfits
 def linear_schedule(
     init_value: Scalar,
     end_value: Scalar,
@@ -161,6 +165,7 @@ def linear_schedule(
     return polynomial_schedule(init_value, end_value, 1, transition_steps, transition_begin)
 
 
+@explains_misfits
 def exponential_decay(
     init_value: Scalar,
     transition_steps: Scalar,
@@ -199,6 +204,7 @@ def exponential_decay(
     )
 
 
+@explains_misfits
 def cosine_decay_schedule(
     init_value: Scalar, decay_steps: Scalar, alpha: Scalar = 0.0, exponent: Scalar = 1.0
 ) -> Curve:

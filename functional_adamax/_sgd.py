@@ -15,12 +15,15 @@ from torch import Tensor
 from . import _hyper
 from ._hyper import Hyperparameter, cast
 from ._method import Method, Moments, wide
+from ._node import public_node
 from ._rule import add_scaled
 from ._schedule import Schedule, check_lr, with_schedule
+from ._spelling import explains_misfits
 from ._transform import GradientTransformation
 from ._tree import Tree
 
 
+@public_node
 class SgdState(NamedTuple):
     """State of SGD: two trees of the structure of params."""
 
@@ -58,6 +61,7 @@ class Sgd(Method):
         return direction * cast(-h["lr"], direction), {"momentum_buffer": b}
 
 
+@explains_misfits
 def sgd(
     lr: Hyperparameter | Schedule,
     momentum: Hyperparameter = 0.0,

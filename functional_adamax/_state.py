@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _hyper, _tree
 from ._inject import InjectState
+from ._spelling import suggestion
 from ._transform import GradientTransformation
 from ._tree import EmptyState, Tree
 
@@ -41,7 +42,7 @@ def tree_get(state: Tree, name: str) -> Any:
         >>> tree_get(chain(identity(), scale_by_adamax()).init(torch.zeros(2)), "exp_avg")
         tensor([0., 0.])
     """
-    return _one(tree_get_all(state, name), name)[1]
+    return _one(tree_get_all(state, name), name, state)[1]
 
 
 def tree_set(state: Tree, **values: Any) -> Tree:
@@ -60,7 +61,7 @@ def tree_set(state: Tree, **values: Any) -> Tree:
         tensor([1., 1.])
     """
     for name, value in values.items():
-        path, _ = _one(tree_get_all(state, name), name)
+        path, _ = _one(tree_get_all(state, name), name, state)
         state = _replaced(state, {path: value}, "state")
     return state
 
@@ -135,6 +136,9 @@ def get_hyperparams(state: Tree) -> dict[str, Any]:
     They are those of the last update; where a name is injected in several places, its keys are
     the paths instead.
 
+    Raises:
+        KeyError: ``inject_hyperparams`` is nowhere in the transform of this state.
+
     Example:
         >>> state = chain(identity(), inject_hyperparams(scale)(0.5)).init(torch.zeros(1))
         >>> get_hyperparams(state)
@@ -157,7 +161,7 @@ def set_hyperparams(state: Tree, **values: Any) -> Tree:
             of what it replaces, and must have its structure.
 
     Raises:
-        KeyError: a name that is not there, or is there in several places.
+        KeyError: a name that is not there, or is there in several places; or nothing is injected.
         TypeError: a value that is neither a number nor a real tensor.
         ValueError: a number that is not finite, or a tree of another structure.
 
@@ -170,8 +174,9 @@ def set_hyperparams(state: Tree, **values: Any) -> Tree:
     for name, value in values.items():
         places = [(f"{path}.hyperparams[{key!r}]", old) for path, key, old in found if key == name]
         if not places:
-            raise KeyError(f"{name!r} must be one of {sorted({key for _, key, _ in found})}")
-        path, old = _one(places, name)
+            names = sorted({key for _, key, _ in found})
+            raise KeyError(f"{name!r} must be one of {names}{suggestion(name, names)}")
+        path, old = _one(places, name, state)
         _hyper.check(name, value, signed=True)
         olds, spec = _tree.flatten(old)
         if isinstance(old, tuple) and isinstance(value, list):
@@ -199,13 +204,19 @@ def _like(value: Any, old: Any) -> Any:
 
 
 def _injected(state: Tree) -> list[tuple[str, str, Any]]:
-    """(path, name, value) of every injected hyperparameter."""
-    return [
-        (path, name, value)
-        for path, node in _nodes(state, "state")
-        if isinstance(node, InjectState)
-        for name, value in node.hyperparams.items()
-    ]
+    """(path, name, value) of every injected hyperparameter.
+
+    Raises:
+        KeyError: the state is not that of a transform with injected hyperparameters.
+    """
+    states = [(path, x) for path, x in _nodes(state, "state") if isinstance(x, InjectState)]
+    if not states:
+        raise KeyError(
+            "the state must have hyperparameters in it, got "
+            f"{type(state).__name__} without: make its transform by inject_hyperparams, for "
+            "example tx = inject_hyperparams(adamax)(lr=0.1)"
+        )
+    return [(path, name, x) for path, node in states for name, x in node.hyperparams.items()]
 
 
 def _children(node: Tree, path: str) -> list[tuple[Any, str, Any]]:
@@ -234,9 +245,15 @@ def _find(node: Tree, name: str, path: str) -> Iterator[tuple[str, Any]]:
                 yield from _find(child, name, below)
 
 
-def _one(found: list[tuple[str, Any]], name: str) -> tuple[str, Any]:
+def _one(found: list[tuple[str, Any]], name: str, state: Tree) -> tuple[str, Any]:
     if not found:
-        raise KeyError(f"{name!r} must be the name of a field or a key in the state")
+        nodes = [node for _, node in _nodes(state, "state") if _tree.is_node(node)]
+        fields = [x for node in nodes for x in getattr(node, "_fields", ())]
+        keys = [key for node in nodes if isinstance(node, dict) for key in map(str, node)]
+        raise KeyError(
+            f"{name!r} must be the name of a field or a key in the state, whose fields are "
+            f"{', '.join(dict.fromkeys(fields)) or 'none'}{suggestion(name, [*fields, *keys])}"
+        )
     if len(found) > 1:
         paths = ", ".join(path for path, _ in found)
         raise KeyError(

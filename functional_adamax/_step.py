@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import _context, _growth, _tree
+from . import _check, _context, _growth, _tree
 from ._apply import updated
 from ._chain import call_update, checked_link
 from ._transform import Donated, GradientTransformation, Update
@@ -58,8 +58,10 @@ def step(
         >>> params
         tensor([0.5000, 2.5000])
     """
-    if not hasattr(tx, "update"):
+    if not hasattr(tx, "init"):  # which a dict has not, unlike update
         tx = checked_link("tx", tx)  # raises, naming what was given
+    if params is None and grads is not None:
+        _check.params_given(None, "to step")
     tx = settled(tx, state)
     if donate:
         if isinstance(tx.update, Update) and tx.update.transform.overwrite(grads, state, params):

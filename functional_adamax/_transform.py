@@ -151,6 +151,8 @@ class Init:
     def __call__(self, params: Tree) -> Any:
         return self.transform.init(params)
 
+    __call__.__qualname__ = "init"  # which errors of Python name
+
 
 @dataclass(frozen=True)
 class Update:
@@ -160,6 +162,8 @@ class Update:
 
     def __call__(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
         return self.transform.update(updates, state, params, **extra)
+
+    __call__.__qualname__ = "update"
 
 
 def same(a: Any, b: Any) -> bool:

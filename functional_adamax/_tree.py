@@ -70,8 +70,8 @@ def insertion_order(tree: Tree) -> list[int]:
     return [position[path] for path in inserted]
 
 
-def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
-    """Return the leaves of ``tree`` in the order of ``spec``.
+def match(spec: Any, tree: Tree, name: str, wanted: str, cure: str = "") -> list[Any]:
+    """Return the leaves of ``tree`` in the order of ``spec``; errors end in ``cure``.
 
     ``dict``, ``OrderedDict`` and ``defaultdict`` stand for one another, in any key order.
 
@@ -82,14 +82,14 @@ def match(spec: Any, tree: Tree, name: str, wanted: str) -> list[Any]:
         leaves: list[Any] = spec.flatten_up_to(tree)
     except ValueError:
         problem = _mismatch(unflatten(spec, [None] * spec.num_leaves), tree, name)
-        raise ValueError(f"{name} must have the structure of {wanted}: {problem}") from None
+        raise ValueError(f"{name} must have the structure of {wanted}: {problem}{cure}") from None
     if are_leaves(leaves):
         return leaves
     for i, leaf in enumerate(leaves):
         if leaf is not None and not isinstance(leaf, (Tensor, EmptyState)):
             raise TypeError(
                 f"{paths(spec, name)[i]} must be a tensor or None, got "
-                f"{type(leaf).__name__}; {name} must have the structure of {wanted}"
+                f"{type(leaf).__name__}; {name} must have the structure of {wanted}{cure}"
             )
     return leaves
 
@@ -101,6 +101,8 @@ def _mismatch(wanted: Tree, tree: Tree, name: str, prefix: bool = False) -> str 
     if not is_node(wanted):
         return f"{name} must be one value, got a {type(tree).__name__}" if is_node(tree) else None
     if not is_node(tree):
+        return f"{name} must be a {type(wanted).__name__}, got {type(tree).__name__}"
+    if type(wanted) is not type(tree) and not (isinstance(wanted, dict) and isinstance(tree, dict)):
         return f"{name} must be a {type(wanted).__name__}, got {type(tree).__name__}"
     children, keys, _ = open_node(wanted)
     others, other_keys, _ = open_node(tree)
@@ -115,8 +117,6 @@ def _mismatch(wanted: Tree, tree: Tree, name: str, prefix: bool = False) -> str 
         below = _mismatch(child, found[key], at[key], prefix)
         if below is not None:
             return below
-    if type(wanted) is not type(tree) and not (isinstance(wanted, dict) and isinstance(tree, dict)):
-        return f"{name} must be a {type(wanted).__name__}, got {type(tree).__name__}"
     return None
 
 

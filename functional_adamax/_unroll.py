@@ -17,10 +17,12 @@ from torch import Tensor
 
 from . import _check, _context, _loss, _remat, _step, _tree
 from ._chain import checked_link
+from ._node import public_node
 from ._transform import GradientTransformation
 from ._tree import EmptyState, Tree
 
 
+@public_node
 class Unrolled(NamedTuple):
     """What an inner loop returns."""
 

@@ -17,6 +17,7 @@ from ._adamax import Adamax
 from ._chain import call_update, checked_link
 from ._hyper import Hyperparameter
 from ._method import sign
+from ._spelling import explains_misfits
 from ._transform import Direction, GradientTransformation, Stateless, Transform
 from ._tree import EmptyState, Tree
 
@@ -94,6 +95,7 @@ def _agreeing(u: Tensor, g: Tensor, ascending: bool) -> Tensor:
     return torch.where(against, 0.0, u.to(dtype) / share).to(u.dtype)
 
 
+@explains_misfits
 def scale_by_sign() -> GradientTransformation:
     """Replace each update by its sign.
 
@@ -117,6 +119,7 @@ def scale_by_sign() -> GradientTransformation:
     return ScaleBySign().pair()
 
 
+@explains_misfits
 def scale_by_amsmax(
     beta: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-8,
@@ -167,6 +170,7 @@ def scale_by_amsmax(
     return ScaleByAmsmax(beta, eps, state_dtype, derivative_floor).pair()
 
 
+@explains_misfits
 def cautious(inner: GradientTransformation, *, ascending: bool = False) -> GradientTransformation:
     """Leave out the elements of the updates of ``inner`` that go against the gradient.
 

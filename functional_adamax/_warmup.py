@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._curve import Curve, Scalar, between, check_scalar, cosine, power, progress, scalar
 from ._schedules import linear_schedule
+from ._spelling import explains_misfits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +61,7 @@ class WarmupStableDecay(Curve):
         return torch.where(t < warmup, up, between(peak, scalar(self.end_value, t), left))
 
 
+@explains_misfits
 def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar) -> Curve:
     """A line from ``init_value`` to ``peak_value`` in ``warmup_steps`` steps, constant from there.
 
@@ -73,6 +75,7 @@ def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_step
     return linear_schedule(init_value, peak_value, warmup_steps)
 
 
+@explains_misfits
 def warmup_cosine_decay_schedule(
     init_value: Scalar,
     peak_value: Scalar,
@@ -111,6 +114,7 @@ def warmup_cosine_decay_schedule(
     return WarmupCosineDecay(init_value, peak_value, warmup_steps, decay_steps, end_value, exponent)
 
 
+@explains_misfits
 def warmup_stable_decay_schedule(
     init_value: Scalar,
     peak_value: Scalar,

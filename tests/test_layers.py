@@ -13,7 +13,7 @@ import functional_adamax
 PACKAGE = Path(functional_adamax.__file__).parent
 
 LAYERS = [
-    {"_bounded", "_context", "_native", "_node", "_symbols", "_triton_kernel"},
+    {"_bounded", "_context", "_native", "_node", "_spelling", "_symbols", "_triton_kernel"},
     {"_traced_tree"},
     {"_tree"},
     {"_affine", "_capture", "_check", "_hyper"},

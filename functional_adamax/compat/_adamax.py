@@ -21,6 +21,7 @@ from .._adamax import AdamaxState
 from .._kernel import Group
 from .._rule import Leaf
 from .._schedule import is_schedule
+from .._spelling import explains_misfits
 from .._transform import Donated, GradientTransformation
 from .._tree import Tree
 from ._groups import check_group, uses_foreach, warn_about_group, warn_if_out_of_range
@@ -97,6 +98,7 @@ class Adamax(Optimizer):
 
     _in_turn = True
 
+    @explains_misfits
     def __init__(
         self,
         params: ParamsT,

@@ -28,8 +28,11 @@ def check_factory(given: Any) -> Factory:
             f"factory must make a transform, got the class {given.__name__}: use it as it is, or "
             "compat.as_transform makes a transform of it"
         )
-    if not callable(given):
-        raise TypeError(f"factory must be a transform or make one, got {given!r}")
+    if not callable(given) or isinstance(given, torch.nn.Module):
+        got = repr(given) if isinstance(given, (int, float, str)) else type(given).__name__
+        raise TypeError(
+            f"factory must be a transform or make one, got {got}: the order is (params, factory)"
+        )
     factory: Factory = given
     return factory
 

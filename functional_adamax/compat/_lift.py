@@ -16,10 +16,12 @@ from torch.optim import LBFGS
 from torch.optim.optimizer import Optimizer
 
 from .. import _check, _context, _tree
+from .._node import public_node
 from .._transform import GradientTransformation, Transform
 from .._tree import EmptyState, Tree
 
 
+@public_node
 class TorchState(NamedTuple):
     """State of a lifted optimizer."""
 
@@ -162,7 +164,10 @@ def as_transform(optimizer: Callable[..., Optimizer], **keywords: Any) -> Gradie
         tensor([0.5000, 1.5000])
     """
     if not callable(optimizer):
-        raise TypeError(f"optimizer must be a class of torch.optim, got {optimizer!r}")
+        raise TypeError(
+            f"optimizer must be a class of torch.optim, got a {type(optimizer).__name__}: give "
+            "the class and its keywords, as in as_transform(torch.optim.SGD, lr=0.1)"
+        )
     if isinstance(optimizer, type) and issubclass(optimizer, LBFGS):
         raise TypeError("optimizer must step without a closure, got LBFGS")
     made: Any = optimizer  # the check above narrows it too far

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _context, _hyper, _kernel, _step, _tree
+from .. import _check, _context, _hyper, _kernel, _step, _tree
 from .._arguments import arguments
 from .._kernel import Group
+from .._masked import goes_by_path
+from .._spelling import explains_misfits
 from .._transform import Donated, GradientTransformation, Transform, Update, same
 from .._tree import EmptyState, Tree
 from . import _loading, _schedules
@@ -29,7 +31,7 @@ from ._groups import check_writable, names_of
 from ._layout import Layout, keep, outline_of, with_memory, without_memory
 from ._shell import Run, Shell
 from ._shown import Said
-from ._values import held, tree_of
+from ._values import advice_on, held, tree_of
 
 Made = dict[tuple[int, ...], GradientTransformation]
 """Transforms by the groups, each by its id, that they step."""
@@ -76,6 +78,7 @@ class Optimizer(Shell):
     _in_turn = False
     """Whether parameters that share memory are stepped one after the other."""
 
+    @explains_misfits
     def __init__(
         self,
         params: ParamsT,
@@ -101,7 +104,8 @@ class Optimizer(Shell):
         self._written: list[Tensor] = []  # by the native kernel in the last step
         self._checked: dict[int, Any] = {}  # by the group, what was set over its schedules
         self._begin()
-        super().__init__(params, given)
+        with advice_on(params):
+            super().__init__(params, given)
 
     def __getstate__(self) -> dict[str, Any]:
         ours = ("_factory", "_couple", "_names", "_evaluates")
@@ -196,13 +200,20 @@ class Optimizer(Shell):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
-        super().add_param_group(param_group)
+        with advice_on(param_group.get("params") if isinstance(param_group, dict) else None):
+            super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.update({k: self.plain(v) for k, v in self._values(group).items()})
         try:
             values = self._values(group)
             _schedules.take(group, self._factory, values)
             self._evaluates |= not _schedules.takes_functions(self._factory, values)
+            if "param_names" not in group and goes_by_path(self._factory(**self._values(group))):
+                _check.warn(
+                    "by_path is asked for the names of parameters, but a group has none, so it "
+                    "gets their positions, '0' for example: give the optimizer "
+                    "model.named_parameters()"
+                )
         except Exception:
             self.param_groups.pop()
             raise

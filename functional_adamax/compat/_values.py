@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -27,6 +28,24 @@ def tree_of(groups: Sequence[dict[str, Any]], columns: Sequence[Sequence[Any]]) 
     values = [x for column in columns for x in column]
     names = [name for group in groups for name in group.get("param_names", ())]
     return dict(zip(_distinct(names), values, strict=True)) if len(names) == len(values) else values
+
+
+@contextmanager
+def advice_on(params: Any) -> Iterator[None]:
+    """Let an error of torch about ``params`` also say what to give instead."""
+    try:
+        yield
+    except TypeError as error:
+        among = params if isinstance(params, (list, tuple)) else [params]
+        if any(isinstance(x, torch.nn.Module) for x in among):
+            cure = "give the parameters of a module, module.parameters() or named_parameters()"
+        elif isinstance(params, dict) or any(isinstance(x, str) for x in among):
+            cure = "of a dict by name give the pairs, params.items()"
+        else:
+            raise
+        if cure in str(error):  # which came from within
+            raise
+        raise TypeError(f"{error}: {cure}") from None
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -35,7 +35,10 @@ def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
         0.5
     """
     if isinstance(factory, tuple):
-        raise TypeError("factory must be a function that makes a transform, got a transform")
+        raise TypeError(
+            "factory must be a function that makes a transform, got a transform: give the "
+            "function itself, or make the optimizer by Optimizer(params, transform)"
+        )
     check_factory(factory)
     words = getattr(factory, "__name__", "transform").split("_")
     title = name or "".join(word[:1].upper() + word[1:] for word in words)
@@ -47,6 +50,7 @@ def wrap(factory: Factory, name: str | None = None) -> type[Optimizer]:
         given = arguments(factory, args, kwargs)[1]
         Optimizer.__init__(self, params, factory, couple=couple, **given)
 
+    construct.__qualname__ = f"{title}.__init__"  # which errors of Python name
     kinds = inspect.Parameter
     first = kinds("params", kinds.POSITIONAL_OR_KEYWORD)
     last = kinds("couple", kinds.KEYWORD_ONLY, default="group")

@@ -130,7 +130,7 @@ def test_it_continues_in_a_fresh_process(tmp_path: Any) -> None:
 
 def test_state_dict_is_torchs() -> None:
     model = network()
-    optimizer = compat.Optimizer(model.parameters(), recipe, lr=RATE)
+    optimizer = compat.Optimizer(model.named_parameters(), recipe, lr=RATE)
     train(model, optimizer, range(2))
     saved = optimizer.state_dict()
     assert set(saved) == {"state", "param_groups"}
@@ -140,7 +140,7 @@ def test_state_dict_is_torchs() -> None:
     torch.save(saved, file)
     file.seek(0)
     for given in (saved, torch.load(file, weights_only=True)):
-        other = compat.Optimizer(network().parameters(), recipe, lr=RATE)
+        other = compat.Optimizer(network().named_parameters(), recipe, lr=RATE)
         other.load_state_dict(given)
         for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
             for name, value in mine.items():
