@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -101,8 +101,18 @@ def prepare(
     tx = settled(tx, state)
     if _writable(grads, state, params):
         return _prepare(tx, grads, state, params, **extra)
-    new = take(tx, grads, state, params, **extra)
-    return lambda: new
+    return Computed(take(tx, grads, state, params, **extra))
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A step whose results are there; with ``old``, they are copied over it at the call."""
+
+    new: tuple[Tree, Any]
+    old: tuple[Tree, Any] | None = None
+
+    def __call__(self) -> tuple[Tree, Any]:
+        return self.new if self.old is None else _commit(self.new, self.old)
 
 
 def _prepare(
@@ -123,8 +133,8 @@ def _prepare(
     if not _alike(new, old) or (
         torch.is_grad_enabled() and any(x.requires_grad for x in _tree.tensors(new))
     ):
-        return lambda: new
-    return partial(_commit, new, old)
+        return Computed(new)
+    return Computed(new, old)
 
 
 def _alike(new: Tree, old: Tree) -> bool:

@@ -69,7 +69,7 @@ def test_moments_of_two_dtypes_are_refused_with_the_path(make: Any, donate: bool
     assert all(torch.equal(x, y) for x, y in zip(after, before, strict=True))
 
 
-@pytest.mark.parametrize("make", [fa.adamax, fa.adam, fa.lion, fa.trace, fa.ema], ids=str)
+@pytest.mark.parametrize("make", [fa.adamax, fa.adam, fa.lion, fa.trace, fa.ema])
 def test_a_moment_of_integers_is_refused_with_the_path(make: Any) -> None:
     tx = make(0.1)
     state = tx.init(PARAMS)

@@ -272,8 +272,7 @@ class Adamax(Optimizer):
             if compiling and not torch.is_grad_enabled():
                 run = _execute.plan(leaves, maximize, False, foreach=False)
                 return partial(_written, run, params, state)
-            new = _step.step(tx, grads, state, params)
-            return lambda: new
+            return _step.Computed(_step.step(tx, grads, state, params))
         foreach: bool | None = uses_foreach(group, [row[0] for row in rows])
         if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):
             lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device

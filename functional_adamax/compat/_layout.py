@@ -78,6 +78,19 @@ class Layout(NamedTuple):
         """Make the state of its leaves."""
         return _tree.unflatten(self.spec, list(leaves))
 
+    def check(self, state: Tree) -> None:
+        """Check that an update returned a state of this layout.
+
+        Raises:
+            ValueError: it has another structure.
+        """
+        leaves, spec = _tree.flatten(state)
+        if spec != self.spec:
+            raise ValueError(
+                "update must return a state of the structure of the one it is given, got "
+                f"{type(state).__name__} of {len(leaves)} leaves for {len(self.slots)}"
+            )
+
     def read(self, slot: Slot, state: Mapping[Any, dict[str, Any]], params: Sequence[Any]) -> Any:
         """The leaf, as it stands in the entries of ``state``."""
         entries = (state.get(p, {}) for p in self.owners(slot, params))

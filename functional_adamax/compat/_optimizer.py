@@ -339,6 +339,8 @@ class Optimizer(Shell):
         state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
         tree = _tree.unflatten(spec, used)
         run = self._plan(groups, tx, grads, state, tree, extra)
+        if isinstance(run, _step.Computed):
+            layout.check(run.new[1])
         return partial(self._store, run, layout, used, groups)
 
     def _unit(
@@ -413,8 +415,7 @@ class Optimizer(Shell):
         try:
             return _step.prepare(tx, grads, state, params, **extra)
         except _step.SharedMemoryError:  # all are stepped from the old values, and the last stays
-            new = _step.step(tx, grads, state, params, **extra)
-            return lambda: new
+            return _step.Computed(_step.step(tx, grads, state, params, **extra))
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
         return {name: held(group, name) for name in self._names if name in group}
@@ -488,12 +489,7 @@ class Optimizer(Shell):
         count = None if layout.clock is None else layout.read(layout.clock, self.state, used)
         before = count.clone() if isinstance(count, Tensor) else None
         new_params, new_state = run()
-        leaves, spec = _tree.flatten(new_state)
-        if spec != layout.spec:
-            raise ValueError(
-                "update must return a state of the structure of the one it is given, got "
-                f"{type(new_state).__name__} of {len(leaves)} leaves for {len(layout.slots)}"
-            )
+        leaves = _tree.flatten(new_state)[0]
         for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
             if p is not None and new is not p:
                 p.copy_(new)
