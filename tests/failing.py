@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -200,6 +200,26 @@ class Way:
 
     def __str__(self) -> str:
         return f"{self.name}-{self.executor}"
+
+
+class Restless(NamedTuple):
+    """Plain gradient descent of a user's, which fails at the parameter of ``SIZES[2]``."""
+
+    fails: bool
+
+    def init(self, params: Any) -> Any:
+        return [torch.zeros(())]
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if any(x is not None and x.numel() == SIZES[2] for x in params):
+            if self.fails:
+                raise ArithmeticError("an update of the user's")
+            state = [*state, *state]
+        return [None if u is None else -0.1 * u for u in updates], state
+
+
+def restless(fails: bool) -> fa.GradientTransformation:
+    return fa.GradientTransformation(Restless(fails).init, Restless(fails).update)
 
 
 def chained(lr: Any = 0.1, weight_decay: Any = 0.0) -> fa.GradientTransformation:

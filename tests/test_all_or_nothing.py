@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from failing import SIZES, Classic, Functional, Run, Scarce, Way, executors, ways
+from failing import SIZES, Classic, Functional, Run, Scarce, Way, executors, of, restless, ways
 
-from functional_adamax.compat import Adamax
+import functional_adamax as fa
+from functional_adamax import _kernel
+from functional_adamax.compat import Adamax, Optimizer
 
 Fault = Callable[[Run, int], Any]
 
@@ -276,3 +278,56 @@ def test_a_first_step_that_raises_leaves_no_state(
             run.step()
         assert run.snapshot() == before
         assert not run.optimizer.state
+
+
+def kernel_cells() -> Iterator[Any]:
+    for way in ways():
+        if way.executor == "native":
+            apart = way.name == "Optimizer schedule groups"
+            plan = pytest.mark.xfail(reason="plan: a call for each group", strict=True)
+            yield pytest.param(way, id=str(way), marks=[plan] if apart else [])
+
+
+@pytest.mark.parametrize("way", list(kernel_cells()))
+def test_a_step_without_the_memory_of_the_kernel_writes_nothing(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with executors(way, monkeypatch):
+        fail = _kernel._native.fail_allocation
+        for k in range(1, 1000):
+            run = way.make()
+            before = run.snapshot()
+            fail(k)
+            try:
+                run.step()
+            except MemoryError:
+                assert run.snapshot() == before
+            finally:
+                left = fail(0)
+            if left:
+                break
+        assert 3 < k < 1000
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["raises", "changes the state"])
+def test_an_update_of_the_users_that_fails_in_a_later_group_writes_none(fails: bool) -> None:
+    params = [torch.nn.Parameter(torch.ones(n)) for n in SIZES]
+    optimizer = Optimizer([{"params": [p]} for p in params], restless(fails))
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ArithmeticError if fails else ValueError, match="update"):
+        optimizer.step()
+    assert all(torch.equal(p.detach(), torch.ones_like(p)) for p in params)
+    assert not optimizer.state
+
+
+@pytest.mark.xfail(reason="plan: a compiler runs what it has traced before the error", strict=True)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [Adamax, of(fa.adam)], ids=["Adamax", "Optimizer"])
+def test_a_compiled_step_that_raises_writes_nothing(make: Any) -> None:
+    run = Classic(make, several=True)
+    moment_of_another_shape(run, 2)
+    before = run.snapshot()
+    with pytest.raises(Exception, match="shape|size|broadcast"):
+        torch.compile(run.optimizer.step)()
+    assert run.snapshot() == before
