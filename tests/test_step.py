@@ -177,6 +177,15 @@ def test_gradients_may_share_memory_among_themselves() -> None:
     assert_equal(fa.step(tx, grads, tx.init(tree), tree, donate=True), want)
 
 
+def test_a_parameter_in_the_memory_of_a_gradient_is_found_behind_a_shorter_one() -> None:
+    memory = torch.ones(16)
+    grads = {"long": memory[:12], "short": memory[2:4], "there": torch.ones(2)}
+    tree = {"long": torch.ones(12), "short": torch.ones(2), "there": memory[8:10]}
+    tx = fa.adamax()
+    with pytest.raises(ValueError, match=r"grads\['long'\] and params\['there'\] do"):
+        fa.step(tx, grads, tx.init(tree), tree, donate=True)
+
+
 def test_autograd_notices_a_donated_parameter() -> None:
     tx, p = fa.adamax(), torch.ones(3, requires_grad=True)
     loss = (p**3).sum()
