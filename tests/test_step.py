@@ -221,7 +221,12 @@ def test_a_state_that_changes_is_returned_and_not_written(change: Any) -> None:
     assert (new.item(), p.item(), old.item()) == (2.0, 1.0, 0.0)
 
 
-def test_a_hyperparameter_among_the_donated_parameters() -> None:
+@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
+def test_a_hyperparameter_among_the_donated_parameters(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:  # torch's operations read it leaf by leaf
+        monkeypatch.setattr(_kernel, "_native", None)
     lr = torch.tensor(0.1)
     tree = {"a": lr, "b": torch.ones(3)}
     tx = fa.adamax(lr)
