@@ -50,6 +50,27 @@ def test_masked_is_the_transform_on_a_part(mask: Any) -> None:
     assert state[1].exp_avg["fc"]["bias"] == fa.EmptyState()
 
 
+@pytest.mark.parametrize("kind", ["masked", "partition"])
+def test_a_part_sees_none_in_place_of_what_is_not_its_own(kind: str) -> None:
+    seen = []
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        seen.append((updates, params))
+        return updates, state
+
+    spy = fa.GradientTransformation(lambda params: seen.append((params,)), update)
+    where = {"fc": {"bias": False, "weight": True}, "gain": False}
+    labels = {"fc": {"bias": "rest", "weight": "own"}, "gain": "rest"}
+    parts = fa.partition({"own": spy, "rest": fa.identity()}, labels)
+    tx, params = fa.masked(spy, where) if kind == "masked" else parts, tree()
+    grads = like(params)
+    tx.update(grads, tx.init(params), params)
+    given = [
+        {"fc": {"bias": None, "weight": x["fc"]["weight"]}, "gain": None} for x in (params, grads)
+    ]
+    assert_equal(seen, [(given[0],), (given[1], given[0])])
+
+
 def test_a_mask_may_be_a_prefix_and_work_without_params() -> None:
     params = tree()
     tx = fa.masked(fa.scale(2.0), {"fc": True, "gain": False})

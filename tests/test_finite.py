@@ -199,6 +199,25 @@ def test_what_was_rejected_reaches_no_derivative(inner: Any, bad: float) -> None
     assert torch.equal(derivative, torch.autograd.grad(q.square().sum(), p)[0])
 
 
+@pytest.mark.parametrize("factory", [fa.adam, fa.adamax], ids=["root", "quotient"])
+def test_a_rejected_first_step_reaches_no_derivative_of_a_hyperparameter(factory: Any) -> None:
+    """Without moments and without eps, roots and quotients have none at a gradient of zero."""
+    b2 = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    tx = fa.apply_if_finite(factory(0.1, (0.9, b2), 0.0), 3)
+    p = torch.ones(1, dtype=torch.float64)
+
+    def end(grads: list[float]) -> torch.Tensor:
+        q, state = p, tx.init(p)
+        for g in grads:
+            updates, state = tx.update(torch.full_like(p, g), state, q)
+            q = q + updates
+        return q.sum()
+
+    (found,) = torch.autograd.grad(end([NAN, 2.0, 0.5]), b2)
+    (wanted,) = torch.autograd.grad(end([2.0, 0.5]), b2)
+    assert found == wanted != 0
+
+
 def test_compiled_is_eager_with_bad_updates() -> None:
     torch._dynamo.reset()
     tx, tree = fa.apply_if_finite(fa.adamax(0.1), 1), {"w": torch.randn(4, 3)}

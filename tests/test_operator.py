@@ -193,15 +193,24 @@ def test_the_operator_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> N
     p, g, m = (torch.randn(2, 3, 4, 5) for _ in range(3))
     g = g.to(memory_format=torch.channels_last)
     t, lr = torch.tensor(3.0, dtype=torch.float64), torch.tensor(0.1)
-    for decay, add in ((0.0, False), (0.1, True)):
+    in_place = torch.ops.functional_adamax.step_.default
+    for decay, add, *how in (
+        (0.0, False, False, False),
+        (0.1, True, True, False),
+        (0.1, False, False, True),
+    ):
         numbers = [0.0, 0.9, 0.99, 1e-8, decay]
-        inputs = ([p], [g], [m], [m.abs()], [t], [lr], [0], numbers, False, False, add)
+        inputs = ([p], [g], [m], [m.abs()], [t], [lr], [0], numbers, *how, add)
         found = [column[0] for column in operator(*inputs)]
         leaf = Leaf(p, g, m, m.abs(), t, lr, *numbers[1:])
-        update, *state = _operator._rule.step(leaf, False, False)
+        update, *state = _operator._rule.step(leaf, *how)
         wanted = [p + update if add else update, *state]
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
         torch.library.opcheck(operator, inputs)
+        old = [x.clone() for x in (p, m, m.abs(), t)]
+        in_place([old[0]], [g], *([x] for x in old[1:]), [lr], [0], numbers, *how)
+        for x, new in zip(old, (p + update, state[1], state[2], state[0]), strict=True):
+            assert torch.equal(x, new)
 
 
 def test_numbers_of_other_functions_are_not_made_constants() -> None:

@@ -177,6 +177,15 @@ def test_gradients_may_share_memory_among_themselves() -> None:
     assert_equal(fa.step(tx, grads, tx.init(tree), tree, donate=True), want)
 
 
+def test_a_parameter_in_the_memory_of_a_gradient_is_found_behind_a_shorter_one() -> None:
+    memory = torch.ones(16)
+    grads = {"long": memory[:12], "short": memory[2:4], "there": torch.ones(2)}
+    tree = {"long": torch.ones(12), "short": torch.ones(2), "there": memory[8:10]}
+    tx = fa.adamax()
+    with pytest.raises(ValueError, match=r"grads\['long'\] and params\['there'\] do"):
+        fa.step(tx, grads, tx.init(tree), tree, donate=True)
+
+
 def test_autograd_notices_a_donated_parameter() -> None:
     tx, p = fa.adamax(), torch.ones(3, requires_grad=True)
     loss = (p**3).sum()
@@ -212,7 +221,12 @@ def test_a_state_that_changes_is_returned_and_not_written(change: Any) -> None:
     assert (new.item(), p.item(), old.item()) == (2.0, 1.0, 0.0)
 
 
-def test_a_hyperparameter_among_the_donated_parameters() -> None:
+@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
+def test_a_hyperparameter_among_the_donated_parameters(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:  # torch's operations read it leaf by leaf
+        monkeypatch.setattr(_kernel, "_native", None)
     lr = torch.tensor(0.1)
     tree = {"a": lr, "b": torch.ones(3)}
     tx = fa.adamax(lr)

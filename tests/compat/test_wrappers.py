@@ -73,6 +73,16 @@ def test_sam_is_the_two_passes_written_out(adaptive: bool) -> None:
             torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
 
 
+def test_sam_leaves_the_gradients_of_the_first_pass() -> None:
+    model, twin = network(), network()
+    optimizer = compat.Optimizer(model.named_parameters(), sharpness_aware, rho=0.2)
+    step(model, optimizer, 0)
+    loss(twin, 0).backward()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+        assert not torch.equal(p, q)
+
+
 def test_sam_without_a_closure_says_what_to_do() -> None:
     model = network()
     optimizer = compat.Optimizer(model.parameters(), sharpness_aware)
