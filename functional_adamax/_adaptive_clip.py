@@ -50,9 +50,9 @@ def _by_unit(u: Tensor, p: Tensor, clipping: Any, eps: Any) -> Tensor:
     g = _norm.real(u)
     w = _norm.real(p).to(g.dtype)
     whole = sum(n > 1 for n in u.shape) <= 1  # a vector, or a matrix that is one
-    dims = tuple(range(0 if whole else 1, g.dim()))
-    unit, root = _norm.over(g, dims)
-    size, length = _norm.over(w, dims)
+    (unit, root), (size, length) = (
+        _norm.of_leaves([x]) if whole else _norm.over(x, tuple(range(1, x.dim()))) for x in (g, w)
+    )
     eps = _norm.over_components(_hyper.cast(eps, g), u)
     eps = eps if isinstance(eps, Tensor) else torch.ones_like(length) * eps
     clipping = _norm.over_components(_hyper.cast(clipping, g), u)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check, _growth, _tree
+from . import _check, _growth, _sharded, _tree
 from ._rule import real_views
 from ._tree import Tree
 
@@ -57,6 +57,8 @@ def add(p: Tensor, update: Tensor) -> Any:
     Complex tensors add by components, so that a NaN in one does not reach the other.
     """
     if p.is_complex():
-        p, update = real_views(p, update)
-        return torch.view_as_complex((p + update).to(p.dtype))
-    return (p + update).to(p.dtype)
+        parts, update = real_views(p, update)
+        new = torch.view_as_complex((parts + update).to(parts.dtype))
+    else:
+        new = (p + update).to(p.dtype)
+    return _sharded.placed_like(p, new)

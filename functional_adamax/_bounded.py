@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _sharded
+
 
 def quotient(m: Tensor, scale: Tensor, u: Tensor, floor: float | None) -> Tensor:
     """Return ``m * scale / u``, for u >= 0.
@@ -23,7 +25,8 @@ def quotient(m: Tensor, scale: Tensor, u: Tensor, floor: float | None) -> Tensor
     """
     if floor is None:
         return m * scale / u
-    result: Tensor = _Bounded.apply(m, scale.expand_as(m), u, floor)  # type: ignore[no-untyped-call]
+    scale = _sharded.expanded_as(scale, m)
+    result: Tensor = _Bounded.apply(m, scale, u, floor)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from . import _check, _rule, _tree
+from . import _check, _rule, _sharded, _tree
 from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Stateless
 from ._tree import EmptyState, Tree
@@ -31,7 +31,8 @@ class Centralize(Stateless):
 
 def _centered(u: Tensor) -> Tensor:
     wide = _rule.wide(u)
-    return (wide - wide.mean(tuple(range(1, u.dim())), keepdim=True)).to(u.dtype)
+    mean = _sharded.settled(wide.mean(tuple(range(1, u.dim())), keepdim=True))
+    return _sharded.placed_like(u, (wide - mean).to(u.dtype))
 
 
 @explains_misfits

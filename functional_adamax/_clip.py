@@ -98,10 +98,9 @@ def _by_value(u: Tensor, bound: Any) -> Tensor:
 
 
 def _by_rms(u: Tensor, limit: Any) -> Tensor:
-    x = _norm.real(u)
-    unit, length = _norm.over(x, tuple(range(x.dim())))
+    unit, length = _norm.of_leaves([u])
     root = length / u.numel() ** 0.5
-    return _norm.shortened(u, unit, root, _norm.over_components(_hyper.cast(limit, x), u))
+    return _norm.shortened(u, unit, root, _norm.over_components(_hyper.cast(limit, root), u))
 
 
 @explains_misfits

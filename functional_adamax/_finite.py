@@ -8,13 +8,12 @@ device, and under ``vmap`` each member is judged alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _check, _tree
+from . import _check, _sharded, _tree
 from ._chain import call_update, checked_link
 from ._node import public_node
 from ._spelling import explains_misfits
@@ -70,7 +69,7 @@ class ZeroNans(Transform):
         for i, u in enumerate(leaves):
             if u is not None:
                 bad = ~u.isfinite() if self.infinities else u.isnan()
-                new[i], found[i] = torch.where(bad, 0.0, u), bad.any()
+                new[i], found[i] = torch.where(bad, 0.0, u), _sharded.whole(bad.any())
         return _tree.unflatten(spec, new), ZeroNansState(_tree.unflatten(spec, found))
 
 
@@ -110,7 +109,7 @@ class ApplyIfFinite(Transform):
 def is_finite(leaves: list[Any], like: Tensor) -> Tensor:
     """Whether every element of every tensor is finite; 0-d, on the device of ``like``."""
     flags = [u.isfinite().all().to(like.device) for u in leaves if isinstance(u, Tensor)]
-    return reduce(torch.logical_and, flags, torch.ones_like(like, dtype=torch.bool))
+    return _sharded.combined(torch.logical_and, [torch.ones_like(like, dtype=torch.bool), *flags])
 
 
 def presentable(u: Any, used: Tensor) -> Any:
@@ -148,7 +147,7 @@ def flag(value: Any, name: str, device: torch.device) -> Tensor:
     if isinstance(value, bool):
         return torch.tensor(value, device=device)
     if isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 0:
-        return value.to(device)
+        return _sharded.whole(value).to(device)
     raise TypeError(
         f"{name} must return a bool, or a bool tensor of shape (), got {_check.describe(value)}"
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from . import _capture, _check, _context, _hyper, _rule, _tree
+from . import _capture, _check, _context, _hyper, _rule, _sharded, _tree
 from ._loss import copied, given_buffers
 from ._remat import batched_alike
 from ._transform import GradientTransformation
@@ -179,7 +179,8 @@ class _Solver:
 
     def _cg(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
         asking = not (_context.transforming() or _context.batched_by_autograd(b))
-        largest = torch.stack([y.abs().max() if y.numel() else y.abs().sum() for y in b]).max()
+        sizes = [_sharded.largest(y.abs()) if y.numel() else y.abs().sum() for y in b]
+        largest = _sharded.combined(torch.maximum, sizes)
         unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)  # for tiny and huge b
         b = [y / unit for y in b]
         x, r, d = [torch.zeros_like(y) for y in b], b, b
@@ -224,7 +225,8 @@ def _plus(x: Vector, factor: Any, y: Vector) -> Vector:
 
 def _dot(x: Vector, y: Vector) -> Tensor:
     """The scalar product, for complex vectors that of their components."""
-    return torch.stack([(a.conj() * b).real.sum() for a, b in zip(x, y, strict=True)]).sum()
+    products = [(a.conj() * b).real.sum() for a, b in zip(x, y, strict=True)]
+    return torch.stack([_sharded.whole(product) for product in products]).sum()
 
 
 def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:

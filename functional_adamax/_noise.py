@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _hyper, _rule, _tree
+from . import _check, _hyper, _rule, _sharded, _tree
 from ._hyper import Hyperparameter
 from ._node import public_node
 from ._spelling import explains_misfits
@@ -72,14 +72,23 @@ def _noisy(u: Tensor, state: NoiseState, leaf: int, eta: Any, gamma: Any) -> Ten
     """``u`` plus noise: in double precision, rounded once; a complex variance in equal parts."""
     key, count = state.key.to(u.device), state.count.to(u.device)
     if u.is_complex():
-        z = torch.view_as_complex(normals(2 * u.numel(), key, leaf, count).reshape(*u.shape, 2))
-        z = z * 0.5**0.5
+        (parts,) = _rule.real_views(u)
+        z = torch.view_as_complex(_normals_like(parts, key, leaf, count)) * 0.5**0.5
     else:
-        z = normals(u.numel(), key, leaf, count).reshape(u.shape)
+        z = _normals_like(u, key, leaf, count)
     time = (count + 1).to(z.real.dtype)
     deviation = _hyper.cast(eta, time) ** 0.5 * time ** (-_hyper.cast(gamma, time) / 2)
     noisy: Tensor = u + deviation * z
     return noisy.to(u.dtype)
+
+
+def _normals_like(x: Tensor, key: Tensor, leaf: int, count: Tensor) -> Tensor:
+    """Standard normal numbers in the form of ``x``; of a DTensor only those that lie here."""
+    if not _sharded.is_sharded(x):
+        return normals(x.numel(), key, leaf, count).reshape(x.shape)
+    index = _sharded.positions(x)
+    fours = _fours(index // 4, key, leaf, count)
+    return _sharded.from_shard(fours.gather(-1, (index % 4).unsqueeze(-1)).squeeze(-1), x)
 
 
 def normals(n: int, key: Tensor, stream: int, step: Tensor) -> Tensor:
@@ -88,12 +97,17 @@ def normals(n: int, key: Tensor, stream: int, step: Tensor) -> Tensor:
     ``key`` and ``step`` are 0-d int64 tensors; no number is larger than 6.8.
     """
     block = torch.arange((n + 3) // 4, device=key.device)
+    return _fours(block, key, stream, step).reshape(-1)[:n]
+
+
+def _fours(block: Tensor, key: Tensor, stream: int, step: Tensor) -> Tensor:
+    """The four numbers of each block, in a last dimension."""
     words = philox((block, stream, step & _WORD, step >> 32), (key & _WORD, (key >> 32) & _WORD))
     dtype = _rule.step_dtype(key.device)
     a, b, c, d = ((word.to(dtype) + 0.5) * 2.0**-32 for word in words)
     r, s = (-2 * a.log()).sqrt(), (-2 * c.log()).sqrt()
     b, d = 2 * math.pi * b, 2 * math.pi * d
-    return torch.stack([r * b.cos(), r * b.sin(), s * d.cos(), s * d.sin()], -1).reshape(-1)[:n]
+    return torch.stack([r * b.cos(), r * b.sin(), s * d.cos(), s * d.sin()], -1)
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:

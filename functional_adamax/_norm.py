@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check, _rule, _tree
+from . import _check, _rule, _sharded, _tree
 from ._tree import Tree
 
 
@@ -29,7 +29,7 @@ def global_norm(tree: Tree) -> Tensor:
 
     Returns:
         A 0-d tensor of the widest real dtype, on the device of the first tensor; 0 for a tree
-        without elements.
+        without elements. Of DTensors it is a plain tensor, the same on every process.
 
     Raises:
         TypeError: a leaf is neither a tensor nor None.
@@ -50,10 +50,10 @@ def of_leaves(leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
     if not parts:
         return torch.ones(()), torch.zeros(())
     dtype, device = reduce(torch.promote_types, (x.dtype for x in parts)), parts[0].device
-    largest = [x.detach().abs().amax().to(device=device, dtype=dtype) for x in parts]
-    unit = _unit(reduce(torch.maximum, largest))
+    largest = [_sharded.largest(x.detach().abs()).to(device=device, dtype=dtype) for x in parts]
+    unit = _unit(_sharded.combined(torch.maximum, largest))
     squares = [(x.to(dtype) / unit.to(x.device)).square().sum().to(device) for x in parts]
-    return unit, root(reduce(torch.add, squares))
+    return unit, root(_sharded.combined(torch.add, squares))
 
 
 def over(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,8 @@ def over(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     if not dims:
         unit = _unit(x.detach().abs())
         return unit, root((x / unit).square())
-    unit = _unit(x.detach().abs().amax(dims, keepdim=True))
-    return unit, root((x / unit).square().sum(dims, keepdim=True))
+    unit = _unit(_sharded.settled(_sharded.largest(x.detach().abs(), dims)))
+    return unit, root(_sharded.settled((x / unit).square().sum(dims, keepdim=True)))
 
 
 def _unit(largest: Tensor) -> Tensor:
@@ -94,12 +94,11 @@ def shortened(u: Tensor, unit: Tensor, root: Tensor, limit: Any) -> Tensor:
         x = x.to(unit.dtype)
     else:
         x = u.to(unit.dtype)
-    unit, root = unit.to(x.device), root.to(x.device)
-    limit = limit.to(x.device) if isinstance(limit, Tensor) else limit
+    unit, root, limit = (_sharded.beside(y, x) for y in (unit, root, limit))
     clipped = ~(unit * root <= limit)  # so that NaN counts as too long
     factor = limit / torch.where(clipped, root, 1.0)
     new = torch.where(clipped, (x / unit) * factor, x)
     if u.is_complex():
         wide: Tensor = torch.view_as_complex(new)
-        return wide.to(u.dtype)
-    return new.to(u.dtype)
+        new = wide
+    return _sharded.placed_like(u, new.to(u.dtype))

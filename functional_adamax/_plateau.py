@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _hyper, _rule, _tree
+from . import _check, _hyper, _rule, _sharded, _tree
 from ._curve import Scalar, check_scalar, scalar
 from ._node import public_node
 from ._spelling import explains_misfits
@@ -124,7 +124,7 @@ def _observed(value: Any, like: Tensor) -> Tensor:
             "value must be one real number or a real tensor of shape () or (1,), got "
             f"{_check.describe(value)}"
         )
-    return scalar(value.detach() if isinstance(value, Tensor) else value, like)
+    return scalar(_sharded.whole(value.detach()) if isinstance(value, Tensor) else value, like)
 
 
 @explains_misfits

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import _apply, _check, _hyper, _norm, _tree
+from . import _apply, _check, _hyper, _norm, _sharded, _tree
 from ._chain import call_update, checked_link
 from ._hyper import Hyperparameter
 from ._spelling import explains_misfits
@@ -86,7 +86,7 @@ def _moved(g: Tensor, unit: Tensor, root: Tensor, rho: Any) -> Tensor:
     """``rho * g / (unit * root)``, and 0, with the derivative 0, for a norm of 0."""
     x = _norm.real(g).to(unit.dtype)
     rho = _norm.over_components(_hyper.cast(rho, x), g)
-    unit, root = unit.to(x.device), root.to(x.device)
+    unit, root = _sharded.beside(unit, x), _sharded.beside(root, x)
     zero = root == 0
     step = torch.where(zero, 0.0, (x / unit) * (rho / torch.where(zero, 1.0, root)))
     return torch.view_as_complex(step) if g.is_complex() else step

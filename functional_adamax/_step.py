@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import _check, _context, _growth, _tree
+from . import _check, _context, _growth, _sharded, _tree
 from ._apply import updated
 from ._chain import call_update, checked_link
 from ._transform import Donated, GradientTransformation, Update
@@ -151,7 +151,7 @@ def _commit(new: tuple[Tree, Any], old: tuple[Tree, Any]) -> tuple[Tree, Any]:
     sources, targets = _tree.tensors(new), _tree.tensors(old)
     written = _tree.storages(targets)
     pairs = [
-        (x if written.isdisjoint(_tree.storages([x])) else x.clone(), y)
+        (_sharded.placed_like(y, x if written.isdisjoint(_tree.storages([x])) else x.clone()), y)
         for x, y in zip(sources, targets, strict=True)
         if x is not y
     ]

@@ -13,8 +13,8 @@ import functional_adamax
 PACKAGE = Path(functional_adamax.__file__).parent
 
 LAYERS = [
-    {"_bounded", "_context", "_native", "_node", "_spelling", "_symbols", "_triton_kernel"},
-    {"_traced_tree"},
+    {"_context", "_native", "_node", "_sharded", "_spelling", "_symbols", "_triton_kernel"},
+    {"_bounded", "_traced_tree"},
     {"_tree"},
     {"_affine", "_capture", "_check", "_hyper"},
     {"_transform", "_rule", "_checkpoint", "_growth", "_loss", "_remat"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -151,6 +152,23 @@ def test_functional_steps_of_sharded_parameters(donate: bool) -> None:
             sharded, sharded_state = fa.step(tx, shards, sharded_state, sharded, donate=donate)
             assert isinstance(sharded, DTensor)
             assert torch.equal(sharded.full_tensor(), plain)
+
+
+@pytest.mark.usefixtures("world")
+def test_compiled_steps_of_sharded_parameters() -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    clips = fa.clip_by_global_norm(0.5), fa.clip_by_block_rms(0.1), fa.adaptive_grad_clip(0.1)
+    tx = fa.chain(*clips, fa.add_noise(0.1, 0.5), fa.apply_if_finite(fa.adamax(0.1), 2))
+    step = torch.compile(partial(fa.step, tx), fullgraph=True, backend="eager")
+    plain, grads = torch.randn(4, 3), torch.randn(4, 3)
+    sharded, shards = (distribute_tensor(x, mesh, [Shard(0)]) for x in (plain, grads))
+    state, sharded_state = tx.init(plain), tx.init(sharded)
+    for _ in range(2):
+        plain, state = fa.step(tx, grads, state, plain)
+        sharded, sharded_state = step(shards, sharded_state, sharded)
+    torch.testing.assert_close(sharded.full_tensor(), plain)
 
 
 @pytest.mark.usefixtures("world")

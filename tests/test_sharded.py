@@ -1,0 +1,52 @@
+"""Sharded parameters in two, three and four processes: the numbers of one, and nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 600.0
+"""Seconds for all of a run on a busy machine; a process waits 30 for another that hangs."""
+
+
+def run(size: int, which: str, folder: Path) -> None:
+    """Run ``sharded.py``, and fail with all that it printed, or when it hangs."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/sharded.py"), str(size), str(folder), which],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"{size} processes hang:\n{process.communicate()[0]}")
+    if process.returncode:
+        pytest.fail(output)
+
+
+def test_every_transform_in_two_processes(tmp_path: Path) -> None:
+    run(2, "every", tmp_path)
+
+
+def test_couplings_are_global_in_three_processes(tmp_path: Path) -> None:
+    run(3, "coupled", tmp_path)
+
+
+def test_couplings_and_noise_do_not_depend_on_the_layout_in_four_processes(tmp_path: Path) -> None:
+    run(4, "layouts", tmp_path)
