@@ -396,7 +396,7 @@ class Optimizer(Shell):
         return _tree.unflatten(spec, [p.detach() for p in leaves]), state
 
     def _init(self, tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any) -> Any:
-        """A first state, of which only structure and dtypes are read: without memory if possible."""
+        """A first state for its structure and dtypes, without memory if that is possible."""
         state = without_memory(tx, params, spec)
         return with_memory(tx, params, spec) if state is None else state
 
