@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _tree
+from . import _context, _tree
 from ._schedule import Schedule, ask, is_schedule
 from ._spelling import answer
 
@@ -51,6 +51,7 @@ def arguments(
     return explicit, given
 
 
+@_context.constant
 def declared(factory: Callable[..., Any]) -> dict[str, bool | None]:
     """Whether each argument of ``factory`` is a hyperparameter; None where it does not say."""
     try:

@@ -48,6 +48,15 @@ def uncompiled(function: Function) -> Function:
     return function
 
 
+def constant(function: Function) -> Function:
+    """Return ``function``, whose result a compiler takes for a constant.
+
+    As ``torch.compiler.assume_constant_result`` does, which would import the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def traced() -> bool:
     """Whether a compiler, a tracer or a transform follows what is computed."""
     return bool(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,3 +195,29 @@ def test_set_hyperparameters_may_be_of_numpy() -> None:
     state = fa.inject_hyperparams(fa.adamax)(lr=0.1).init(W)
     for value in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5)):
         assert fa.get_hyperparams(fa.set_hyperparams(state, lr=value))["lr"] == 0.5
+
+
+def scheduled(rate: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    return rate * 0.5**count
+
+
+def unannotated(lr, mask=None):
+    return fa.adamax(lr)
+
+
+@pytest.mark.parametrize("factory", [fa.adamax, unannotated, partial(fa.adamax, eps=1e-3)])
+def test_a_compiler_is_told_what_the_factory_declares(factory: Any) -> None:
+    def updated(rate: torch.Tensor) -> torch.Tensor:
+        tx = fa.inject_hyperparams(factory)(lr=partial(scheduled, rate))
+        return tx.update(W, tx.init(W), W)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(updated, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(torch.tensor(0.1)), updated(torch.tensor(0.1)))
+
+
+def test_importing_does_not_import_the_compiler() -> None:
+    code = "import sys, functional_adamax as fa; fa.inject_hyperparams(fa.adamax)(lr=1); "
+    code += "print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
