@@ -240,7 +240,7 @@ def test_accumulators_of_another_dtype() -> None:
 
 WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: fa.ema(1.0), ValueError, r"decay must be in \[0, 1\), got 1.0"),
-    (lambda: fa.trace(-0.1), ValueError, r"decay must be in \[0, 1\), got -0.1"),
+    (lambda: fa.trace(-0.1), ValueError, r"decay must be in \[0, inf\), got -0.1"),
     (lambda: fa.params_ema(1.5), ValueError, r"decay must be in \[0, 1\)"),
     (lambda: fa.params_ema(0.9, every=0), ValueError, r"every must be an int in \[1, inf\), got 0"),
     (lambda: fa.params_average(every=1.5), ValueError, "every must be an int"),
