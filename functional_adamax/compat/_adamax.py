@@ -149,9 +149,13 @@ class Adamax(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of ``torch.optim.Adamax``, of any version.
 
-        As in torch, except that the tensors of ``state_dict`` are copied, never adopted, and
-        that moments keep the ``state_dtype`` of their group. A checkpoint without the key
-        ``state_dtype`` takes the value the group has.
+        As in torch, except that the tensors of ``state_dict`` are copied, never adopted, that
+        moments keep the ``state_dtype`` of their group, and that parameters are paired by name
+        where both sides have names. A checkpoint without the key ``state_dtype`` takes the value
+        the group has.
+
+        Raises:
+            ValueError: groups, names or entries do not fit. Then nothing has changed.
         """
         super().load_state_dict(state_dict)
 

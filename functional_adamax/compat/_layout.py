@@ -24,7 +24,6 @@ from .._tree import EmptyState, Tree
 STEPPED = "stepped"
 """What the entry of a parameter holds for which the transform keeps nothing."""
 
-
 WHOLE = "state"
 """The name of the leaves of a state that is one tree, without fields or keys of its own."""
 
@@ -161,11 +160,13 @@ def without_memory(
 ) -> Any | None:
     """The first state of ``params`` on a device that keeps no data, for its structure and dtypes.
 
-    None where ``init`` does not run there, for example because it reads values.
+    None where ``init`` does not run there, for example because it reads values. Random numbers
+    that it draws are drawn again where the state is made.
     """
     try:
-        like = [None if p is None else torch.empty_like(p, device="meta") for p in params]
-        return tx.init(_tree.unflatten(spec, like))
+        with torch.random.fork_rng(devices=[]):
+            like = [None if p is None else torch.empty_like(p, device="meta") for p in params]
+            return tx.init(_tree.unflatten(spec, like))
     except Exception:  # of whatever kind; ``with_memory`` raises what is the user's mistake
         return None
 

@@ -325,6 +325,32 @@ def test_a_transform_that_reads_values_at_first() -> None:
         again.load_state_dict(state)
 
 
+def noisy(lr: float = 0.1) -> fa.GradientTransformation:
+    """A transform whose first state is random, drawn from torch's own generator."""
+
+    def init(params: Any) -> Any:
+        return [None if p is None else torch.randn(p.shape) for p in params]
+
+    def update(grads: Any, state: Any, params: Any = None) -> Any:
+        del params
+        return [None if g is None else -lr * g for g in grads], state
+
+    return fa.GradientTransformation(init, update)
+
+
+def test_learning_the_structure_draws_no_random_numbers() -> None:
+    optimizer = Optimizer(parameters(2, 3), noisy)
+    torch.manual_seed(3)
+    optimizer.step()
+    torch.manual_seed(3)
+    for entry in optimizer.state.values():
+        assert torch.equal(entry["state"], torch.randn(entry["state"].shape))
+    before = torch.get_rng_state()
+    optimizer.load_state_dict(saved(optimizer))
+    optimizer.step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # --- a load that raises ---------------------------------------------------------------------
 
 
@@ -433,6 +459,7 @@ def run(groups):
     second.load_state_dict(first.state_dict())
     note()
     second.step()
+    second.functional_state()
     note()
     return [b - a for a, b in zip(peaks, peaks[1:])]
 
