@@ -203,5 +203,5 @@ def test_bad_trees_are_named() -> None:
     with pytest.raises(ValueError, match=r"state.max_exp_avg_sq must have the structure"):
         fa.adam(amsgrad=True).update(p, tx.init(p))
     broken = tx.init(p)._replace(exp_avg_sq={"a": torch.ones(3)})
-    with pytest.raises(ValueError, match=r"state.exp_avg_sq\['a'\] must fit its state"):
+    with pytest.raises(ValueError, match=r"state.exp_avg_sq\['a'\] must fit state.exp_avg"):
         tx.update(p, broken, p)

@@ -288,7 +288,7 @@ ERRORS = {
     "moment of another shape": (
         lambda g, s, p: (g, s._replace(exp_inf={**s.exp_inf, "w": torch.ones(7)}), p),
         ValueError,
-        r"state\.exp_inf\['w'\] must fit its state, .*\(4, 3\).* got .*\(7,\)",
+        r"state\.exp_inf\['w'\] must fit state\.exp_avg, .*\(4, 3\).* got .*\(7,\)",
     ),
     "step of another shape": (
         lambda g, s, p: (g, s._replace(step={**s.step, "w": torch.ones(7)}), p),

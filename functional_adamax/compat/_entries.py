@@ -7,18 +7,24 @@ position, and many optimizers keep tensors of the same names and shapes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from .. import _check, _tree
-from ._layout import STEPPED
+from .._tree import Tree
+from ._layout import STEPPED, Layout
 
 
 def misfit(
-    entry: Any, kept: Mapping[str, Any], what: str, like: str, spare: Collection[str] = ()
+    entry: Any,
+    kept: Mapping[str, Any],
+    what: str,
+    like: str,
+    spare: Collection[str] = (),
+    hyperparameters: Collection[str] = (),
 ) -> str | None:
     """Return what sets an entry of a state dict apart from the one of a transform, or None.
 
@@ -28,11 +34,12 @@ def misfit(
         what: the name of what it is the entry of.
         like: the name of its parameter.
         spare: names that may be missing.
+        hyperparameters: their names, whose values a schedule leaves in the state.
     """
     if not isinstance(entry, dict):
         return f"the entry of {what} must be a dict, got {_check.describe(entry)}"
     missing = [name for name in kept if name not in entry and name not in (*spare, STEPPED)]
-    unknown = [name for name in entry if name not in kept and not _may_stay(name)]
+    unknown = [x for x in entry if x not in kept and not _may_stay(x, hyperparameters)]
     if missing or unknown:
         found = {"missing": missing, "unknown": unknown}
         listed = ", ".join(f"{word} {names}" for word, names in found.items() if names)
@@ -44,9 +51,37 @@ def misfit(
     return None
 
 
-def _may_stay(name: Any) -> bool:
+def misfits(
+    layout: Layout,
+    fresh: Tree,
+    params: Sequence[Tensor | None],
+    entries: Mapping[Tensor, Any],
+    titles: Mapping[Tensor, str],
+    hyperparameters: Collection[str],
+) -> dict[Tensor, str]:
+    """Return what sets ``entries`` apart from those of a ``fresh`` state of ``params``.
+
+    What schedules keep may be missing: their count, and the values that they said last.
+    """
+    said = [x for x in layout.slots if x.parameter is None and _is_said(x.name, hyperparameters)]
+    spare = {slot.name for slot in (*layout.counts, *said)}
+    kept = layout.entries(_tree.flatten(fresh)[0], params)
+    found = {
+        p: misfit(entry, kept[p], titles[p], "its state", spare, hyperparameters)
+        for p, entry in entries.items()
+    }
+    return {p: problem for p, problem in found.items() if problem is not None}
+
+
+def _may_stay(name: Any, hyperparameters: Collection[str]) -> bool:
     """Whether a name may be there without use: such as the count of a schedule that was."""
-    return name == STEPPED or str(name).rpartition(".")[2] == "count"
+    last = str(name).rpartition(".")[2]
+    return name == STEPPED or last == "count" or _is_said(name, hyperparameters)
+
+
+def _is_said(name: Any, hyperparameters: Collection[str]) -> bool:
+    """Whether a leaf of this name is the value of a hyperparameter, or a part of it."""
+    return any(part in hyperparameters for part in str(name).split("."))
 
 
 def _problem(name: str, value: Any, leaf: Any, like: str) -> str | None:

@@ -25,7 +25,7 @@ from .._tree import EmptyState, Tree
 from . import _loading, _schedules
 from ._closure import Gradients
 from ._compiled import advance_compiled
-from ._entries import misfit, titles_of
+from ._entries import misfits, titles_of
 from ._factory import Factory, check_factory
 from ._groups import check_writable, names_of
 from ._layout import Layout, keep, outline_of, with_memory, without_memory
@@ -188,12 +188,8 @@ class Optimizer(Shell):
                     stepped = [p if self.state.get(p) else None for p in leaves]
                     fresh = self._init(tx, stepped, spec)
                     layout = Layout.of(fresh, spec, outline)
-                    spare = [slot.name for slot in layout.counts]
-                    for p, kept in layout.entries(_tree.flatten(fresh)[0], stepped).items():
-                        entry = _loading.opened(self.state[p])
-                        problem = misfit(entry, kept, titles[p], "its state", spare)
-                        if problem is not None:
-                            found[p] = problem
+                    entries = {p: _loading.opened(self.state[p]) for p in stepped if p is not None}
+                    found |= misfits(layout, fresh, stepped, entries, titles, self._names)
         finally:
             self.param_groups = loaded
         return {p: found[p] for p in titles if p in found}
@@ -328,10 +324,11 @@ class Optimizer(Shell):
         used = [p if self.state.get(p) else None for p in leaves]
         if all(p is None for p in used):
             return _nothing
-        names = [name for i in groups for name in names_of(self.param_groups[i])]
-        for name, p in zip(names, leaves, strict=True):
-            if p.grad is not None:
-                check_writable(p, name)
+        if not torch.compiler.is_compiling():  # which cannot ask
+            names = [name for i in groups for name in names_of(self.param_groups[i])]
+            for name, p in zip(names, leaves, strict=True):
+                if p.grad is not None:
+                    check_writable(p, name)
         if closure is not None:
             everyone = [p for group in self.param_groups for p in group["params"]]
             extra = {"grad_fn": Gradients(closure, used, everyone), **extra}
@@ -396,7 +393,7 @@ class Optimizer(Shell):
         return _tree.unflatten(spec, [p.detach() for p in leaves]), state
 
     def _init(self, tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any) -> Any:
-        """A first state for its structure and dtypes, without memory if that is possible."""
+        """A first state, to read its structure and dtypes off; without memory where possible."""
         state = without_memory(tx, params, spec)
         return with_memory(tx, params, spec) if state is None else state
 

@@ -189,3 +189,27 @@ def test_zero_redundancy_optimizer() -> None:
     train(wrapped, b, 1)
     for p, q in zip(plain.parameters(), wrapped.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.usefixtures("world")
+@pytest.mark.parametrize("make", [Adamax, lambda p: Optimizer(p, recipe)], ids=["Adamax", "chain"])
+def test_the_state_of_sharded_parameters_loads(make: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    sharded = model()
+    fully_shard(sharded, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+    params = list(sharded.parameters())
+    first, again = make(params), make(params)
+    train(sharded, first, 2)
+    saved = copy.deepcopy(first.state_dict())
+    again.load_state_dict(saved)
+    for p in params:
+        assert isinstance(again.state[p]["exp_avg"], DTensor)
+        assert torch.equal(
+            again.state[p]["exp_avg"].full_tensor(), first.state[p]["exp_avg"].full_tensor()
+        )
+    train(sharded, again, 1)
+    saved["state"][0]["exp_avg"] = torch.ones(3)
+    with pytest.raises(ValueError, match="exp_avg of parameter 0 .* must have the shape"):
+        again.load_state_dict(saved)

@@ -437,3 +437,20 @@ def test_parameters_without_memory_keep_the_rate_shown(
     assert rates(optimizer) == [0.1, 0.5]
     assert {x.device.type for x in optimizer.state[params[0]].values()} == {"meta"}
     assert all(p.is_meta and p.shape == (3,) for p in params)
+
+
+@pytest.mark.parametrize("factory", [fa.adamaxw, fa.adam], ids=["adamaxw", "adam"])
+def test_schedules_come_and_go_between_checkpoints(factory: Any) -> None:
+    """What they left in the state is no state of a parameter: it may be missing, or be too much."""
+    given = {"lr": FALLING, "weight_decay": HALF, "betas": lambda count: (0.9, 0.99)}
+    scheduled = stepped(compat.Optimizer(parameters(3), factory, **given), 2)
+    constant = compat.Optimizer(parameters(3), factory, lr=0.1)
+    constant.load_state_dict(scheduled.state_dict())
+    again = compat.Optimizer(parameters(3), factory, **given)
+    again.load_state_dict(stepped(constant).state_dict())
+    stepped(again)
+    assert again.param_groups[0]["weight_decay"] == 0.125  # whose count stood still
+    fresh = stepped(compat.Optimizer(parameters(3), factory, lr=0.1))
+    again.load_state_dict(fresh.state_dict())
+    stepped(again)
+    assert again.param_groups[0]["weight_decay"] == 0.5
