@@ -70,6 +70,7 @@ def recipe(lr: Any = 0.01, max_norm: float = 1.0) -> fa.GradientTransformation:
     )
 
 
+@pytest.mark.filterwarnings("ignore:by_path is asked")  # of parameters without names
 @pytest.mark.parametrize("rate", ["number", "schedule"])
 @pytest.mark.parametrize("named", [False, True])
 def test_checkpoint_helpers_on_a_wrapped_chain(rate: str, named: bool) -> None:
@@ -191,6 +192,7 @@ def test_zero_redundancy_optimizer() -> None:
         assert torch.equal(p, q)
 
 
+@pytest.mark.filterwarnings("ignore:by_path is asked")  # of parameters without names
 @pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("make", [Adamax, lambda p: Optimizer(p, recipe)], ids=["Adamax", "chain"])
 def test_the_state_of_sharded_parameters_loads(make: Any) -> None:

@@ -249,7 +249,8 @@ def test_what_loads_as_before(make: Make) -> None:
     state["state"]["global"] = {"words": ["kept"], "step": -1}
     state["state"][0]["step"] = 1
     state["state"][2]["step"] = torch.tensor([1.0])
-    state["state"][2]["exp_avg"] = state["state"][2]["exp_avg"].double()
+    for name in ("exp_avg", "exp_inf"):
+        state["state"][2][name] = state["state"][2][name].double()
     again = make([a, b, c])
     again.load_state_dict(state)
     assert b not in again.state
