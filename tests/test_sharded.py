@@ -36,8 +36,7 @@ def run(size: int, which: str, folder: Path) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"{size} processes hang:\n{process.communicate()[0]}")
-    if process.returncode:
-        pytest.fail(output)
+    assert process.returncode == 0, output
 
 
 def test_every_transform_in_two_processes(tmp_path: Path) -> None:

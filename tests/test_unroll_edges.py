@@ -263,8 +263,9 @@ def test_a_type_error_of_an_update_is_the_users_own() -> None:
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         return updates + "1", state
 
+    tx = fa.GradientTransformation(lambda params: (), update)
     with pytest.raises(TypeError, match="unsupported operand type|can only concatenate"):
-        fa.step(fa.GradientTransformation(lambda params: (), update), torch.ones(2), (), None)
+        fa.step(tx, torch.ones(2), (), torch.ones(2))
 
 
 def test_a_momentum_of_one_is_taken_alike() -> None:
