@@ -168,6 +168,19 @@ def test_versions_are_counted_once_and_before_the_write(
 
 
 @pytest.mark.parametrize("make", IN_PLACE)
+def test_versions_are_counted_by_the_public_function_too(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch has no function in C for it."""
+    monkeypatch.setattr(_kernel, "_increment", torch.autograd.graph.increment_version)
+    call, inputs = make()
+    before = [x._version for x in inputs]
+    assert call()
+    grads = range(COUNT, 2 * COUNT)
+    assert [x._version for x in inputs] == [v + (i not in grads) for i, v in enumerate(before)]
+
+
+@pytest.mark.parametrize("make", IN_PLACE)
 def test_a_plan_that_does_not_fit_counts_no_version(make: Any) -> None:
     call, inputs = make()
     inputs[-COUNT - 1].set_(inputs[-COUNT - 2])  # the moments of two leaves are one memory

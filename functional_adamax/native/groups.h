@@ -39,7 +39,9 @@ static int add_parameter(Plan *plan, PyObject **x, PyObject *state, Py_ssize_t *
             return 0;
     for (int k = M; k <= T; k++)
         Py_INCREF(x[k]);
-    int fine = (is_known(plan, x) || are_ordinary(x)) && add(plan, x, rates);
+    int known = is_known(plan, x);
+    plan->differs |= !known;
+    int fine = (known || are_ordinary(x)) && add(plan, x, rates);
     for (int k = M; k <= T; k++)
         Py_DECREF(x[k]);
     return fine;

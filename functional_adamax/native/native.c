@@ -78,7 +78,7 @@ static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
     Rates rates;
     View v[5];
     Work work;
-    Ranges ranges = {NULL, 0, 0};
+    Ranges ranges = {0};
     Py_ssize_t count = PyList_Size(leaves);
     int fine = 1;
     for (Py_ssize_t i = 0; i < count && fine; i++) {

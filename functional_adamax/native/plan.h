@@ -19,13 +19,14 @@ typedef struct {
     Ranges ranges;
     PyObject *written; /* p, m, u and t of each row, a list */
     PyObject *known;   /* those written by an earlier step, or NULL */
+    int differs;       /* whether other tensors are written now than then */
 } Plan;
 
 /* Room for so many sets of rates; 0 with an exception. */
 static int begin(Plan *plan, PyObject *known, Py_ssize_t rates)
 {
-    *plan = (Plan){.written = new_list(0), .known = known};
-    if (plan->written != NULL && rates >= 0)
+    *plan = (Plan){.known = known, .differs = known == NULL};
+    if (rates >= 0)
         plan->rates = resized(NULL, (rates + 1) * sizeof(Rates));
     return plan->rates != NULL;
 }
@@ -95,7 +96,8 @@ static int lay_row(Plan *plan, PyObject *const *x, Rates *rates)
     row->u_new = (void *)row->u;
     for (int i = P; i <= T; i++)
         if (!add_range(&plan->ranges, x[i], &v[i], i != G) ||
-            (i != G && (!may_allocate() || PyList_Append(plan->written, x[i]) != 0)))
+            (i != G && plan->written != plan->known &&
+             (!may_allocate() || PyList_Append(plan->written, x[i]) != 0)))
             return 0;
     plan->complex |= work->kind >= COMPLEX_KINDS;
     plan->rows++;
@@ -106,7 +108,10 @@ static int lay_row(Plan *plan, PyObject *const *x, Rates *rates)
    run from here on, as long as nothing is called that lets them. */
 static int lay_out(Plan *plan)
 {
-    int fine = (plan->work = resized(NULL, (plan->count + 1) * sizeof(Work))) != NULL;
+    int same = !plan->differs && PyList_Size(plan->known) == 4 * plan->count;
+    plan->written = same ? Py_NewRef(plan->known) : new_list(0); /* which is full already, or empty */
+    plan->work = resized(NULL, (plan->count + 1) * sizeof(Work));
+    int fine = plan->written != NULL && plan->work != NULL;
     for (Py_ssize_t i = 0; i < plan->count && fine; i++) {
         const Entry *entry = &plan->entries[i];
         fine = entry->rates == BYSTANDER ? lay_bystander(plan, entry->x)

@@ -72,7 +72,7 @@ static PyObject *native_pull(PyObject *self, PyObject *arguments)
     Py_ssize_t count = PyList_Size(pulls);
     if (count < 0)
         return NULL;
-    Ranges ranges = {NULL, 0, 0};
+    Ranges ranges = {0};
     PyObject *results = new_list(count);
     Work *work = results ? resized(NULL, (count + 1) * sizeof(Work)) : NULL;
     int fine = work != NULL;

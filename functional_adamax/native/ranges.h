@@ -3,12 +3,13 @@
 typedef struct {
     const char *start, *end;
     int written;
-    PyObject *tensor; /* owned; NULL of one that the step does not touch */
+    PyObject *tensor; /* which others own; NULL of one that the step does not touch */
 } Range;
 
 typedef struct {
     Range *all;
     Py_ssize_t count, room;
+    PyObject *aliases; /* a list, or NULL */
 } Ranges;
 
 static int add_range(Ranges *ranges, PyObject *x, const View *v, int written)
@@ -22,14 +23,12 @@ static int add_range(Ranges *ranges, PyObject *x, const View *v, int written)
         ranges->room = room;
     }
     ranges->all[ranges->count++] = (Range){v->start, v->start + v->bytes, written, x};
-    Py_XINCREF(x);
     return 1;
 }
 
 static void let_go(Ranges *ranges)
 {
-    for (Py_ssize_t i = 0; i < ranges->count; i++)
-        Py_XDECREF(ranges->all[i].tensor);
+    Py_XDECREF(ranges->aliases);
     PyMem_Free(ranges->all);
 }
 
@@ -38,17 +37,17 @@ static void let_go(Ranges *ranges)
    each tensor: it keeps its memory. 0 with an exception. */
 static int hold(Ranges *ranges)
 {
-    for (Py_ssize_t i = 0; i < ranges->count; i++) {
+    int fine = (ranges->aliases = new_list(0)) != NULL;
+    for (Py_ssize_t i = 0; i < ranges->count && fine; i++) {
         PyObject *x = ranges->all[i].tensor;
         if (x == NULL)
             continue;
-        if (!may_allocate() || (ranges->all[i].tensor = PyObject_GetAttr(x, data)) == NULL) {
-            ranges->all[i].tensor = x;
-            return 0;
-        }
-        Py_DECREF(x);
+        PyObject *alias = may_allocate() ? PyObject_GetAttr(x, data) : NULL;
+        fine = alias != NULL && PyList_Append(ranges->aliases, alias) == 0;
+        Py_XDECREF(alias);
+        ranges->all[i].tensor = alias;
     }
-    return 1;
+    return fine;
 }
 
 /* Whether all tensors, from the first on, still lie where they did. They may be read and written
@@ -66,55 +65,64 @@ static int are_unmoved(const Ranges *ranges, Py_ssize_t first)
     return 1;
 }
 
-/* Sort by start, byte by byte of the distance to the first; spare has room for as many. Return
-   where the result is. */
-static Range *sorted(Range *ranges, Range *spare, Py_ssize_t count)
+/* A range as it is sorted, in as little memory as possible. */
+typedef struct {
+    uintptr_t start, size; /* twice the size, and 1 more where it is written */
+} Span;
+
+/* Sort by start, eight of the bits that vary at a time; spare has room for as many. Return where the
+   result is. */
+static Span *sorted(Span *spans, Span *spare, Py_ssize_t count)
 {
-    uintptr_t first = UINTPTR_MAX, last = 0;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        uintptr_t start = (uintptr_t)ranges[i].start;
-        first = start < first ? start : first;
-        last = start > last ? start : last;
-    }
-    const int bits = 8 * sizeof first;
-    for (int shift = 0; shift < bits && (last - first) >> shift; shift += 8) {
+    uintptr_t varying = 0;
+    for (Py_ssize_t i = 1; i < count; i++)
+        varying |= spans[i].start ^ spans[0].start;
+    int shift = 0;
+    while (varying != 0 && !(varying >> shift & 1))
+        shift++;
+    const int bits = 8 * sizeof varying;
+    for (; shift < bits && varying >> shift; shift += 8) {
         Py_ssize_t place[257] = {0};
+        if (!(varying >> shift & 255))
+            continue;
         for (Py_ssize_t i = 0; i < count; i++)
-            place[1 + (((uintptr_t)ranges[i].start - first) >> shift & 255)]++;
+            place[1 + (spans[i].start >> shift & 255)]++;
         for (int digit = 0; digit < 256; digit++)
             place[digit + 1] += place[digit];
         for (Py_ssize_t i = 0; i < count; i++)
-            spare[place[((uintptr_t)ranges[i].start - first) >> shift & 255]++] = ranges[i];
-        Range *result = spare;
-        spare = ranges;
-        ranges = result;
+            spare[place[spans[i].start >> shift & 255]++] = spans[i];
+        Span *result = spare;
+        spare = spans;
+        spans = result;
     }
-    return ranges;
+    return spans;
 }
 
 /* Whether no written range meets another, so that the order of writes does not matter; 0, perhaps
    with an exception, if not. */
 static int are_apart(const Ranges *ranges)
 {
-    const char *end = NULL, *end_written = NULL;
-    Py_ssize_t count = ranges->count;
-    Range *copy = resized(NULL, (2 * count + 1) * sizeof(Range));
-    if (copy == NULL)
+    uintptr_t end = 0, end_written = 0;
+    Py_ssize_t count = 0;
+    Span *memory = resized(NULL, (2 * ranges->count + 1) * sizeof(Span));
+    if (memory == NULL)
         return 0;
-    memcpy(copy, ranges->all, count * sizeof(Range));
-    const Range *in_order = sorted(copy, copy + count, count);
+    for (Py_ssize_t i = 0; i < ranges->count; i++) {
+        const Range *range = &ranges->all[i];
+        uintptr_t size = range->end - range->start;
+        if (size > 0)
+            memory[count++] = (Span){(uintptr_t)range->start, 2 * size + range->written};
+    }
+    const Span *spans = sorted(memory, memory + count, count);
     int apart = 1;
     for (Py_ssize_t i = 0; i < count && apart; i++) {
-        const Range *range = &in_order[i];
-        if (range->start == range->end)
-            continue;
-        apart = !(range->start < end_written || (range->written && range->start < end));
-        if (range->end > end)
-            end = range->end;
-        if (range->written && range->end > end_written)
-            end_written = range->end;
+        int written = spans[i].size & 1;
+        uintptr_t start = spans[i].start, stop = start + spans[i].size / 2;
+        apart = !(start < end_written || (written && start < end));
+        end = stop > end ? stop : end;
+        end_written = written && stop > end_written ? stop : end_written;
     }
-    PyMem_Free(copy);
+    PyMem_Free(memory);
     return apart;
 }
 

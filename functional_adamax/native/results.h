@@ -74,7 +74,7 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
     Py_ssize_t count = PyList_Size(leaves), rows = members ? members : 1;
     if (count < 0)
         return NULL;
-    Ranges ranges = {NULL, 0, 0};
+    Ranges ranges = {0};
     PyObject *results = new_list(count);
     Work *work = results ? resized(NULL, (count * rows + 1) * sizeof(Work)) : NULL;
     int fine = work != NULL;
@@ -153,7 +153,7 @@ static PyObject *native_stepped(PyObject *self, PyObject *arguments)
     Py_ssize_t count = PyList_Size(PyTuple_GetItem(columns, T)), rows = 0;
     if (count < 0)
         return NULL;
-    Ranges ranges = {NULL, 0, 0};
+    Ranges ranges = {0};
     PyObject *results = may_allocate() ? PyTuple_New(4) : NULL;
     for (int k = 0; k < 4 && results != NULL; k++)
         PyTuple_SetItem(results, k, lists[k] = new_list(count));
