@@ -152,10 +152,13 @@ def check_writable(x: Any, name: str) -> None:
 
 def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     """Raise what torch raises for a finite number that the dtype of the moments cannot hold."""
-    given: tuple[Any, ...] = group["lr"], group["weight_decay"], group["betas"][0]
+    given = group["lr"], group["weight_decay"], group["betas"][0]
     if any(isinstance(x, Tensor) and not x.is_cpu for x in given):
         return  # nothing here waits for a device
-    lr, decay, b1 = (x.detach().reshape(()) if isinstance(x, Tensor) else float(x) for x in given)
+    values: list[Any] = [
+        x.detach().reshape(()) if isinstance(x, Tensor) else float(x) for x in given
+    ]
+    lr, decay, b1 = values
     dtype = _rule.moment_dtype(p, group.get("state_dtype"))
     if max(abs(lr), abs(decay)) <= torch.finfo(dtype).max * (1 - b1):
         return
