@@ -158,7 +158,8 @@ def follow_writes(leaves: list[Leaf]) -> bool:
 
 
 def _by_kernel(leaves: list[Leaf], maximize: bool, decoupled: bool) -> None:
-    _kernel.write(leaves, maximize, decoupled)
+    if not _kernel.write(leaves, maximize, decoupled):  # an odd counter, or memory that was moved
+        _by_torch(leaves, maximize, decoupled, foreach=False, in_turn=False)()
 
 
 def _by_triton(leaves: list[Leaf], maximize: bool, decoupled: bool, foreach: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._rule import HALF, Leaf, real_views
+from ._rule import HALF, Leaf, bias_corrected, real_views
 
 _DTYPES = {
     *HALF,
@@ -71,5 +71,7 @@ def write(leaf: Leaf, maximize: bool) -> None:
 
 def scale(lr: Any, b1: float, t: Tensor) -> float:
     """``lr / (1 - b1^t)`` as a Python number."""
+    if not t >= 1:  # where Python may raise, and a tensor is infinite
+        return float(bias_corrected(lr, b1, t))
     value = lr / (1 - b1 ** t.item())
     return value.item() if isinstance(value, Tensor) else value

@@ -124,7 +124,7 @@ def _check_parameter(
                 f"{devices}."
             )
     else:
-        _check_range(p, step, group)
+        _check_range(p, state.get("step", torch.zeros(())), group)
 
 
 def _are_moments(exp_avg: Any, exp_inf: Any, p: Tensor) -> bool:
@@ -151,7 +151,7 @@ def check_writable(x: Any, name: str) -> None:
 
 
 def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
-    """Raise what torch raises for a finite number that the dtype of the moments cannot hold."""
+    """Raise what torch raises for numbers: a bias of zero, and what the moments cannot hold."""
     given = group["lr"], group["weight_decay"], group["betas"][0]
     if any(isinstance(x, Tensor) and not x.is_cpu for x in given):
         return  # nothing here waits for a device
@@ -159,15 +159,18 @@ def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
         x.detach().reshape(()) if isinstance(x, Tensor) else float(x) for x in given
     ]
     lr, decay, b1 = values
+    foreach = uses_foreach(group, [p])
+    lr = float(lr) if foreach else lr
+    t = (step.detach() + 1).item() if step.is_cpu and _tree.has_address(step) else 1.0
+    rate = lr / (1 - b1**t)
     dtype = _rule.moment_dtype(p, group.get("state_dtype"))
-    if max(abs(lr), abs(decay)) <= torch.finfo(dtype).max * (1 - b1):
+    if max(abs(rate), abs(decay)) <= torch.finfo(dtype).max:
         return
     x = torch.zeros((), dtype=dtype)
-    if uses_foreach(group, [p]):
-        lr, x = float(lr), x.real
+    x = x.real if foreach else x
     if decay != 0:
         x.add(x, alpha=float(decay))
-    x.real.addcdiv_(x.real, x.real, value=float(-lr / (1 - b1 ** (step.item() + 1))))
+    x.real.addcdiv_(x.real, x.real, value=float(-rate))
 
 
 def warn_about_group(group: dict[str, Any]) -> None:
