@@ -38,6 +38,10 @@ class Run:
     def set_parameter(self, i: int, p: Tensor) -> None:
         raise NotImplementedError
 
+    def exchange(self, i: int, p: Tensor) -> None:
+        """Put another tensor in the place of a parameter."""
+        self.set_parameter(i, p)
+
     def state(self, i: int) -> dict[str, Any]:
         """The tensors kept of a parameter."""
         raise NotImplementedError
@@ -158,6 +162,12 @@ class Classic(Run):
 
     def set_parameter(self, i: int, p: Tensor) -> None:
         self.params[i].data = p
+
+    def exchange(self, i: int, p: Tensor) -> None:
+        old, params = self.params[i], self.group_of(i)["params"]
+        (place,) = [j for j, x in enumerate(params) if x is old]
+        params[place] = self.params[i] = p
+        self.optimizer.state[p] = self.optimizer.state.pop(old)
 
     def state(self, i: int) -> dict[str, Any]:
         return dict(self.optimizer.state.get(self.params[i], {}))

@@ -79,6 +79,18 @@ def float8(run: Run, i: int) -> Any:
     return (RuntimeError, TypeError)
 
 
+def quantized_gradient(run: Run, i: int) -> Any:
+    run.set_gradient(i, torch.quantize_per_tensor(torch.ones(SIZES[i]), 0.1, 0, torch.qint8))
+    return (RuntimeError, TypeError)
+
+
+def quantized_leaf(run: Run, i: int) -> Any:
+    quantized = torch.quantize_per_tensor(torch.ones(SIZES[i]), 0.1, 0, torch.qint8)
+    run.exchange(i, quantized)
+    run.set_gradient(i, quantized.clone())
+    return (RuntimeError, TypeError, ValueError)
+
+
 def moment_of_integers(run: Run, i: int) -> Any:
     run.set_state(i, "exp_avg", torch.ones(SIZES[i], dtype=torch.int64))
     return (RuntimeError, TypeError)
@@ -141,6 +153,8 @@ FUNCTIONAL: list[Fault] = [
     gradient_of_integers,
     gradient_whose_operations_raise,
     float8,
+    quantized_gradient,
+    quantized_leaf,
     moment_of_integers,
     moment_of_complex_numbers,
     moment_of_another_shape,
