@@ -176,7 +176,8 @@ def _by_torch(
     inside = [_inplace.takes(leaf, decoupled) for leaf in leaves]
     if not all(inside):
         in_turn = in_turn or not _tree.are_apart([x for leaf in leaves for x in leaf[:5]])
-    together, steps = [], list[Callable[[], None]]()
+    together: list[Leaf] = []
+    steps: list[Callable[[], None]] = []
     for leaf, taken in zip(leaves, inside, strict=True):
         if taken and foreach:
             together.append(leaf)
