@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 
 import functional_adamax as fa
 from functional_adamax import _execute, _foreach, _inplace, _kernel, _method, _recorded, _rule
@@ -358,8 +358,7 @@ class Scarce(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
-        name = (resolve_name(function) or "").rpartition(".")[2]
-        if name in ALLOCATING:
+        if function.__name__ in ALLOCATING:
             self.left -= 1
             if self.left < 0:
                 raise self.error("no memory left")

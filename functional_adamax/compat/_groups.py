@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 
-from .. import _check, _rule, _tree
+from .. import _check, _context, _rule, _tree
 
 
 def uses_foreach(group: dict[str, Any], params: list[Tensor]) -> bool:
@@ -153,8 +153,8 @@ def check_writable(x: Any, name: str) -> None:
 def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     """Raise what torch raises for numbers: a bias of zero, and what the moments cannot hold."""
     given = group["lr"], group["weight_decay"], group["betas"][0]
-    if any(isinstance(x, Tensor) and not x.is_cpu for x in given):
-        return  # nothing here waits for a device
+    if _context.traced() or any(isinstance(x, Tensor) and not x.is_cpu for x in given):
+        return  # a trace has no values, and nothing here waits for a device
     values: list[Any] = [
         x.detach().reshape(()) if isinstance(x, Tensor) else float(x) for x in given
     ]

@@ -50,7 +50,8 @@ def advice_on(params: Any) -> Iterator[None]:
 
 def _distinct(names: list[str]) -> list[str]:
     """Put a number before a name that comes again: ``1.bias`` still ends in ``bias``."""
-    given, found = set(names), dict[str, None]()
+    given = set(names)
+    found: dict[str, None] = {}
     for name in names:
         one, again = name, 0
         while one in found or (again and one in given):
