@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import functional_adamax as fa
-from functional_adamax import _apply, _rule, _triton
-from functional_adamax._rule import Leaf
+from functional_adamax import _adamax_rule, _numerics, _triton
+from functional_adamax._adamax_rule import AdamaxLeaf
 from functional_adamax.compat import Adamax
 
 Shape = tuple[int, ...]
@@ -70,10 +70,11 @@ def randoms(shapes: list[Shape]) -> list[Tensor]:
     return [torch.randn(shape, device=DEVICE) for shape in shapes]
 
 
-def leaves(shapes: list[Shape], decay: float = 0.0) -> list[Leaf]:
+def leaves(shapes: list[Shape], decay: float = 0.0) -> list[AdamaxLeaf]:
     columns = randoms(shapes), randoms(shapes), randoms(shapes), randoms(shapes)
+    rates = 1e-3, 0.9, 0.999, 1e-8, decay
     return [
-        Leaf(p, g, m, u.abs(), torch.tensor(3.0, device=DEVICE), 1e-3, 0.9, 0.999, 1e-8, decay)
+        AdamaxLeaf(p, g, m, u.abs(), torch.tensor(3.0, device=DEVICE), *rates)
         for p, g, m, u in zip(*columns, strict=True)
     ]
 
@@ -83,14 +84,14 @@ def check(shapes: list[Shape]) -> str:
     worst, equal, count = 0.0, 0, 0
     eps = torch.finfo(torch.float32).eps
     for decay, decoupled in ((0.0, False), (0.1, False), (0.1, True)):
-        given = leaves(shapes, decay)
+        given = [x._replace(decoupled=decoupled) for x in leaves(shapes, decay)]
         wanted = []
         for x in given:
-            update, t, m, u = _rule.step(x, False, decoupled)
-            wanted.append((_apply.add(x.p, update), m, u, t, x.p.abs() + update.abs()))
+            update, t, m, u = _adamax_rule.step(x)
+            wanted.append((_numerics.add(x.p, update), m, u, t, x.p.abs() + update.abs()))
         if not all(_triton.takes(x) for x in given):
             raise SystemExit("the Triton executor does not take plain tensors: is Triton there?")
-        if not _triton.write(given, False, decoupled):
+        if not _triton.write(given):
             raise SystemExit("the Triton executor refused plain tensors")
         for x, (p, m, u, t, size) in zip(given, wanted, strict=True):
             rows = ((x.p, p, size), (x.m, m, x.g.abs() + m.abs()), (x.u, u, u), (x.t, t, t))
@@ -124,7 +125,7 @@ def contenders(shapes: list[Shape]) -> Steps:
         "compat.Adamax": Adamax(params()).step,
         "compat.Adamax(capturable=True)": Adamax(params(), capturable=True).step,
         "fa.step, donated": lambda: fa.step(tx, grads, state, tree, donate=True),
-        OURS: lambda: _triton.write(work, False, False),
+        OURS: lambda: _triton.write(work),
     }
 
 

@@ -1,170 +1,105 @@
-from ._accumulate import MultiStepsState, multi_steps, skip_large_updates, skip_not_finite
-from ._adam import AdamState, adam, adamw, scale_by_adam
-from ._adamax import AdamaxState, adamax, adamaxw, scale_by_adamax
-from ._adaptive_clip import adaptive_grad_clip
-from ._apply import apply_updates
-from ._averaging import AverageState, averaged, params_average, params_ema
-from ._centralize import centralize
-from ._chain import chain, identity, named_chain, set_to_zero, stateless
-from ._checkpoint import from_state_dict, to_state_dict
-from ._clip import clip, clip_by_block_rms, clip_by_global_norm
-from ._conditional import ConditionalState, conditionally
-from ._decay import add_decayed_weights
-from ._finite import ApplyIfFiniteState, ZeroNansState, apply_if_finite, zero_nans
-from ._implicit import implicit
-from ._inject import InjectState, inject_hyperparams
-from ._join import join_schedules, sgdr_schedule, warmup_exponential_decay_schedule
-from ._lion import LionState, lion, scale_by_lion
-from ._lookahead import LookaheadState, lookahead
-from ._masked import by_path, freeze, masked, partition
-from ._momentum import EmaState, TraceState, ema, trace
-from ._nadamax import NadamaxState, nadamax, scale_by_nadamax
-from ._noise import NoiseState, add_noise
-from ._norm import global_norm
-from ._piecewise import (
-    cosine_onecycle_schedule,
-    linear_onecycle_schedule,
-    piecewise_constant_schedule,
-    piecewise_interpolate_schedule,
-)
-from ._plateau import ReduceOnPlateauState, reduce_on_plateau
-from ._rmsprop import RmspropState, rmsprop, scale_by_rms
-from ._sam import sam
-from ._scale import scale, scale_by_learning_rate
-from ._schedule import ScheduledState
-from ._schedule_free import ScheduleFreeState, schedule_free, schedule_free_eval_params
-from ._schedules import (
-    constant_schedule,
-    cosine_decay_schedule,
-    exponential_decay,
-    linear_schedule,
-    polynomial_schedule,
-)
-from ._sgd import SgdState, sgd
-from ._state import (
-    get_hyperparams,
-    reset,
-    set_hyperparams,
-    tree_get,
-    tree_get_all,
-    tree_map_params,
-    tree_set,
-)
-from ._step import step
-from ._transform import GradientTransformation
-from ._tree import EmptyState
-from ._unroll import Unrolled, detach, unroll
-from ._variants import cautious, scale_by_amsmax, scale_by_sign
-from ._warmup import (
-    warmup_constant_schedule,
-    warmup_cosine_decay_schedule,
-    warmup_stable_decay_schedule,
-)
+from ._accumulate import MultiStepsState as MultiStepsState
+from ._accumulate import multi_steps as multi_steps
+from ._accumulate import skip_large_updates as skip_large_updates
+from ._accumulate import skip_not_finite as skip_not_finite
+from ._adam import AdamState as AdamState
+from ._adam import adam as adam
+from ._adam import adamw as adamw
+from ._adam import scale_by_adam as scale_by_adam
+from ._adamax import AdamaxState as AdamaxState
+from ._adamax import adamax as adamax
+from ._adamax import adamaxw as adamaxw
+from ._adamax import scale_by_adamax as scale_by_adamax
+from ._adaptive_clip import adaptive_grad_clip as adaptive_grad_clip
+from ._apply import apply_updates as apply_updates
+from ._averaging import AverageState as AverageState
+from ._averaging import averaged as averaged
+from ._averaging import params_average as params_average
+from ._averaging import params_ema as params_ema
+from ._centralize import centralize as centralize
+from ._chain import chain as chain
+from ._chain import identity as identity
+from ._chain import named_chain as named_chain
+from ._chain import set_to_zero as set_to_zero
+from ._chain import stateless as stateless
+from ._checkpoint import from_state_dict as from_state_dict
+from ._checkpoint import to_state_dict as to_state_dict
+from ._clip import clip as clip
+from ._clip import clip_by_block_rms as clip_by_block_rms
+from ._clip import clip_by_global_norm as clip_by_global_norm
+from ._conditional import ConditionalState as ConditionalState
+from ._conditional import conditionally as conditionally
+from ._decay import add_decayed_weights as add_decayed_weights
+from ._finite import ApplyIfFiniteState as ApplyIfFiniteState
+from ._finite import ZeroNansState as ZeroNansState
+from ._finite import apply_if_finite as apply_if_finite
+from ._finite import zero_nans as zero_nans
+from ._implicit import implicit as implicit
+from ._inject import InjectState as InjectState
+from ._inject import inject_hyperparams as inject_hyperparams
+from ._join import join_schedules as join_schedules
+from ._join import sgdr_schedule as sgdr_schedule
+from ._join import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
+from ._lion import LionState as LionState
+from ._lion import lion as lion
+from ._lion import scale_by_lion as scale_by_lion
+from ._lookahead import LookaheadState as LookaheadState
+from ._lookahead import lookahead as lookahead
+from ._masked import by_path as by_path
+from ._masked import freeze as freeze
+from ._masked import masked as masked
+from ._masked import partition as partition
+from ._momentum import EmaState as EmaState
+from ._momentum import TraceState as TraceState
+from ._momentum import ema as ema
+from ._momentum import trace as trace
+from ._nadamax import NadamaxState as NadamaxState
+from ._nadamax import nadamax as nadamax
+from ._nadamax import scale_by_nadamax as scale_by_nadamax
+from ._noise import NoiseState as NoiseState
+from ._noise import add_noise as add_noise
+from ._norm import global_norm as global_norm
+from ._piecewise import cosine_onecycle_schedule as cosine_onecycle_schedule
+from ._piecewise import linear_onecycle_schedule as linear_onecycle_schedule
+from ._piecewise import piecewise_constant_schedule as piecewise_constant_schedule
+from ._piecewise import piecewise_interpolate_schedule as piecewise_interpolate_schedule
+from ._plateau import ReduceOnPlateauState as ReduceOnPlateauState
+from ._plateau import reduce_on_plateau as reduce_on_plateau
+from ._rmsprop import RmspropState as RmspropState
+from ._rmsprop import rmsprop as rmsprop
+from ._rmsprop import scale_by_rms as scale_by_rms
+from ._sam import sam as sam
+from ._scale import scale as scale
+from ._scale import scale_by_learning_rate as scale_by_learning_rate
+from ._schedule import ScheduledState as ScheduledState
+from ._schedule_free import ScheduleFreeState as ScheduleFreeState
+from ._schedule_free import schedule_free as schedule_free
+from ._schedule_free import schedule_free_eval_params as schedule_free_eval_params
+from ._schedules import constant_schedule as constant_schedule
+from ._schedules import cosine_decay_schedule as cosine_decay_schedule
+from ._schedules import exponential_decay as exponential_decay
+from ._schedules import linear_schedule as linear_schedule
+from ._schedules import polynomial_schedule as polynomial_schedule
+from ._sgd import SgdState as SgdState
+from ._sgd import sgd as sgd
+from ._state import get_hyperparams as get_hyperparams
+from ._state import reset as reset
+from ._state import set_hyperparams as set_hyperparams
+from ._state import tree_get as tree_get
+from ._state import tree_get_all as tree_get_all
+from ._state import tree_map_params as tree_map_params
+from ._state import tree_set as tree_set
+from ._step import step as step
+from ._transform import GradientTransformation as GradientTransformation
+from ._tree import EmptyState as EmptyState
+from ._unroll import Unrolled as Unrolled
+from ._unroll import detach as detach
+from ._unroll import unroll as unroll
+from ._variants import cautious as cautious
+from ._variants import scale_by_amsmax as scale_by_amsmax
+from ._variants import scale_by_sign as scale_by_sign
+from ._warmup import warmup_constant_schedule as warmup_constant_schedule
+from ._warmup import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
+from ._warmup import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 
 __version__: str
-
-__all__ = [
-    "AdamState",
-    "AdamaxState",
-    "ApplyIfFiniteState",
-    "AverageState",
-    "ConditionalState",
-    "EmaState",
-    "EmptyState",
-    "GradientTransformation",
-    "InjectState",
-    "LionState",
-    "LookaheadState",
-    "MultiStepsState",
-    "NadamaxState",
-    "NoiseState",
-    "ReduceOnPlateauState",
-    "RmspropState",
-    "ScheduleFreeState",
-    "ScheduledState",
-    "SgdState",
-    "TraceState",
-    "Unrolled",
-    "ZeroNansState",
-    "adam",
-    "adamax",
-    "adamaxw",
-    "adamw",
-    "adaptive_grad_clip",
-    "add_decayed_weights",
-    "add_noise",
-    "apply_if_finite",
-    "apply_updates",
-    "averaged",
-    "by_path",
-    "cautious",
-    "centralize",
-    "chain",
-    "clip",
-    "clip_by_block_rms",
-    "clip_by_global_norm",
-    "conditionally",
-    "constant_schedule",
-    "cosine_decay_schedule",
-    "cosine_onecycle_schedule",
-    "detach",
-    "ema",
-    "exponential_decay",
-    "freeze",
-    "from_state_dict",
-    "get_hyperparams",
-    "global_norm",
-    "identity",
-    "implicit",
-    "inject_hyperparams",
-    "join_schedules",
-    "linear_onecycle_schedule",
-    "linear_schedule",
-    "lion",
-    "lookahead",
-    "masked",
-    "multi_steps",
-    "nadamax",
-    "named_chain",
-    "params_average",
-    "params_ema",
-    "partition",
-    "piecewise_constant_schedule",
-    "piecewise_interpolate_schedule",
-    "polynomial_schedule",
-    "reduce_on_plateau",
-    "reset",
-    "rmsprop",
-    "sam",
-    "scale",
-    "scale_by_adam",
-    "scale_by_adamax",
-    "scale_by_amsmax",
-    "scale_by_learning_rate",
-    "scale_by_lion",
-    "scale_by_nadamax",
-    "scale_by_rms",
-    "scale_by_sign",
-    "schedule_free",
-    "schedule_free_eval_params",
-    "set_hyperparams",
-    "set_to_zero",
-    "sgd",
-    "sgdr_schedule",
-    "skip_large_updates",
-    "skip_not_finite",
-    "stateless",
-    "step",
-    "to_state_dict",
-    "trace",
-    "tree_get",
-    "tree_get_all",
-    "tree_map_params",
-    "tree_set",
-    "unroll",
-    "warmup_constant_schedule",
-    "warmup_cosine_decay_schedule",
-    "warmup_exponential_decay_schedule",
-    "warmup_stable_decay_schedule",
-    "zero_nans",
-]

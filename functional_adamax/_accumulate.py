@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from . import _check, _finite, _hyper, _norm, _tree
-from ._chain import call_update, checked_link
+from . import _check, _norm, _numerics, _selection, _tree
+from ._links import call_update, checked_link
 from ._node import public_node
 from ._schedule import Schedule
 from ._spelling import explains_misfits
@@ -74,7 +74,7 @@ class MultiSteps(Transform):
         kept = torch.ones_like(state.mini_step, dtype=torch.bool)
         if self.skip is not None:
             skipped = self.skip(updates, state.gradient_step, params)
-            kept = ~_finite.flag(skipped, "skip", kept.device)
+            kept = ~_selection.flag(skipped, "skip", kept.device)
         mini_step = torch.where(kept, state.mini_step + 1, state.mini_step)
         due = kept & (mini_step >= k)
         gathered = [
@@ -82,7 +82,7 @@ class MultiSteps(Transform):
             for g, acc in zip(leaves, before, strict=True)
         ]
         shown = [
-            None if g is None else _finite.presentable(self._batch(acc, k).to(g.dtype), due)
+            None if g is None else _selection.presentable(self._batch(acc, k).to(g.dtype), due)
             for g, acc in zip(leaves, gathered, strict=True)
         ]
         given = _tree.unflatten(spec, shown)
@@ -91,15 +91,15 @@ class MultiSteps(Transform):
             acc if g is None else torch.where(due.to(g.device), 0.0, acc)
             for g, acc in zip(leaves, gathered, strict=True)
         ]
-        return _finite.zeros_unless(due, new), MultiStepsState(
+        return _selection.zeros_unless(due, new), MultiStepsState(
             torch.where(due, 0, mini_step),
             torch.where(due, state.gradient_step + 1, state.gradient_step),
-            _finite.select(due, inner, state.inner),
+            _selection.select(due, inner, state.inner),
             _tree.unflatten(spec, rest),
         )
 
     def _batch(self, acc: Tensor, k: Any) -> Tensor:
-        return acc / _hyper.cast(k, acc) if self.use_grad_mean else acc
+        return acc / _numerics.cast(k, acc) if self.use_grad_mean else acc
 
 
 def _zeros(p: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def skip_not_finite(updates: Tree, gradient_step: Tensor, params: Tree = None) -
         tensor(True)
     """
     del params
-    return ~_finite.is_finite(_tree.flatten(updates)[0], like=gradient_step)
+    return ~_selection.is_finite(_tree.flatten(updates)[0], like=gradient_step)
 
 
 def skip_large_updates(
@@ -137,7 +137,7 @@ def skip_large_updates(
     """
     del gradient_step, params
     norm = _norm.global_norm(updates)
-    within: Tensor = norm * norm < _hyper.cast(max_squared_norm, norm)
+    within: Tensor = norm * norm < _numerics.cast(max_squared_norm, norm)
     return ~within
 
 

@@ -12,13 +12,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _hyper, _rule
-from ._hyper import Hyperparameter, cast
-from ._method import Method, Moments, average, average_square, double, root, wide
+from . import _numerics
+from ._hyper import Hyperparameter
+from ._method import Direction, Method, Moments
 from ._node import public_node
-from ._schedule import Schedule, check_lr, with_schedule
+from ._numerics import average, average_square, cast, double, root, wide
+from ._schedule import Schedule
 from ._spelling import explains_misfits
-from ._transform import Direction, GradientTransformation
+from ._transform import GradientTransformation
 from ._tree import Tree
 
 
@@ -39,9 +40,13 @@ class Adam(Method):
     name: ClassVar[str] = "adam"
     state: ClassVar[type[Any]] = AdamState
 
+    lr: Hyperparameter | Schedule = 1e-3
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
     eps: Hyperparameter = 1e-8
+    weight_decay: Hyperparameter = 0.0
     amsgrad: bool = False
+    maximize: bool = False
+    state_dtype: torch.dtype | None = None
 
     def moments(self) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if self.amsgrad else 2]
@@ -61,7 +66,7 @@ class Adam(Method):
         bias = 1 - double(h["b2"]) ** double(t)
         bias = bias ** torch.full_like(bias, 0.5)  # rounds as Python does in torch; sqrt does not
         denominator = r / cast(bias, r) + cast(h["eps"], r)
-        step = cast(-_rule.bias_corrected(h["lr"], h["b1"], t), r)
+        step = cast(-_numerics.bias_corrected(h["lr"], h["b1"], t), r)
         return wide(m) * step / denominator, new
 
 
@@ -77,20 +82,12 @@ class ScaleByAdam(Direction):
     """The direction of Adam: the update of ``Adam`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_adam"
+    kind: ClassVar[type[Method]] = Adam
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
     eps: Hyperparameter = 1e-8
     amsgrad: bool = False
     state_dtype: torch.dtype | None = None
-
-    def method(self) -> Adam:
-        return Adam(
-            lr=-1.0,
-            betas=self.betas,
-            eps=self.eps,
-            amsgrad=self.amsgrad,
-            state_dtype=self.state_dtype,
-        )
 
 
 @explains_misfits
@@ -155,8 +152,7 @@ def adam(
     gives NaN; here it is taken as 0, so that d update / d g is -lr / eps at a first gradient of
     0, which is right. Values are the same.
     """
-    made = Adam(lr, weight_decay, maximize, state_dtype, betas, eps, amsgrad)
-    return with_schedule(_checked(made))
+    return Adam(lr, betas, eps, weight_decay, amsgrad, maximize, state_dtype).made()
 
 
 @explains_misfits
@@ -188,8 +184,7 @@ def adamw(
     Source: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2, the decay scaled by the
     learning rate as in torch.
     """
-    made = AdamW(lr, weight_decay, maximize, state_dtype, betas, eps, amsgrad)
-    return with_schedule(_checked(made))
+    return AdamW(lr, betas, eps, weight_decay, amsgrad, maximize, state_dtype).made()
 
 
 @explains_misfits
@@ -211,14 +206,4 @@ def scale_by_adam(
         >>> tx.update(torch.tensor([0.5, -3.0]), tx.init(torch.zeros(2)))[0]
         tensor([ 1.0000, -1.0000])
     """
-    _checked(Adam(0.0, 0.0, False, state_dtype, betas, eps, amsgrad))
-    return ScaleByAdam(betas, eps, amsgrad, state_dtype).pair()
-
-
-def _checked(transform: Adam) -> Adam:
-    check_lr(transform.lr)
-    _hyper.check_pair("betas", transform.betas)
-    _hyper.check("eps", transform.eps)
-    _hyper.check("weight_decay", transform.weight_decay)
-    _hyper.check_dtype("state_dtype", transform.state_dtype)
-    return transform
+    return ScaleByAdam(betas, eps, amsgrad, state_dtype).made()

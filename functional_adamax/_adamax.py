@@ -2,28 +2,24 @@
 
 ``adamax`` is the whole optimizer, ``adamaxw`` the same with decoupled weight
 decay, ``scale_by_adamax`` the direction alone, for chains. All three carry the
-leaves of the trees to the one rule in ``_rule.py``.
+leaves of the trees to the one rule in ``_adamax_rule.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
 
-from . import _check, _context, _execute, _hyper, _kernel, _rule, _step, _tree
+from . import _adamax_rule
 from ._hyper import Hyperparameter
-from ._kernel import Group
+from ._method import Direction, Method
 from ._node import public_node
-from ._rule import Columns, Leaf
-from ._schedule import Schedule, check_lr, with_schedule
+from ._schedule import Schedule
 from ._spelling import explains_misfits
-from ._transform import Direction, Donated, GradientTransformation, Transform
-from ._tree import EmptyState, Tree
+from ._transform import GradientTransformation
+from ._tree import Tree
 
 
 @public_node
@@ -39,11 +35,13 @@ class AdamaxState(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Adamax(Transform):
+class Adamax(Method):
     """Adamax with coupled weight decay."""
 
     name: ClassVar[str] = "adamax"
-    decoupled: ClassVar[bool] = False
+    title: ClassVar[str] = "Adamax"
+    state: ClassVar[type[Any]] = AdamaxState
+    rule = staticmethod(_adamax_rule.adamax)
 
     lr: Hyperparameter | Schedule = 2e-3
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
@@ -53,166 +51,12 @@ class Adamax(Transform):
     state_dtype: torch.dtype | None = None
     derivative_floor: float | None = None
 
-    def init(self, params: Tree) -> AdamaxState:
-        leaves, spec = _check.parameters(params)
-        _check.warn_if_tied(leaves, spec)
-        _check.warn_if_eps_vanishes(self.eps, leaves, self.state_dtype)
-        return make_state(spec, [init_leaf(p, self.state_dtype) for p in leaves])
+    def moments(self) -> tuple[str, ...]:
+        return "exp_avg", "exp_inf"
 
-    def update(
-        self, updates: Tree, state: AdamaxState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, AdamaxState]:
-        del extra
-        return self._step(updates, state, params, add=False)
-
-    def advance(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Tree, AdamaxState]:
-        return self._step(grads, state, params, add=True)
-
-    def _step(
-        self, grads: Tree, state: AdamaxState, params: Tree, add: bool
-    ) -> tuple[Tree, AdamaxState]:
-        spec, columns = self._columns(grads, state, params)
-        found = self._together(columns, state, params, add)
-        if found is not None:
-            first, *rest = (_tree.unflatten(spec, column) for column in found)
-            return first, AdamaxState(*rest)
-        leaves, ready = self._leaves(spec, columns, state, params)
-        rows = _execute.compute(leaves, ready, self.maximize, self.decoupled, add)
-        return _results(spec, rows)
-
-    def _together(
-        self, columns: Columns, state: AdamaxState, params: Tree, add: bool
-    ) -> Sequence[list[Any]] | None:
-        """The results of all leaves, by one call of the kernel or one operator, or None."""
-        if self.derivative_floor is not None:
-            return None
-        if torch.compiler.is_compiling():
-            rates = [tuple(map(_hyper.single, self._rates().values()))]
-            if any(x is None for x in rates[0]):
-                rates = list(zip(*self._rates_per_leaf(columns, state), strict=True))
-            return _execute.compiled(columns, rates, self.maximize, self.decoupled, add)
-        if _context.traced():
-            return None
-        group = self.native(None if params is None else columns.p)
-        return _kernel.stepped(group, columns, add)
-
-    def prepare(self, grads: Tree, state: AdamaxState, params: Tree) -> Donated | None:
-        leaves, ready = self._leaves(*self._columns(grads, state, params), state, params)
-        work = ready or [leaf for leaf in leaves if leaf.g is not None]
-        if _execute.follow_writes(work) or any(map(_is_recorded, work)):
-            return None
-        if not ready or not _kernel.are_apart(ready):  # faster, but cannot name two leaves
-            _step.reject_shared_memory(grads, state, params)
-        run = _execute.plan(work, self.maximize, self.decoupled, ready=bool(ready))
-        return partial(_written, run, params, state)
-
-    def overwrite(self, grads: Tree, state: AdamaxState, params: Tree) -> bool:
-        if not isinstance(state, AdamaxState) or _context.traced():
-            return False
-        leaves, spec = _tree.flatten(params)
-        group = self.native(leaves)
-        if any(isinstance(x, Tensor) for x in group[1:6]):
-            return False  # which may be recorded, or lie where the step would write
-        trees = (grads, state.exp_avg, state.exp_inf, state.step)
-        try:
-            columns = tuple(spec.flatten_up_to(tree) for tree in trees)
-        except ValueError:
-            return False
-        if not all(map(_tree.are_leaves, columns)):
-            return False
-        return _kernel.overwrite(group, columns)
-
-    def native(self, params: list[Tensor] | None) -> Group:
-        lr, b1, b2, eps, decay = self._rates().values()
-        return Group(params, lr, b1, b2, eps, decay, self.maximize, self.decoupled)
-
-    def _columns(self, grads: Tree, state: AdamaxState, params: Tree) -> tuple[Any, Columns]:
-        """Check the structures of the trees, and return it with the leaves of each."""
-        _check.state(state, AdamaxState)
-        t, spec = _tree.flatten(state.step)
-        m = _tree.match(spec, state.exp_avg, "state.exp_avg", "state.step")
-        u = _tree.match(spec, state.exp_inf, "state.exp_inf", "state.step")
-        given = "the params that init was given"
-        g = _tree.match(spec, grads, "grads", given, _check.FITTING)
-        p = [None] * len(t)
-        if params is not None:
-            p = _tree.match(spec, params, "params", given)
-        elif not _hyper.is_zero(self.weight_decay):
-            _check.reject_missing_params(grads)
-        return spec, Columns(p, g, m, u, t)
-
-    def _rates(self) -> dict[str, Hyperparameter]:
+    def hyper(self) -> dict[str, Any]:
         b1, b2 = self.betas
-        return {
-            "lr": self.lr,
-            "b1": b1,
-            "b2": b2,
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
-        }
-
-    def _rates_per_leaf(self, columns: Columns, state: AdamaxState) -> list[list[Any]]:
-        rates = self._rates().items()
-        return [_hyper.per_leaf(name, x, state.step, columns.m) for name, x in rates]
-
-    def _leaves(
-        self, spec: Any, columns: Columns, state: AdamaxState, params: Tree
-    ) -> tuple[list[Leaf], list[Leaf] | None]:
-        """Check the columns against one another and return their leaves.
-
-        The second is the leaves as the kernel reads them, or None if it cannot take them all.
-        """
-        p, g, m, u, t = columns
-        floors = [self.derivative_floor] * len(t)
-        rates = self._rates_per_leaf(columns, state)
-        leaves = [Leaf(*row) for row in zip(p, g, m, u, t, *rates, floors, strict=True)]
-        whole = params is None or not any(x is None for x in p)
-        ready = None
-        if whole and not _context.traced():
-            ready = _kernel.ready(leaves, self.maximize, self.decoupled)
-        if ready is None:  # otherwise there is nothing left to check
-            _check.moments(spec, {"exp_avg": m, "exp_inf": u})
-            if params is not None:
-                _check.same_places(spec, p, m, "params")
-            _check.gradients(spec, g, m, "Adamax")
-            _check.scalars(spec, t, m, "state.step")
-        return leaves, ready
-
-
-def _is_recorded(leaf: Leaf) -> bool:
-    """Whether autograd records a hyperparameter."""
-    return torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in leaf[5:]
-    )
-
-
-def init_leaf(p: Any, state_dtype: torch.dtype | None) -> tuple[Any, Any, Any]:
-    """Return (step, exp_avg, exp_inf) of one parameter before its first gradient."""
-    if not _check.trainable(p):
-        return EmptyState(), EmptyState(), EmptyState()
-    dtype = _rule.moment_dtype(p, state_dtype)
-    return (
-        torch.zeros((), dtype=_rule.step_dtype(p.device), device=p.device),
-        _kernel.zeros_like(p, dtype),
-        _kernel.zeros_like(p, dtype),
-    )
-
-
-def _results(spec: Any, rows: Sequence[Sequence[Any]]) -> tuple[Tree, AdamaxState]:
-    """Make the four trees from one (update or parameter, t, m, u) for each leaf."""
-    return _tree.unflatten(spec, [row[0] for row in rows]), make_state(
-        spec, [row[1:] for row in rows]
-    )
-
-
-def make_state(spec: Any, cells: Sequence[Sequence[Any]]) -> AdamaxState:
-    """Make the three trees from one (t, m, u) for each leaf."""
-    return AdamaxState(*(_tree.unflatten(spec, [cell[i] for cell in cells]) for i in range(3)))
-
-
-def _written(run: Callable[[], None], params: Tree, state: AdamaxState) -> tuple[Tree, AdamaxState]:
-    run()
-    return params, state
+        return {"b1": b1, "b2": b2, "eps": self.eps, "derivative_floor": self.derivative_floor}
 
 
 class AdamaxW(Adamax):
@@ -227,15 +71,12 @@ class ScaleByAdamax(Direction):
     """The direction of Adamax: the update of ``Adamax`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_adamax"
+    kind: ClassVar[type[Method]] = Adamax
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
     eps: Hyperparameter = 1e-8
     state_dtype: torch.dtype | None = None
     derivative_floor: float | None = None
-
-    def method(self) -> Adamax:
-        dtype, floor = self.state_dtype, self.derivative_floor
-        return Adamax(-1.0, self.betas, self.eps, state_dtype=dtype, derivative_floor=floor)
 
 
 @explains_misfits
@@ -304,8 +145,7 @@ def adamax(
     Source: Kingma & Ba 2015, arXiv 1412.6980, Algorithm 2. Departures, both torch's: eps
     inside the maximum, and the coupled weight decay.
     """
-    made = Adamax(lr, betas, eps, weight_decay, maximize, state_dtype, derivative_floor)
-    return with_schedule(_checked(made))
+    return Adamax(lr, betas, eps, weight_decay, maximize, state_dtype, derivative_floor).made()
 
 
 @explains_misfits
@@ -337,8 +177,7 @@ def adamaxw(
     Source: the decay is that of Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2,
     scaled by the learning rate as in ``torch.optim.AdamW``.
     """
-    made = AdamaxW(lr, betas, eps, weight_decay, maximize, state_dtype, derivative_floor)
-    return with_schedule(_checked(made))
+    return AdamaxW(lr, betas, eps, weight_decay, maximize, state_dtype, derivative_floor).made()
 
 
 @explains_misfits
@@ -361,15 +200,4 @@ def scale_by_adamax(
         >>> tx.update(torch.tensor([0.5, -3.0]), tx.init(torch.zeros(2)))[0]
         tensor([ 1., -1.])
     """
-    _checked(Adamax(0.0, betas, eps, 0.0, False, state_dtype, derivative_floor))
-    return ScaleByAdamax(betas, eps, state_dtype, derivative_floor).pair()
-
-
-def _checked(transform: Adamax) -> Adamax:
-    check_lr(transform.lr)
-    _hyper.check_pair("betas", transform.betas)
-    _hyper.check("eps", transform.eps)
-    _hyper.check("weight_decay", transform.weight_decay)
-    _hyper.check_dtype("state_dtype", transform.state_dtype)
-    _hyper.check_floor("derivative_floor", transform.derivative_floor)
-    return transform
+    return ScaleByAdamax(betas, eps, state_dtype, derivative_floor).made()

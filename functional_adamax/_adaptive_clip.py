@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import _check, _hyper, _norm, _tree
+from . import _check, _hyper, _norm, _numerics, _tree
 from ._hyper import Hyperparameter
 from ._spelling import explains_misfits
-from ._transform import GradientTransformation, Stateless
+from ._stage import Seen, Stage
+from ._transform import GradientTransformation
 from ._tree import EmptyState, Tree
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AdaptiveGradClip(Stateless):
+class AdaptiveGradClip(Stage):
     """Bound the norm of each unit by a multiple of the norm of its weights."""
 
     name: ClassVar[str] = "adaptive_grad_clip"
@@ -24,26 +25,22 @@ class AdaptiveGradClip(Stateless):
     clipping: Hyperparameter
     eps: Hyperparameter = 1e-3
 
+    def rule(self, x: Seen) -> Tensor:
+        return _by_unit(x.u, x.p, x.h["clipping"], x.h["eps"]) if x.u.numel() else x.u
+
     def update(
         self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, EmptyState]:
         del extra
         leaves, spec = _tree.flatten(updates)
         _check.gradients(spec, leaves, leaves, self.name, "updates")
-        if params is None and any(u is not None for u in leaves):
-            raise ValueError(
-                "params must be given for adaptive_grad_clip, got None: "
-                "call update(grads, state, params)"
-            )
-        weights = leaves if params is None else _tree.match(spec, params, "params", "updates")
+        if params is None:
+            if any(u is not None for u in leaves):
+                _check.params_given(None, f"for {self.name}")
+            return updates, state
+        weights = _tree.match(spec, params, "params", "updates")
         _check.gradients(spec, leaves, weights, self.name, "updates")
-        clippings = _hyper.per_leaf("clipping", self.clipping, updates, leaves)
-        floors = _hyper.per_leaf("eps", self.eps, updates, leaves)
-        new = [
-            u if u is None or u.numel() == 0 else _by_unit(u, p, clipping, eps)
-            for u, p, clipping, eps in zip(leaves, weights, clippings, floors, strict=True)
-        ]
-        return _tree.unflatten(spec, new), state
+        return _tree.unflatten(spec, self.applied(updates, leaves, weights)), state
 
 
 def _by_unit(u: Tensor, p: Tensor, clipping: Any, eps: Any) -> Tensor:
@@ -53,9 +50,9 @@ def _by_unit(u: Tensor, p: Tensor, clipping: Any, eps: Any) -> Tensor:
     (unit, root), (size, length) = (
         _norm.of_leaves([x]) if whole else _norm.over(x, tuple(range(1, x.dim()))) for x in (g, w)
     )
-    eps = _norm.over_components(_hyper.cast(eps, g), u)
+    eps = _norm.over_components(_numerics.cast(eps, g), u)
     eps = eps if isinstance(eps, Tensor) else torch.ones_like(length) * eps
-    clipping = _norm.over_components(_hyper.cast(clipping, g), u)
+    clipping = _norm.over_components(_numerics.cast(clipping, g), u)
     return _norm.shortened(u, unit, root, clipping * torch.maximum(size * length, eps))
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from . import _check, _growth, _sharded, _tree
-from ._rule import real_views
+from . import _check, _growth, _tree
+from ._numerics import add
 from ._tree import Tree
 
 
@@ -49,16 +44,3 @@ def updated(params: Tree, updates: Tree) -> Tree:
     _check.gradients(spec, given, like, "apply_updates", "updates")
     new = [p if u is None else add(p, u) for p, u in zip(leaves, given, strict=True)]
     return _tree.unflatten(spec, new)
-
-
-def add(p: Tensor, update: Tensor) -> Any:
-    """``p + update`` in the wider dtype, rounded once to the dtype of ``p``.
-
-    Complex tensors add by components, so that a NaN in one does not reach the other.
-    """
-    if p.is_complex():
-        parts, update = real_views(p, update)
-        new = torch.view_as_complex((parts + update).to(parts.dtype))
-    else:
-        new = (p + update).to(p.dtype)
-    return _sharded.placed_like(p, new)

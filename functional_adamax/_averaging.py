@@ -15,10 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _apply, _check, _hyper, _rule, _tree
+from . import _check, _hyper, _numerics, _tree
 from ._hyper import Hyperparameter
-from ._momentum import blend, per_leaf
+from ._momentum import per_leaf
 from ._node import public_node
+from ._numerics import blend
 from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
@@ -44,7 +45,7 @@ class Averaging(Transform):
         return AverageState(count, _tree.unflatten(spec, copies))
 
     def _copy(self, p: Tensor) -> Tensor:
-        return p.to(_rule.moment_dtype(p, self.accumulator_dtype), copy=True)
+        return p.to(_numerics.moment_dtype(p, self.accumulator_dtype), copy=True)
 
     def update(
         self, updates: Tree, state: AverageState, params: Tree = None, **extra: Any
@@ -62,7 +63,7 @@ class Averaging(Transform):
         for i, (p, u, weight) in enumerate(zip(leaves, given, weights, strict=True)):
             old = averages[i]
             if isinstance(old, Tensor):
-                new = (p if u is None else _apply.add(p, u)).to(old.dtype)
+                new = (p if u is None else _numerics.add(p, u)).to(old.dtype)
                 mixed = torch.where(due, blend(old, new, weight), old)
                 averages[i] = torch.where(copy, new, mixed)
         return updates, AverageState(count, _tree.unflatten(spec, averages))
@@ -89,7 +90,7 @@ class ParamsEma(Averaging):
         self, count: Tensor, tree: Tree, leaves: list[Any]
     ) -> tuple[Tensor, Tensor, list[Any]]:
         n = count // self.every
-        t = n.clamp(min=1).to(_rule.step_dtype(n.device))
+        t = n.clamp(min=1).to(_numerics.step_dtype(n.device))
         weights = []
         for decay in _hyper.per_leaf("decay", self.decay, tree, leaves):
             decay = decay.to(t.dtype) if isinstance(decay, Tensor) else decay
@@ -115,7 +116,7 @@ class ParamsAverage(Averaging):
         del tree
         passed = (count - self.start).clamp(min=0)
         n = passed // self.every
-        weight = 1 / n.clamp(min=1).to(_rule.step_dtype(n.device))
+        weight = 1 / n.clamp(min=1).to(_numerics.step_dtype(n.device))
         due = (n > 0) & (passed % self.every == 0)
         return _copies(n, due), due, [weight] * len(leaves)
 

@@ -6,26 +6,28 @@ with the hyperparameters of its member: the bits are those of a loop over the me
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from . import _context, _kernel
-from ._rule import Leaf
+from ._adamax_rule import AdamaxLeaf
+from ._work import Columns, Work, leaves_of
 
 
-def step(leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool) -> list[list[Any]] | None:
-    """Step leaves inside of one ``vmap``; return [update, t, m, u] of each, or None.
+def compute(work: Work, add: bool) -> Columns | None:
+    """Step all leaves inside of one ``vmap``, or return None.
 
     None where the kernel cannot take them all: other transforms are running, autograd records, a
     leaf has no gradient or is the same for all members, or a hyperparameter is neither a number
     nor one for each member.
     """
     batch = _context.only_vmap()
-    if batch is None or not all(map(_is_batched, leaves)):
+    if batch is None or any(g is None for g in work.g):
+        return None
+    leaves = list(leaves_of(work, range(len(work.g))).values())
+    if not leaves or not all(map(_is_batched, leaves)):
         return None
     level, members = batch
     with temporarily_clear_interpreter_stack():
@@ -34,31 +36,32 @@ def step(leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool) -> list
             x.requires_grad for leaf in stacked for x in leaf if isinstance(x, Tensor)
         ):
             return None
-        ready = _kernel.ready(stacked, maximize, decoupled, members)
+        ready = _kernel.as_read(stacked, members)
         if ready is None:
             return None
-        found = _kernel.step(ready, maximize, decoupled, add, members=members)
+        found = _kernel.step(ready, add, members=members)
     rows = [[_add_batch_dim(x, 0, level) for x in row[:4]] for row in found]
     for leaf, row in zip(leaves, rows, strict=True):
         if not is_batchedtensor(leaf.t):
             row[1] = leaf.t + 1
-    return rows
+    first, t, m, u = map(list, zip(*rows, strict=True))
+    return first, t, m, u
 
 
-def _is_batched(leaf: Leaf) -> bool:
+def _is_batched(leaf: AdamaxLeaf) -> bool:
     """Whether each member has its own tensors, and hyperparameters of shape () at most."""
     own = leaf[1:4] if leaf.p is None else leaf[:4]
     return all(isinstance(x, Tensor) and is_batchedtensor(x) for x in own) and not any(
-        isinstance(x, Tensor) and x.dim() for x in leaf[5:]
+        isinstance(x, Tensor) and x.dim() for x in leaf[5:10]
     )
 
 
-def _stacked(leaf: Leaf, members: int) -> Leaf:
+def _stacked(leaf: AdamaxLeaf, members: int) -> AdamaxLeaf:
     """The tensors of all members, the members first; a hyperparameter that they share as it is."""
     rates = [_whole(x) if isinstance(x, Tensor) else x for x in leaf[5:]]
     tensors = [None if x is None else _whole(x).contiguous() for x in leaf[:4]]
     t = _whole(leaf.t)
-    return Leaf._make([*tensors, t.expand(members).contiguous(), *rates])
+    return AdamaxLeaf._make([*tensors, t.expand(members).contiguous(), *rates])
 
 
 def _whole(x: Tensor) -> Tensor:

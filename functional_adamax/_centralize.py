@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from . import _check, _rule, _sharded, _tree
+from . import _numerics, _sharded
 from ._spelling import explains_misfits
-from ._transform import GradientTransformation, Stateless
-from ._tree import EmptyState, Tree
+from ._stage import Seen, Stage
+from ._transform import GradientTransformation
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Centralize(Stateless):
+class Centralize(Stage):
     """Subtract the mean of each unit."""
 
     name: ClassVar[str] = "centralize"
 
-    def update(
-        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmptyState]:
-        del params, extra
-        leaves, spec = _tree.flatten(updates)
-        _check.gradients(spec, leaves, leaves, self.name, "updates")
-        new = [u if u is None or u.dim() < 2 else _centered(u) for u in leaves]
-        return _tree.unflatten(spec, new), state
+    def rule(self, x: Seen) -> Tensor:
+        return x.u if x.u.dim() < 2 else _centered(x.u)
 
 
 def _centered(u: Tensor) -> Tensor:
-    wide = _rule.wide(u)
+    wide = _numerics.wide(u)
     mean = _sharded.settled(wide.mean(tuple(range(1, u.dim())), keepdim=True))
     return _sharded.placed_like(u, (wide - mean).to(u.dtype))
 

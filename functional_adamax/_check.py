@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _tree
+from . import _memory, _tree
 from ._tree import Tree
 
 ORDER = "; update takes (grads, state, params), and step returns (params, state)"
@@ -65,7 +65,7 @@ def warn(text: str) -> None:
 
 def warn_if_tied(leaves: list[Any], spec: Any) -> None:
     """Warn where two leaves are one tensor: each would get an update of its own."""
-    pair = _tree.tied(leaves)
+    pair = _memory.tied(leaves)
     if pair is not None:
         a, b = (_tree.paths(spec, "params")[i] for i in pair)
         warn(

@@ -12,95 +12,71 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import _check, _hyper, _norm, _rule, _tree
+from . import _hyper, _norm, _tree
 from ._hyper import Hyperparameter
+from ._numerics import cast, over_components, real_views
 from ._spelling import explains_misfits
-from ._transform import GradientTransformation, Stateless
-from ._tree import EmptyState, Tree
+from ._stage import Seen, Stage
+from ._transform import GradientTransformation
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Clip(Stateless):
+class Clip(Stage):
     """Bound each element."""
 
     name: ClassVar[str] = "clip"
 
     max_value: Hyperparameter
 
-    def update(
-        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmptyState]:
-        del params, extra
-        leaves, spec = _given(updates, self.name)
-        bounds = _hyper.per_leaf("max_value", self.max_value, updates, leaves)
-        new = [
-            None if u is None else _by_value(u, bound)
-            for u, bound in zip(leaves, bounds, strict=True)
-        ]
-        return _tree.unflatten(spec, new), state
+    def rule(self, x: Seen) -> Tensor:
+        return _by_value(x.u, x.h["max_value"])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ClipByGlobalNorm(Stateless):
+class ClipByGlobalNorm(Stage):
     """Bound the norm of all updates together."""
 
     name: ClassVar[str] = "clip_by_global_norm"
 
     max_norm: float | Tensor
 
-    def update(
-        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmptyState]:
-        del params, extra
-        leaves, spec = _given(updates, self.name)
-        unit, root = _norm.of_leaves([u for u in leaves if u is not None])
-        limit = _hyper.cast(self.max_norm, root)
+    def hyper(self) -> dict[str, Any]:
+        return {}
+
+    def once(self, updates: list[Tensor]) -> dict[str, Any]:
+        unit, root = _norm.of_leaves(updates)
+        limit = cast(self.max_norm, root)
         limit = limit.reshape(()) if isinstance(limit, Tensor) else limit
-        new = [None if u is None else _norm.shortened(u, unit, root, limit) for u in leaves]
-        return _tree.unflatten(spec, new), state
+        return {"unit": unit, "root": root, "limit": limit}
+
+    def rule(self, x: Seen) -> Tensor:
+        return _norm.shortened(x.u, **x.h)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ClipByBlockRms(Stateless):
+class ClipByBlockRms(Stage):
     """Bound the root mean square of each leaf."""
 
     name: ClassVar[str] = "clip_by_block_rms"
 
     threshold: Hyperparameter
 
-    def update(
-        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmptyState]:
-        del params, extra
-        leaves, spec = _given(updates, self.name)
-        limits = _hyper.per_leaf("threshold", self.threshold, updates, leaves)
-        new = [u if _is_bare(u) else _by_rms(u, x) for u, x in zip(leaves, limits, strict=True)]
-        return _tree.unflatten(spec, new), state
-
-
-def _given(updates: Tree, what: str) -> tuple[list[Any], Any]:
-    leaves, spec = _tree.flatten(updates)
-    _check.gradients(spec, leaves, leaves, what, "updates")
-    return leaves, spec
-
-
-def _is_bare(u: Any) -> bool:
-    """Whether there is nothing to clip: no update, or one without elements."""
-    return u is None or u.numel() == 0
+    def rule(self, x: Seen) -> Tensor:
+        return _by_rms(x.u, x.h["threshold"]) if x.u.numel() else x.u
 
 
 def _by_value(u: Tensor, bound: Any) -> Tensor:
     if u.is_complex():
-        (parts,) = _rule.real_views(u)
-        return torch.view_as_complex(_by_value(parts, _norm.over_components(bound, u)))
-    bound = _hyper.cast(bound, u)
+        (parts,) = real_views(u)
+        return torch.view_as_complex(_by_value(parts, over_components(bound)))
+    bound = cast(bound, u)
     return torch.clamp(u, -bound, bound)
 
 
 def _by_rms(u: Tensor, limit: Any) -> Tensor:
     unit, length = _norm.of_leaves([u])
     root = length / u.numel() ** 0.5
-    return _norm.shortened(u, unit, root, _norm.over_components(_hyper.cast(limit, root), u))
+    return _norm.shortened(u, unit, root, _norm.over_components(cast(limit, root), u))
 
 
 @explains_misfits

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _finite, _tree
-from ._chain import call_update, checked_link
+from . import _check, _selection, _tree
+from ._links import call_update, checked_link
 from ._node import public_node
 from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
@@ -42,14 +42,14 @@ class Conditionally(Transform):
         self, updates: Tree, state: ConditionalState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, ConditionalState]:
         _check.state(state, ConditionalState)
-        holds = _finite.flag(self.condition(state.count), "condition", state.count.device)
-        shown = _tree.tree_map(lambda u: _finite.presentable(u, holds), updates)
+        holds = _selection.flag(self.condition(state.count), "condition", state.count.device)
+        shown = _tree.tree_map(lambda u: _selection.presentable(u, holds), updates)
         new, inner = call_update(self.inner, shown, state.inner, params, extra)
         if self.otherwise == "zero":
             updates = _tree.tree_map(lambda u: None if u is None else torch.zeros_like(u), updates)
         return (
-            _finite.select(holds, new, updates),
-            ConditionalState(state.count + 1, _finite.select(holds, inner, state.inner)),
+            _selection.select(holds, new, updates),
+            ConditionalState(state.count + 1, _selection.select(holds, inner, state.inner)),
         )
 
 

@@ -61,8 +61,8 @@ def traced() -> bool:
     """Whether a compiler, a tracer or a transform follows what is computed."""
     return bool(
         torch.compiler.is_compiling()
-        or transforming()
-        or forward_mode()
+        or peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
         or torch._C._get_tracing_state()
         or _len_torch_dispatch_stack()
     )

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from . import _hyper, _rule, _tree
+from . import _hyper, _numerics, _tree
 from ._transform import Data
 
 Scalar: TypeAlias = float | Tensor
@@ -44,7 +44,7 @@ class Curve(Data, ABC):
 
     def evaluate(self, count: Tensor) -> Tensor:
         """Return the value at a count of any real dtype."""
-        return self.at(count.to(_rule.step_dtype(count.device)))
+        return self.at(count.to(_numerics.step_dtype(count.device)))
 
     @abstractmethod
     def at(self, t: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def check_scalar(
 def scalar(value: Any, like: Tensor) -> Tensor:
     """Return a number or a tensor of one element as a 0-d tensor of the dtype of ``like``."""
     if isinstance(value, Tensor):
-        cast: Tensor = _hyper.cast(value.reshape(()) if value.shape == (1,) else value, like)
+        cast: Tensor = _numerics.cast(value.reshape(()) if value.shape == (1,) else value, like)
         return cast
     value = value if isinstance(value, (int, float)) else float(value)
     number: Tensor = torch.ones_like(like) * value  # not full_like, which compiles it in

@@ -5,20 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import _check, _hyper, _rule, _tree
+from torch import Tensor
+
+from . import _check, _hyper, _tree
 from ._hyper import Hyperparameter
+from ._numerics import add_scaled
 from ._spelling import explains_misfits
-from ._transform import GradientTransformation, Stateless
+from ._stage import Seen, Stage
+from ._transform import GradientTransformation
 from ._tree import EmptyState, Tree
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AddDecayedWeights(Stateless):
+class AddDecayedWeights(Stage):
     """Add a multiple of the parameters."""
 
     name: ClassVar[str] = "add_decayed_weights"
 
     weight_decay: Hyperparameter = 0.0
+
+    def rule(self, x: Seen) -> Tensor:
+        return add_scaled(x.u, x.p.to(x.u.dtype), x.h["weight_decay"])
 
     def update(
         self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
@@ -29,13 +36,8 @@ class AddDecayedWeights(Stateless):
             return updates, state
         leaves, spec = _check.parameters(params)
         given = _tree.match(spec, updates, "updates", "params")
-        _check.gradients(spec, given, leaves, "add_decayed_weights", "updates")
-        decays = _hyper.per_leaf("weight_decay", self.weight_decay, params, leaves)
-        new = [
-            None if u is None else _rule.add_scaled(u, p.to(u.dtype), decay)
-            for u, p, decay in zip(given, leaves, decays, strict=True)
-        ]
-        return _tree.unflatten(spec, new), state
+        _check.gradients(spec, given, leaves, self.name, "updates")
+        return _tree.unflatten(spec, self.applied(params, given, leaves)), state
 
 
 @explains_misfits

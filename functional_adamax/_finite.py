@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from . import _check, _sharded, _tree
-from ._chain import call_update, checked_link
+from ._links import call_update, checked_link
 from ._node import public_node
+from ._selection import is_finite, presentable, select, zeros_unless
 from ._spelling import explains_misfits
+from ._stage import Keeping, Seen
 from ._transform import GradientTransformation, Transform
-from ._tree import EmptyState, Tree
+from ._tree import Tree
 
 
 @public_node
@@ -39,38 +41,25 @@ class ApplyIfFiniteState(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ZeroNans(Transform):
+class ZeroNans(Keeping):
     """Replace what is not a number by zero."""
 
     name: ClassVar[str] = "zero_nans"
+    state: ClassVar[type[Any]] = ZeroNansState
 
     infinities: bool = False
 
-    def init(self, params: Tree) -> ZeroNansState:
-        leaves, spec = _check.parameters(params)
-        found = [
-            torch.zeros((), dtype=torch.bool, device=p.device)
-            if _check.trainable(p)
-            else EmptyState()
-            for p in leaves
-        ]
-        return ZeroNansState(_tree.unflatten(spec, found))
+    def start(self, p: Tensor) -> list[Tensor]:
+        return [torch.zeros((), dtype=torch.bool, device=p.device)]
 
-    def update(
-        self, updates: Tree, state: ZeroNansState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, ZeroNansState]:
-        del params, extra
-        _check.state(state, ZeroNansState)
-        before, spec = _tree.flatten(state.found)
-        leaves = _tree.match(spec, updates, "updates", "the params that init was given")
-        like = [u if isinstance(x, Tensor) else x for u, x in zip(leaves, before, strict=True)]
-        _check.gradients(spec, leaves, like, self.name, "updates")
-        new, found = list(leaves), list(before)
-        for i, u in enumerate(leaves):
-            if u is not None:
-                bad = ~u.isfinite() if self.infinities else u.isnan()
-                new[i], found[i] = torch.where(bad, 0.0, u), _sharded.whole(bad.any())
-        return _tree.unflatten(spec, new), ZeroNansState(_tree.unflatten(spec, found))
+    def fitting(self, spec: Any, kept: dict[str, list[Any]], updates: list[Any]) -> list[Any]:
+        del spec
+        pairs = zip(updates, kept["found"], strict=True)
+        return [u if isinstance(x, Tensor) else x for u, x in pairs]
+
+    def rule(self, x: Seen) -> tuple[Tensor, dict[str, Any]]:
+        bad = ~x.u.isfinite() if self.infinities else x.u.isnan()
+        return torch.where(bad, 0.0, x.u), {"found": _sharded.whole(bad.any())}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,61 +93,6 @@ class ApplyIfFinite(Transform):
             torch.where(finite, state.total_notfinite, state.total_notfinite + 1),
             select(accepted, inner, state.inner),
         )
-
-
-def is_finite(leaves: list[Any], like: Tensor) -> Tensor:
-    """Whether every element of every tensor is finite; 0-d, on the device of ``like``."""
-    flags = [u.isfinite().all().to(like.device) for u in leaves if isinstance(u, Tensor)]
-    return _sharded.combined(torch.logical_and, [torch.ones_like(like, dtype=torch.bool), *flags])
-
-
-def presentable(u: Any, used: Tensor) -> Any:
-    """``u`` if the result is used, else 1.
-
-    A transform that runs in vain then has finite derivatives, and their zero multiples are zero;
-    at 0, square roots and quotients have none.
-    """
-    return None if u is None else torch.where(used.to(u.device), u, torch.ones_like(u))
-
-
-def select(condition: Tensor, new: Tree, old: Tree) -> Tree:
-    """``new`` where the 0-d ``condition`` holds, else ``old``, a tree of the same structure."""
-    leaves, spec = _tree.flatten(old)
-    others = _tree.match(spec, new, "the new tree", "the one before")
-    chosen = [
-        torch.where(condition.to(y.device), x, y.to(x.dtype)) if _are_tensors(x, y) else x
-        for x, y in zip(others, leaves, strict=True)
-    ]
-    return _tree.unflatten(spec, chosen)
-
-
-def _are_tensors(x: Any, y: Any) -> bool:
-    return isinstance(x, Tensor) and isinstance(y, Tensor)
-
-
-def flag(value: Any, name: str, device: torch.device) -> Tensor:
-    """What a function of the user's says, as a bool tensor of shape ().
-
-    Raises:
-        TypeError: it says something else.
-    """
-    if not isinstance(value, Tensor) and hasattr(value, "item"):  # NumPy's
-        value = value.item()
-    if isinstance(value, bool):
-        return torch.tensor(value, device=device)
-    if isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 0:
-        return _sharded.whole(value).to(device)
-    raise TypeError(
-        f"{name} must return a bool, or a bool tensor of shape (), got {_check.describe(value)}"
-    )
-
-
-def zeros_unless(condition: Tensor, updates: Tree) -> Tree:
-    """``updates`` where the 0-d ``condition`` holds, else zeros; None stays None."""
-    return _tree.tree_map(
-        lambda u: torch.where(condition.to(u.device), u, 0.0) if isinstance(u, Tensor) else u,
-        updates,
-    )
 
 
 @explains_misfits

@@ -10,36 +10,66 @@ CPU only ``compat.Adamax(foreach=True)`` uses it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from . import _inplace
+from ._adamax_rule import AdamaxLeaf
 from ._inplace import scale
-from ._rule import Leaf, real_views
+from ._numerics import real_views
+from ._work import Work, leaves_of
 
 
-def write(leaves: Sequence[Leaf], maximize: bool) -> None:
-    """Step leaves that ``_inplace.takes`` accepts."""
-    groups: dict[Any, list[Leaf]] = defaultdict(list)
-    for leaf in leaves:
+def part(work: Work, where: list[int]) -> tuple[list[int], Callable[[], None]]:
+    """Return which of the leaves are taken, as ``_inplace.takes`` says, and what steps them."""
+    taken = {i: leaf for i, leaf in leaves_of(work, where).items() if _inplace.takes(leaf)}
+    groups: dict[Any, list[AdamaxLeaf]] = defaultdict(list)
+    for leaf in taken.values():
         hyper = (leaf.b1, leaf.b2, leaf.eps, leaf.weight_decay)
         groups[leaf.p.device, leaf.p.dtype, leaf.t.dtype, hyper].append(leaf)
-    for (*_, (b1, b2, eps, weight_decay)), group in groups.items():
-        columns = list(zip(*group, strict=True))[:5]
-        t = list(columns[4])
-        p, g, m, u = (
-            real_views(*column) if column[0].is_complex() else column for column in columns[:4]
-        )
-        torch._foreach_add_(t, torch.ones((), dtype=t[0].dtype, device="cpu"), alpha=1.0)
-        if maximize:
-            g = torch._foreach_neg(g)
-        if weight_decay != 0:
-            g = torch._foreach_add(g, p, alpha=weight_decay)
-        torch._foreach_lerp_(m, g, 1 - b1)
-        torch._foreach_mul_(u, b2)
-        g = torch._foreach_abs(g)
-        torch._foreach_add_(g, eps)
-        torch._foreach_maximum_(u, g)
-        scales = [-scale(leaf.lr, b1, leaf.t) for leaf in group]
-        torch._foreach_addcdiv_(p, m, u, scales)
+    return list(taken), partial(_run, [_planned(group) for group in groups.values()])
+
+
+def _run(steps: list[Callable[[], None]]) -> None:
+    for step in steps:
+        step()
+
+
+def _planned(group: list[AdamaxLeaf]) -> Callable[[], None]:
+    """Make the temporaries of leaves that are alike; return what writes."""
+    _, _, _, _, _, _, b1, b2, eps, weight_decay, _, maximize, _ = group[0]
+    p, g, m, u, t = (list(column) for column in zip(*(leaf[:5] for leaf in group), strict=True))
+    if p[0].is_complex():
+        p, g, m, u = real_views(*p), real_views(*g), real_views(*m), real_views(*u)
+    if maximize:
+        g = list(torch._foreach_neg(g))
+    if weight_decay != 0:
+        g = list(torch._foreach_add(g, p, alpha=weight_decay))
+    sizes = torch._foreach_abs(g)
+    torch._foreach_add_(sizes, eps)
+    one = torch.ones((), dtype=t[0].dtype, device="cpu")
+    scales = [-scale(leaf.lr, b1, leaf.t + 1) for leaf in group]
+    return partial(_write, p, g, m, u, t, sizes, one, scales, b1, b2)
+
+
+def _write(
+    p: list[Tensor],
+    g: list[Tensor],
+    m: list[Tensor],
+    u: list[Tensor],
+    t: list[Tensor],
+    sizes: Any,
+    one: Tensor,
+    scales: list[float],
+    b1: float,
+    b2: float,
+) -> None:
+    torch._foreach_add_(t, one, alpha=1.0)
+    torch._foreach_lerp_(m, g, 1 - b1)
+    torch._foreach_mul_(u, b2)
+    torch._foreach_maximum_(u, sizes)
+    torch._foreach_addcdiv_(p, m, u, scales)

@@ -7,7 +7,8 @@ its shape is looked at: it may be differentiated, batched by ``vmap`` or traced.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -105,6 +106,27 @@ def check_floor(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be None or a number in (0, inf), got {value!r}")
 
 
+def check_named(values: dict[str, Any]) -> None:
+    """Check the hyperparameters that mean the same in every method, by their names."""
+    for name, value in values.items():
+        known = _RANGES.get(name)
+        if known is not None:
+            known(name, value)
+
+
+_RANGES: dict[str, Callable[[str, Any], None]] = {
+    "alpha": partial(check, upper=1.0),
+    "beta": partial(check, upper=1.0),
+    "betas": check_pair,
+    "dampening": partial(check, signed=True),
+    "derivative_floor": check_floor,
+    "eps": check,
+    "momentum": check,
+    "state_dtype": check_dtype,
+    "weight_decay": check,
+}
+
+
 def is_zero(value: Hyperparameter) -> bool:
     """Whether ``value`` is known to be zero everywhere, without reading a tensor."""
     return all(not isinstance(leaf, Tensor) and not leaf for leaf in _tree.flatten(value)[0])
@@ -154,10 +176,3 @@ def per_leaf(name: str, value: Hyperparameter, tree: Tree, leaves: Sequence[Any]
 def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
     pairs = zip(reversed(shape), reversed(target), strict=False)
     return len(shape) <= len(target) and all(a in (1, b) for a, b in pairs)
-
-
-def cast(value: Any, like: Tensor) -> Any:
-    """Return a tensor ``value`` in the dtype and on the device of ``like``; a number as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(dtype=like.dtype, device=like.device)

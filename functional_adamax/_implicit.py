@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from . import _capture, _check, _context, _hyper, _rule, _sharded, _tree
+from . import _capture, _check, _context, _hyper, _numerics, _sharded, _tree
 from ._loss import copied, given_buffers
 from ._remat import batched_alike
 from ._transform import GradientTransformation
@@ -171,10 +171,10 @@ class _Solver:
 
         def damped(v: Vector) -> Vector:  # halves are added up in float32
             image = product([x.to(dtype) for x, dtype in zip(v, dtypes, strict=True)])
-            return _plus(list(map(_rule.wide, image)), self.damping, v)
+            return _plus(list(map(_numerics.wide, image)), self.damping, v)
 
         solve = self._cg if self.kind == "cg" else self._neumann
-        found = solve(damped, list(map(_rule.wide, b)))
+        found = solve(damped, list(map(_numerics.wide, b)))
         return [x.to(dtype) for x, dtype in zip(found, dtypes, strict=True)]
 
     def _cg(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _rule, _tree
+from . import _check, _numerics, _tree
 from ._arguments import arguments, declared, is_numeric, schedules_in
-from ._chain import call_update
+from ._links import call_update
 from ._node import public_node
 from ._schedule import Schedule, ask
 from ._spelling import explains_misfits
@@ -86,7 +86,7 @@ class Injected(Transform):
 
 def _tensor(device: torch.device, value: Any) -> Any:
     """A number, or a real tensor, as a new tensor in double precision."""
-    dtype = _rule.step_dtype(device)
+    dtype = _numerics.step_dtype(device)
     if isinstance(value, Tensor):
         return value.to(device=device, dtype=dtype, copy=True)
     return torch.tensor(value, dtype=dtype, device=device) if isinstance(value, Real) else value

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import _rule
+from . import _numerics
 from ._curve import Curve, Scalar, check_scalar, scalar
 from ._schedules import exponential_decay, linear_schedule
 from ._spelling import explains_misfits
@@ -54,7 +54,7 @@ def _like(boundary: Scalar, count: Tensor) -> Tensor:
     """A boundary as a tensor: an integer in the dtype of the count, which it leaves whole."""
     if isinstance(boundary, Tensor):
         return boundary.reshape(()).to(count.device)
-    dtype = count.dtype if isinstance(boundary, int) else _rule.step_dtype(count.device)
+    dtype = count.dtype if isinstance(boundary, int) else _numerics.step_dtype(count.device)
     return torch.ones_like(count, dtype=dtype) * boundary
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _kernel_proof, _rule, _tree
-from ._rule import Columns, Leaf, Pull
+from . import _context, _kernel_proof, _memory, _numerics
+from ._adamax_rule import AdamaxLeaf, Pull, adamax
+from ._rule import decays
+from ._work import Columns, MethodLike, Row, Work, leaves_of
 
 _native: Any = None
 if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
@@ -49,7 +51,7 @@ negative depends on where they lie.
 class Group(NamedTuple):
     """Parameters, where they are given, and the hyperparameters that they share."""
 
-    params: list[Tensor] | None
+    params: list[Any] | None
     lr: Any
     b1: Any
     b2: Any
@@ -59,80 +61,34 @@ class Group(NamedTuple):
     decoupled: bool
 
 
-def ready(
-    leaves: list[Leaf], maximize: bool, decoupled: bool, members: int = 0
-) -> list[Leaf] | None:
-    """Return ``leaves`` as the kernel reads them, or None if it cannot take them all.
+def is_there() -> bool:
+    """Whether the kernel was built, and may run here."""
+    return _native is not None and not torch.compiler.is_compiling()
 
-    All have gradients; each is plain, of one shape and layout, in one of the kinds, and its
-    hyperparameters are numbers or tensors of one element. With ``members`` the tensors are those
-    of so many members, stacked, t too, and hyperparameters may be vectors.
-    """
-    if _native is None or torch.compiler.is_compiling():
+
+def group_of(method: MethodLike, params: list[Any] | None) -> Group | None:
+    """Return what the kernel reads of a method, or None if it has another rule."""
+    if method.rule is not adamax:
         return None
-    if _native.are_ready(leaves, members, maximize, decoupled):
-        return leaves
-    if not all(_is_kind_active(leaf, decoupled) for leaf in leaves):
+    h = method.rates()
+    if h["derivative_floor"] is not None:
         return None
-    leaves = [leaf._replace(g=laid_out(leaf.g, leaf.m)) for leaf in leaves]
-    return leaves if _native.are_ready(leaves, members, maximize, decoupled) else None
+    rates = h["lr"], h["b1"], h["b2"], h["eps"], h["weight_decay"]
+    return Group(params, *rates, method.maximize, method.decoupled)
 
 
-def _is_kind_active(leaf: Leaf, decoupled: bool) -> bool:
-    """Whether the kernel is proven for leaves like this one, whose gradient is plain."""
-    g, m = leaf.g, leaf.m
-    if not (type(g) in _PLAIN and g.is_cpu and isinstance(m, Tensor)):
-        return False
-    if g.layout != torch.strided:
-        return False
-    return is_active(g.dtype, m.dtype, mode_of(leaf, decoupled))
+def compute(work: Work, add: bool) -> Columns | None:
+    """Step all leaves into new tensors, checks included, or return None."""
+    if _native is None or _context.traced():
+        return None
+    group = group_of(work.method, work.p if work.given else None)
+    if group is None:
+        return None
+    columns = work.p, work.g, work.moments["exp_avg"], work.moments["exp_inf"], work.t
+    return stepped(group, columns, add)
 
 
-def mode_of(leaf: Leaf, decoupled: bool) -> int:
-    """The decay of a leaf, as ``is_active`` takes it."""
-    return _NO_DECAY if not _rule.decays(leaf) else _DECOUPLED if decoupled else _COUPLED
-
-
-def laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """Return ``x`` in the layout of ``like``, if it is a tensor of the same shape."""
-    if x.shape != like.shape or (x.stride() == like.stride() and not x.is_neg()):
-        return x
-    return torch.empty_like(like, dtype=x.dtype).copy_(x)
-
-
-def step(
-    leaves: list[Leaf],
-    maximize: bool = False,
-    decoupled: bool = False,
-    add: bool = False,
-    scales: Sequence[Any] = (),
-    members: int = 0,
-) -> list[list[Any]]:
-    """Step leaves that are ``ready``; return [update, t, m, u, scale] of each, all new.
-
-    With ``add``, the new parameters take the place of the updates. ``scale``, the factor of m / u,
-    follows from lr, b1 and t where ``scales`` does not give it.
-    """
-    given = list(scales) or [None] * len(leaves)
-    results: list[list[Any]] = _native.step(
-        leaves, given, members, maximize, decoupled, add, torch.get_num_threads()
-    )
-    return results
-
-
-def zeros_like(p: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return zeros like ``p``; large ones lie in large pages, where the system has them.
-
-    A page may have 4 kB or 2 MB, and a step looks up fewer of the latter: it takes 4 % less time.
-    """
-    if _native is None or not (p.is_cpu and _tree.has_address(p) and p.nbytes >= _LARGE_PAGE):
-        return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-    zeros = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format)
-    _native.expect_writes(zeros)
-    return zeros.zero_()
-
-
-def stepped(group: Group, columns: Columns, add: bool) -> Sequence[list[Any]] | None:
+def stepped(group: Group, columns: Columns, add: bool) -> Columns | None:
     """Step the leaves of ``columns`` with the rates of ``group``, into new tensors.
 
     Return the columns of the update, or with ``add`` of the new parameter, t, m and u; a leaf
@@ -145,24 +101,127 @@ def stepped(group: Group, columns: Columns, add: bool) -> Sequence[list[Any]] | 
     recording = torch.is_grad_enabled()
     if recording and any(isinstance(x, Tensor) and x.requires_grad for x in group[1:6]):
         return None
-    found: Sequence[list[Any]] | None = _native.stepped(
-        columns, group, add, recording, torch.get_num_threads()
-    )
+    found: Columns | None = _native.stepped(columns, group, add, recording, torch.get_num_threads())
     return found
 
 
-def are_apart(leaves: list[Leaf]) -> bool:
-    """Whether no tensor that ``write`` would write shares memory with another of the leaves."""
-    return bool(_native.are_apart(leaves))
+def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
+    """Step those of the leaves that the kernel takes, each with its own hyperparameters."""
+    if _native is None or _context.traced():
+        return {}
+    taken: dict[int, AdamaxLeaf] = {}
+    for i, leaf in leaves_of(work, where).items():
+        ready = None if is_differentiated(leaf) else as_read([leaf])
+        if ready is not None:
+            taken[i] = ready[0]
+    if not taken:
+        return {}
+    inside = add and not _context.recorded(leaf.p for leaf in taken.values())
+    rows: list[Row] = [row[:4] for row in step(list(taken.values()), add=inside)]
+    if add and not inside:
+        pairs = zip(taken.values(), rows, strict=True)
+        rows = [[_numerics.add(leaf.p, row[0]), *row[1:]] for leaf, row in pairs]
+    return dict(zip(taken, rows, strict=True))
 
 
-def write(leaves: list[Leaf], maximize: bool, decoupled: bool) -> bool:
-    """Step leaves that are ``ready`` over their p, m, u and t.
+def is_differentiated(leaf: AdamaxLeaf) -> bool:
+    """Whether autograd records what enters the moments or scales them."""
+    if not torch.is_grad_enabled():
+        return False
+    if leaf.g.requires_grad or leaf.m.requires_grad:  # as they nearly always do if anything does
+        return True
+    inputs = leaf if decays(leaf.weight_decay) else leaf[1:]
+    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
-    False, with nothing written, if tensors share memory, so that the order of writes counts.
+
+def as_read(leaves: list[AdamaxLeaf], members: int = 0) -> list[AdamaxLeaf] | None:
+    """Return ``leaves`` as the kernel reads them, or None if it cannot take them all.
+
+    All have gradients; each is plain, of one shape and layout, in one of the kinds, and its
+    hyperparameters are numbers or tensors of one element. With ``members`` the tensors are those
+    of so many members, stacked, t too, and hyperparameters may be vectors.
     """
-    threads = torch.get_num_threads()
-    return _native.write(leaves, maximize, decoupled, _increment, threads) is not None
+    maximize, decoupled = leaves[0].maximize, leaves[0].decoupled
+    if _native.are_ready(leaves, members, maximize, decoupled):
+        return leaves
+    if not all(map(_is_kind_active, leaves)):
+        return None
+    leaves = [leaf._replace(g=laid_out(leaf.g, leaf.m)) for leaf in leaves]
+    return leaves if _native.are_ready(leaves, members, maximize, decoupled) else None
+
+
+def _is_kind_active(leaf: AdamaxLeaf) -> bool:
+    """Whether the kernel is proven for leaves like this one, whose gradient is plain."""
+    g, m = leaf.g, leaf.m
+    if not (type(g) in _PLAIN and g.is_cpu and isinstance(m, Tensor)):
+        return False
+    if g.layout != torch.strided:
+        return False
+    return is_active(g.dtype, m.dtype, mode_of(leaf.weight_decay, leaf.decoupled))
+
+
+def mode_of(decay: Any, decoupled: bool) -> int:
+    """A decay, as ``is_active`` takes it."""
+    return _NO_DECAY if not decays(decay) else _DECOUPLED if decoupled else _COUPLED
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """Return ``x`` in the layout of ``like``, if it is a tensor of the same shape."""
+    if x.shape != like.shape or (x.stride() == like.stride() and not x.is_neg()):
+        return x
+    return torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
+def step(
+    leaves: list[AdamaxLeaf], add: bool = False, scales: Sequence[Any] = (), members: int = 0
+) -> list[list[Any]]:
+    """Step leaves that are ``as_read``; return [update, t, m, u, scale] of each, all new.
+
+    With ``add``, the new parameters take the place of the updates. ``scale``, the factor of m / u,
+    follows from lr, b1 and t where ``scales`` does not give it.
+    """
+    given = list(scales) or [None] * len(leaves)
+    maximize, decoupled = leaves[0].maximize, leaves[0].decoupled
+    results: list[list[Any]] = _native.step(
+        leaves, given, members, maximize, decoupled, add, torch.get_num_threads()
+    )
+    return results
+
+
+def zeros_like(p: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return zeros like ``p``; large ones lie in large pages, where the system has them.
+
+    A page may have 4 kB or 2 MB, and a step looks up fewer of the latter: it takes 4 % less time.
+    """
+    if _native is None or not (p.is_cpu and _memory.has_address(p) and p.nbytes >= _LARGE_PAGE):
+        return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+    zeros = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format)
+    _native.expect_writes(zeros)
+    return zeros.zero_()
+
+
+def plan(work: Work) -> Callable[[], bool] | None:
+    """Return what steps all leaves over their p, m, u and t, if the kernel takes them, or None.
+
+    It writes nothing and returns False if memory was moved meanwhile, or a counter is an odd one.
+    """
+    if _native is None or _context.traced():
+        return None
+    leaves = list(leaves_of(work, work.stepped()).values())
+    ready = as_read(leaves) if leaves else None
+    return None if ready is None else planned(ready)
+
+
+def planned(leaves: list[AdamaxLeaf]) -> Callable[[], bool] | None:
+    """``plan`` for leaves that are ``as_read``; None where the order of their writes counts."""
+    how = leaves[0].maximize, leaves[0].decoupled
+    capsule = _native.plan(leaves, *how)
+    return None if capsule is None else partial(_run, capsule)
+
+
+def _run(capsule: object) -> bool:
+    done: bool = _native.run(capsule, _increment, torch.get_num_threads())
+    return done
 
 
 def advance(
@@ -182,11 +241,22 @@ def advance(
     return written
 
 
-def overwrite(group: Group, columns: tuple[list[Any], ...]) -> bool:
-    """Step, in place, the parameters of ``group`` whose g, m, u and t are in ``columns``.
+def overwrite(work: Work) -> bool:
+    """Step, in place, all parameters of ``work`` that have a gradient, checks included.
 
     False, with nothing written, where ``advance`` returns None, or autograd records.
     """
+    if _native is None or _context.traced():
+        return False
+    group = group_of(work.method, work.p)
+    if group is None or any(isinstance(x, Tensor) for x in group[1:6]):
+        return False  # which may be recorded, or lie where the step would write
+    columns = work.g, work.moments["exp_avg"], work.moments["exp_inf"], work.t
+    return overwritten(group, columns)
+
+
+def overwritten(group: Group, columns: Columns) -> bool:
+    """``overwrite`` the parameters of ``group`` whose g, m, u and t are in ``columns``."""
     if _native is None:
         return False
     recording, threads = torch.is_grad_enabled(), torch.get_num_threads()

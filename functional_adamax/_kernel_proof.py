@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from . import _apply, _rule
-from ._rule import Leaf, Pull
+from . import _adamax_rule, _numerics
+from ._adamax_rule import AdamaxLeaf, Pull
 
 _RATES = ((0.9, 0.999, 1e-8), (0.3, 0.7, 0.1))  # b1, b2 and eps
 _REAL = (torch.float32, torch.float64)
@@ -32,35 +32,36 @@ def holds(
 ) -> bool:
     """Whether ``step`` and ``pull`` have the rule's bits, for dtypes of parameter and moments."""
     with temporarily_clear_interpreter_stack(), torch.no_grad():  # a vmap may be running
-        for leaf, maximize, add in _steps(value, moment, decay):
-            update, *state = _rule.step(leaf, maximize, decoupled)
-            wanted = [_apply.add(leaf.p, update) if add else update, *state]
-            (found,) = step([leaf], maximize, decoupled, add)
+        for leaf, add in _steps(value, moment, decay, decoupled):
+            update, *state = _adamax_rule.step(leaf)
+            wanted = [_numerics.add(leaf.p, update) if add else update, *state]
+            (found,) = step([leaf], add)
             if not all(map(_same_bits, found[:4], wanted)):
                 return False
         if value != moment or moment not in _REAL:  # whose steps are differentiated as the rule is
             return True
         for x in _pulls(moment):
             (found,) = pull([x])
-            if not all(map(_same_bits, found, _rule.pull(x))):
+            if not all(map(_same_bits, found, _adamax_rule.pull(x))):
                 return False
     return True
 
 
 def _steps(
-    value: torch.dtype, moment: torch.dtype, decay: float
-) -> Iterator[tuple[Leaf, bool, bool]]:
-    """Leaves, with whether to maximize and to add the update."""
+    value: torch.dtype, moment: torch.dtype, decay: float, decoupled: bool
+) -> Iterator[tuple[AdamaxLeaf, bool]]:
+    """Leaves, with whether to add the update."""
     generator = torch.Generator().manual_seed(0)
     p, g = _row(value, 1, generator), _row(value, 0, generator)
     m, u = _row(moment, 1, generator), _row(moment, 1, generator)
     u = torch.complex(u.real.abs(), u.imag.abs()) if moment.is_complex else u.abs()
-    rates = [0.002, *(torch.tensor(0.002, dtype=x, device="cpu") for x in _REAL)]
-    cases = product(_RATES, (False, True), (False, True), rates)
+    lrs = [0.002, *(torch.tensor(0.002, dtype=x, device="cpu") for x in _REAL)]
+    cases = product(_RATES, (False, True), (False, True), lrs)
     for i, ((b1, b2, eps), maximize, add, lr) in enumerate(cases):
         t = torch.tensor(float(i**2), dtype=torch.float64, device="cpu")
         if not (maximize and value.is_complex):
-            yield Leaf(p, g, m, u, t, lr, b1, b2, eps, decay), maximize, add
+            rates = (lr, b1, b2, eps, decay)
+            yield AdamaxLeaf(p, g, m, u, t, *rates, None, maximize, decoupled), add
 
 
 def _pulls(dtype: torch.dtype) -> Iterator[Pull]:

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _hyper
-from ._hyper import Hyperparameter, cast
-from ._method import Method, Moments, average, sign, wide
+from ._hyper import Hyperparameter
+from ._method import Direction, Method, Moments
 from ._node import public_node
-from ._schedule import Schedule, check_lr, with_schedule
+from ._numerics import average, cast, sign, wide
+from ._schedule import Schedule
 from ._spelling import explains_misfits
-from ._transform import Direction, GradientTransformation
+from ._transform import GradientTransformation
 from ._tree import Tree
 
 
@@ -39,7 +39,11 @@ class Lion(Method):
     state: ClassVar[type[Any]] = LionState
     decoupled: ClassVar[bool] = True
 
+    lr: Hyperparameter | Schedule = 1e-4
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99)
+    weight_decay: Hyperparameter = 0.0
+    maximize: bool = False
+    state_dtype: torch.dtype | None = None
 
     def moments(self) -> tuple[str, ...]:
         return ("exp_avg",)
@@ -61,12 +65,10 @@ class ScaleByLion(Direction):
     """The direction of Lion: the update of ``Lion`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_lion"
+    kind: ClassVar[type[Method]] = Lion
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99)
     state_dtype: torch.dtype | None = None
-
-    def method(self) -> Lion:
-        return Lion(lr=-1.0, betas=self.betas, state_dtype=self.state_dtype)
 
 
 @explains_misfits
@@ -119,10 +121,7 @@ def lion(
 
     Source: Chen et al. 2023, arXiv 2302.06675, Algorithm 2.
     """
-    check_lr(lr)
-    _hyper.check("weight_decay", weight_decay)
-    _check(betas, state_dtype)
-    return with_schedule(Lion(lr, weight_decay, maximize, state_dtype, betas))
+    return Lion(lr, betas, weight_decay, maximize, state_dtype).made()
 
 
 @explains_misfits
@@ -142,10 +141,4 @@ def scale_by_lion(
         >>> tx.update(torch.tensor([0.5, -3.0]), tx.init(torch.zeros(2)))[0]
         tensor([ 1., -1.])
     """
-    _check(betas, state_dtype)
-    return ScaleByLion(betas, state_dtype).pair()
-
-
-def _check(betas: Any, state_dtype: torch.dtype | None) -> None:
-    _hyper.check_pair("betas", betas)
-    _hyper.check_dtype("state_dtype", state_dtype)
+    return ScaleByLion(betas, state_dtype).made()

@@ -12,11 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _apply, _check, _finite, _hyper, _tree
-from ._chain import call_update, checked_link
+from . import _apply, _check, _hyper, _numerics, _selection, _tree
 from ._hyper import Hyperparameter
-from ._momentum import blend, per_leaf
+from ._links import call_update, checked_link
+from ._momentum import per_leaf
 from ._node import public_node
+from ._numerics import blend
 from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
@@ -69,14 +70,14 @@ class Lookahead(Transform):
         new = _tree.unflatten(spec, steps)
         if self.reset_state:
             fresh = self.inner.init(_apply.updated(params, new))
-            inner = _finite.select(due, fresh, inner)
+            inner = _selection.select(due, fresh, inner)
         return new, LookaheadState(count, _tree.unflatten(spec, slow), inner)
 
 
 def _step(due: Tensor, p: Tensor, u: Tensor, slow: Tensor, size: Any) -> tuple[Tensor, Tensor]:
     """Return the update of the fast weights, and the slow weights."""
     wide = torch.promote_types(torch.promote_types(p.dtype, u.dtype), torch.float32)
-    synced = blend(slow, _apply.add(p, u), size)
+    synced = blend(slow, _numerics.add(p, u), size)
     update = torch.where(due, synced.to(wide) - p.to(wide), u.to(wide))
     return update, torch.where(due, synced, slow)
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from . import _check, _tree
-from ._chain import call_update, checked_link
+from ._links import call_update, checked_link
 from ._spelling import explains_misfits
 from ._transform import Data, GradientTransformation, Init, Stateless, Transform, Update
 from ._tree import EmptyState, Tree

@@ -14,11 +14,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _hyper, _rule, _tree
+from . import _check, _hyper
 from ._hyper import Hyperparameter
 from ._node import public_node
+from ._numerics import add_scaled, blend, moment_dtype, scaled, step_dtype
 from ._spelling import explains_misfits
-from ._transform import GradientTransformation, Transform
+from ._stage import Keeping, Seen
+from ._transform import GradientTransformation
 from ._tree import EmptyState, Tree
 
 
@@ -40,110 +42,73 @@ class TraceState(NamedTuple):
     trace: Tree  # shape of the leaf; accumulator_dtype, or the leaf's dtype
 
 
+class Accumulating(Keeping):
+    """What averages and sums of updates share: moments in a dtype of their own."""
+
+    decay: Hyperparameter  # fields of the subclasses
+    accumulator_dtype: torch.dtype | None
+
+    def hyper(self) -> dict[str, Any]:
+        return {"decay": self.decay}
+
+    def start(self, p: Tensor) -> list[Tensor]:
+        return [torch.zeros_like(p, dtype=moment_dtype(p, self.accumulator_dtype))]
+
+    def fitting(self, spec: Any, kept: dict[str, list[Any]], updates: list[Any]) -> list[Any]:
+        del updates
+        *steps, (name, moments) = kept.items()
+        _check.moments(spec, {name: moments})
+        for field, column in steps:
+            _check.scalars(spec, column, moments, f"state.{field}")
+        return moments
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Ema(Transform):
+class Ema(Accumulating):
     """An exponential moving average of the updates."""
 
     name: ClassVar[str] = "ema"
+    state: ClassVar[type[Any]] = EmaState
 
     decay: Hyperparameter
     debias: bool = True
     accumulator_dtype: torch.dtype | None = None
 
-    def init(self, params: Tree) -> EmaState:
-        leaves, spec = _check.parameters(params)
-        steps = [per_leaf(p, _counter) for p in leaves]
-        return EmaState(_tree.unflatten(spec, steps), _zeros(spec, leaves, self.accumulator_dtype))
+    def start(self, p: Tensor) -> list[Tensor]:
+        step = torch.zeros((), dtype=step_dtype(p.device), device=p.device)
+        return [step, *super().start(p)]
 
-    def update(
-        self, updates: Tree, state: EmaState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmaState]:
-        del params, extra
-        _check.state(state, EmaState)
-        moments, spec = _tree.flatten(state.exp_avg)
-        steps = _tree.match(spec, state.step, "state.step", "state.exp_avg")
-        _check.moments(spec, {"exp_avg": moments})
-        given = _given(spec, updates, moments, "ema")
-        _check.scalars(spec, steps, moments, "state.step")
-        decays = _hyper.per_leaf("decay", self.decay, state.exp_avg, moments)
-        new: list[Any] = [None] * len(given)
-        for i, (u, decay) in enumerate(zip(given, decays, strict=True)):
-            if u is not None:
-                new[i], steps[i], moments[i] = self._step(u, moments[i], steps[i], decay)
-        state = EmaState(_tree.unflatten(spec, steps), _tree.unflatten(spec, moments))
-        return _tree.unflatten(spec, new), state
-
-    def _step(self, g: Tensor, m: Tensor, t: Tensor, decay: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``(update, t, m)`` after the update ``g``."""
+    def rule(self, x: Seen) -> tuple[Tensor, dict[str, Any]]:
+        t, m, decay = x.kept["step"], x.kept["exp_avg"], x.h["decay"]
         decay = decay.to(t.dtype) if isinstance(decay, Tensor) else decay
         t = t + 1
-        m = blend(m, g.to(m.dtype), 1 - decay)
-        wide = m.to(torch.promote_types(m.dtype, torch.float32))
-        return (_rule.scaled(wide, 1 / (1 - decay**t)) if self.debias else wide), t, m
+        m = blend(m, x.u.to(m.dtype), 1 - decay)
+        wider = m.to(torch.promote_types(m.dtype, torch.float32))
+        update = scaled(wider, 1 / (1 - decay**t)) if self.debias else wider
+        return update, {"step": t, "exp_avg": m}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace(Transform):
+class Trace(Accumulating):
     """A decaying sum of the updates."""
 
     name: ClassVar[str] = "trace"
+    state: ClassVar[type[Any]] = TraceState
 
     decay: Hyperparameter
     nesterov: bool = False
     accumulator_dtype: torch.dtype | None = None
 
-    def init(self, params: Tree) -> TraceState:
-        leaves, spec = _check.parameters(params)
-        return TraceState(_zeros(spec, leaves, self.accumulator_dtype))
-
-    def update(
-        self, updates: Tree, state: TraceState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, TraceState]:
-        del params, extra
-        _check.state(state, TraceState)
-        sums, spec = _tree.flatten(state.trace)
-        _check.moments(spec, {"trace": sums})
-        given = _given(spec, updates, sums, "trace")
-        decays = _hyper.per_leaf("decay", self.decay, state.trace, sums)
-        new: list[Any] = [None] * len(given)
-        for i, (u, decay) in enumerate(zip(given, decays, strict=True)):
-            if u is not None:
-                g = u.to(sums[i].dtype)
-                sums[i] = _rule.add_scaled(g, sums[i], decay)
-                new[i] = _rule.add_scaled(g, sums[i], decay) if self.nesterov else sums[i]
-        return _tree.unflatten(spec, new), TraceState(_tree.unflatten(spec, sums))
-
-
-def blend(old: Tensor, new: Tensor, weight: Any) -> Tensor:
-    """``old + weight * (new - old)`` in the dtype of ``old``; halves are computed in float32."""
-    if old.is_complex():
-        old, new = _rule.real_views(old, new)
-        return torch.view_as_complex(blend(old, new, _rule.over_components(weight)))
-    wide = torch.promote_types(old.dtype, torch.float32)
-    x, y = old.to(wide), new.to(wide)
-    return torch.lerp(x, y, _hyper.cast(weight, x)).to(old.dtype)
-
-
-def _counter(p: Tensor) -> Tensor:
-    return torch.zeros((), dtype=_rule.step_dtype(p.device), device=p.device)
+    def rule(self, x: Seen) -> tuple[Tensor, dict[str, Any]]:
+        before, decay = x.kept["trace"], x.h["decay"]
+        g = x.u.to(before.dtype)
+        trace = add_scaled(g, before, decay)
+        return add_scaled(g, trace, decay) if self.nesterov else trace, {"trace": trace}
 
 
 def per_leaf(p: Any, make: Callable[[Tensor], Tensor]) -> Any:
     """Return what ``make`` makes for a parameter that can have state."""
     return make(p) if _check.trainable(p) else EmptyState()
-
-
-def _zeros(spec: Any, leaves: list[Any], dtype: torch.dtype | None) -> Tree:
-    def zeros(p: Tensor) -> Tensor:
-        return torch.zeros_like(p, dtype=_rule.moment_dtype(p, dtype))
-
-    return _tree.unflatten(spec, [per_leaf(p, zeros) for p in leaves])
-
-
-def _given(spec: Any, updates: Tree, kept: list[Any], what: str) -> list[Any]:
-    given = _tree.match(spec, updates, "updates", "the params that init was given")
-    _check.gradients(spec, given, kept, what, "updates")
-    return given
 
 
 @explains_misfits

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _hyper
-from ._hyper import Hyperparameter, cast
-from ._method import Method, Moments, average, double, over_bias, wide
+from ._hyper import Hyperparameter
+from ._method import Direction, Method, Moments
 from ._node import public_node
-from ._schedule import Schedule, check_lr, with_schedule
+from ._numerics import average, cast, double, maximum_norm, over_bias, wide
+from ._schedule import Schedule
 from ._spelling import explains_misfits
-from ._transform import Direction, GradientTransformation
+from ._transform import GradientTransformation
 from ._tree import Tree
 
 
@@ -39,8 +39,12 @@ class Nadamax(Method):
     name: ClassVar[str] = "nadamax"
     state: ClassVar[type[Any]] = NadamaxState
 
+    lr: Hyperparameter | Schedule = 2e-3
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
     eps: Hyperparameter = 1e-8
+    weight_decay: Hyperparameter = 0.0
+    maximize: bool = False
+    state_dtype: torch.dtype | None = None
 
     def moments(self) -> tuple[str, ...]:
         return ("exp_avg", "exp_inf")
@@ -48,19 +52,11 @@ class Nadamax(Method):
     def hyper(self) -> dict[str, Hyperparameter]:
         return {"b1": self.betas[0], "b2": self.betas[1], "eps": self.eps}
 
-    def init(self, params: Tree) -> NadamaxState:
-        leaves, _ = _check.parameters(params)
-        _check.warn_if_eps_vanishes(self.eps, leaves, self.state_dtype)
-        state: NadamaxState = super().init(params)
-        return state
-
     def rule(
         self, t: Tensor, g: Tensor, moments: Moments, h: dict[str, Any]
     ) -> tuple[Tensor, Moments]:
-        m, u = average(moments["exp_avg"], g, h["b1"]), moments["exp_inf"]
-        u = torch.maximum(
-            (wide(u) * cast(h["b2"], wide(u))).to(u.dtype), g.abs() + cast(h["eps"], g)
-        )
+        m = average(moments["exp_avg"], g, h["b1"])
+        u = maximum_norm(moments["exp_inf"], g, h["b2"], h["eps"])
         b1, lr = double(h["b1"]), double(h["lr"])
         ahead = cast(over_bias(-lr * b1, b1, t + 1), wide(m))
         now = cast(over_bias(-lr * (1 - b1), b1, t), wide(m))
@@ -73,13 +69,11 @@ class ScaleByNadamax(Direction):
     """The direction of Nadamax: the update of ``Nadamax`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_nadamax"
+    kind: ClassVar[type[Method]] = Nadamax
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)
     eps: Hyperparameter = 1e-8
     state_dtype: torch.dtype | None = None
-
-    def method(self) -> Nadamax:
-        return Nadamax(lr=-1.0, betas=self.betas, eps=self.eps, state_dtype=self.state_dtype)
 
 
 @explains_misfits
@@ -137,8 +131,7 @@ def nadamax(
     Algorithm 2, with a constant b1 in place of the schedule mu_t; the norm that of Kingma & Ba
     2015, arXiv 1412.6980, Algorithm 2, with torch's eps, as in ``adamax``.
     """
-    made = Nadamax(lr, weight_decay, maximize, state_dtype, betas, eps)
-    return with_schedule(_checked(made))
+    return Nadamax(lr, betas, eps, weight_decay, maximize, state_dtype).made()
 
 
 @explains_misfits
@@ -159,14 +152,4 @@ def scale_by_nadamax(
         >>> tx.update(torch.tensor([0.5, -3.0]), tx.init(torch.zeros(2)))[0]
         tensor([ 1.3333, -1.3333])
     """
-    _checked(Nadamax(0.0, 0.0, False, state_dtype, betas, eps))
-    return ScaleByNadamax(betas, eps, state_dtype).pair()
-
-
-def _checked(transform: Nadamax) -> Nadamax:
-    check_lr(transform.lr)
-    _hyper.check_pair("betas", transform.betas)
-    _hyper.check("eps", transform.eps)
-    _hyper.check("weight_decay", transform.weight_decay)
-    _hyper.check_dtype("state_dtype", transform.state_dtype)
-    return transform
+    return ScaleByNadamax(betas, eps, state_dtype).made()

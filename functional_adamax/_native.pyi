@@ -3,7 +3,6 @@ from typing import Any
 
 def activate(kind: int, decay: int, /) -> None: ...
 def are_ready(leaves: list[Any], members: int, maximize: bool, decoupled: bool, /) -> bool: ...
-def are_apart(leaves: list[Any], /) -> bool: ...
 def step(
     leaves: list[Any],
     scales: list[Any],
@@ -14,14 +13,8 @@ def step(
     threads: int,
     /,
 ) -> list[list[Any]]: ...
-def write(
-    leaves: list[Any],
-    maximize: bool,
-    decoupled: bool,
-    increment: Callable[[list[Any]], Any],
-    threads: int,
-    /,
-) -> list[Any] | None: ...
+def plan(leaves: list[Any], maximize: bool, decoupled: bool, /) -> object | None: ...
+def run(planned: object, increment: Callable[[list[Any]], Any], threads: int, /) -> bool: ...
 def advance(
     groups: list[Any],
     state: Mapping[Any, Any],

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _hyper, _rule, _sharded, _tree
+from . import _check, _hyper, _numerics, _sharded, _tree
 from ._hyper import Hyperparameter
 from ._node import public_node
 from ._spelling import explains_misfits
@@ -72,12 +72,12 @@ def _noisy(u: Tensor, state: NoiseState, leaf: int, eta: Any, gamma: Any) -> Ten
     """``u`` plus noise: in double precision, rounded once; a complex variance in equal parts."""
     key, count = state.key.to(u.device), state.count.to(u.device)
     if u.is_complex():
-        (parts,) = _rule.real_views(u)
+        (parts,) = _numerics.real_views(u)
         z = torch.view_as_complex(_normals_like(parts, key, leaf, count)) * 0.5**0.5
     else:
         z = _normals_like(u, key, leaf, count)
     time = (count + 1).to(z.real.dtype)
-    deviation = _hyper.cast(eta, time) ** 0.5 * time ** (-_hyper.cast(gamma, time) / 2)
+    deviation = _numerics.cast(eta, time) ** 0.5 * time ** (-_numerics.cast(gamma, time) / 2)
     noisy: Tensor = u + deviation * z
     return noisy.to(u.dtype)
 
@@ -103,7 +103,7 @@ def normals(n: int, key: Tensor, stream: int, step: Tensor) -> Tensor:
 def _fours(block: Tensor, key: Tensor, stream: int, step: Tensor) -> Tensor:
     """The four numbers of each block, in a last dimension."""
     words = philox((block, stream, step & _WORD, step >> 32), (key & _WORD, (key >> 32) & _WORD))
-    dtype = _rule.step_dtype(key.device)
+    dtype = _numerics.step_dtype(key.device)
     a, b, c, d = ((word.to(dtype) + 0.5) * 2.0**-32 for word in words)
     r, s = (-2 * a.log()).sqrt(), (-2 * c.log()).sqrt()
     b, d = 2 * math.pi * b, 2 * math.pi * d

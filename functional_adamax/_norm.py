@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _check, _rule, _sharded, _tree
+from . import _check, _numerics, _sharded, _tree
+from ._numerics import root
 from ._tree import Tree
 
 
@@ -69,28 +70,22 @@ def _unit(largest: Tensor) -> Tensor:
     return torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
 
 
-def root(x: Tensor) -> Tensor:
-    """The square root, with the derivative 0, and not infinity, at 0."""
-    zero = x == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
-
-
 def real(x: Tensor) -> Tensor:
     """Components of a complex tensor in a last dimension of two; halves as float32."""
     if x.is_complex():
-        (x,) = _rule.real_views(x)
-    return _rule.wide(x)
+        (x,) = _numerics.real_views(x)
+    return _numerics.wide(x)
 
 
 def over_components(value: Any, like: Tensor) -> Any:
     """``value`` for the real view of ``like``."""
-    return _rule.over_components(value) if like.is_complex() else value
+    return _numerics.over_components(value) if like.is_complex() else value
 
 
 def shortened(u: Tensor, unit: Tensor, root: Tensor, limit: Any) -> Tensor:
     """``u``, or where its norm ``unit * root`` is not within ``limit``, ``u * limit / norm``."""
     if u.is_complex():
-        (x,) = _rule.real_views(u)
+        (x,) = _numerics.real_views(u)
         x = x.to(unit.dtype)
     else:
         x = u.to(unit.dtype)

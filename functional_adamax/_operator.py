@@ -8,15 +8,17 @@ compiler spends its time by the bytecode it follows, so there is little of it fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from . import _apply, _context, _kernel, _rule, _symbols, _tree
+from . import _adamax_rule, _context, _hyper, _kernel, _numerics, _symbols, _tree
+from ._adamax_rule import AdamaxLeaf
 from ._kernel import Group
-from ._rule import Columns, Leaf
+from ._work import Columns, Work
 
 _PLAIN = {Tensor, torch.nn.Parameter}
 _REAL = (torch.float32, torch.float64)
@@ -27,32 +29,37 @@ Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 elements, so four short ones are better than a long one."""
 
 
-def step(
-    columns: Columns, rates: list[tuple[Any, ...]], maximize: bool, decoupled: bool, add: bool
-) -> list[list[Any]] | None:
-    """Step the leaves of ``columns``; return those of [update or new p, t, m, u], or None.
+def compute(work: Work, add: bool) -> Columns | None:
+    """Step all leaves, or return None.
 
-    ``rates`` has the hyperparameters, lr to weight_decay, of each leaf, or once those of all. None
-    where a transform of ``torch.func`` is running, autograd records, or the kernel is not to take
-    all leaves that have a gradient.
+    None where a transform of ``torch.func`` is running, autograd records, or the kernel is not to
+    take all leaves that have a gradient.
     """
-    given = frozenset(map(type, columns.p)) != {type(None)}
-    old = (columns.p if add else [None] * len(columns.p), columns.t, columns.m, columns.u)
+    group = _kernel.group_of(work.method, None)
+    if group is None:
+        return None
+    p, g, m, u, t = work.p, work.g, work.moments["exp_avg"], work.moments["exp_inf"], work.t
+    rates = [tuple(map(_hyper.single, group[1:6]))]
+    if any(x is None for x in rates[0]):
+        names = Group._fields[1:6]
+        like = [_hyper.per_leaf(name, work.rates[name], work.tree, m) for name in names]
+        rates = list(zip(*like, strict=True))
+    old = (p if add else [None] * len(p), t, m, u)
     where = None
-    if type(None) in frozenset(map(type, columns.g)):
-        places = zip(columns.p if given else columns.m, columns.m, columns.u, strict=True)
+    if type(None) in frozenset(map(type, g)):
+        places = zip(p if work.given else m, m, u, strict=True)
         if not all(_is_one_shape(*x) for x in places):
             return None
-        where = [i for i in range(len(columns.g)) if columns.g[i] is not None]
-        columns = Columns(*([column[i] for i in where] for column in columns))
+        where = work.stepped()
+        p, g, m, u, t = ([column[i] for i in where] for column in (p, g, m, u, t))
         rates = rates if len(rates) == 1 else [rates[i] for i in where]
-    fitting = columns if given else columns._replace(p=columns.g)
-    if not columns.g or (add and not given) or not _fit(fitting, rates, maximize, decoupled):
+    columns = (p if work.given else g, g, m, u, t)
+    if not g or (add and not work.given) or not _fit(columns, rates, group):
         return None
-    p, g, m, u, t = columns
     numbers, tensors, among = _split(rates)
+    how = group.maximize, group.decoupled, add
     results: list[list[Any]] = torch.ops.functional_adamax.step.default(
-        p if given else [], g, m, u, t, tensors, among, numbers, maximize, decoupled, add
+        p if work.given else [], g, m, u, t, tensors, among, numbers, *how
     )
     if where is None:
         return results
@@ -66,29 +73,26 @@ def _is_one_shape(p: Any, m: Any, u: Any) -> bool:
     return isinstance(p, Tensor) and isinstance(u, Tensor) and p.shape == m.shape == u.shape
 
 
-def overwrite(
-    columns: Columns, rates: tuple[Any, ...], maximize: bool, decoupled: bool
-) -> Callable[[], None] | None:
+def overwrite(group: Group, columns: Columns) -> Callable[[], None] | None:
     """Return what steps leaves over their p, m, u and t, or None where the kernel is not to.
 
-    All have gradients, and the same ``rates``, lr to weight_decay.
+    ``columns`` are those of p, g, m, u and t; all leaves have gradients.
     """
-    if not _fit(columns, [rates], maximize, decoupled):
+    rates = tuple(map(_hyper.single, group[1:6]))
+    if any(x is None for x in rates) or not _fit(columns, [rates], group):
         return None
     numbers, tensors, places = _split([rates])
-    count = len(columns.g)
-    parts = [[x[i : i + _PART] for x in columns] for i in range(0, count, _PART)]
-
-    def run() -> None:
-        for part in parts:
-            torch.ops.functional_adamax.step_.default(
-                *part, tensors, places, numbers, maximize, decoupled
-            )
-
-    return run
+    starts = range(0, len(columns[0]), _PART)
+    parts = [[column[i : i + _PART] for column in columns] for i in starts]
+    return partial(_run, parts, (tensors, places, numbers, group.maximize, group.decoupled))
 
 
-def _fit(columns: Columns, rates: list[tuple[Any, ...]], maximize: bool, decoupled: bool) -> bool:
+def _run(parts: list[list[list[Tensor]]], how: tuple[Any, ...]) -> None:
+    for part in parts:
+        torch.ops.functional_adamax.step_.default(*part, *how)
+
+
+def _fit(columns: Columns, rates: list[tuple[Any, ...]], group: Group) -> bool:
     """Whether the kernel is to take these leaves, and they are what they have to be."""
     if torch.compiler.is_exporting() or _transforming():
         return False
@@ -114,9 +118,9 @@ def _fit(columns: Columns, rates: list[tuple[Any, ...]], maximize: bool, decoupl
         if (g_.dtype, u_.dtype) != kind or g_.layout != torch.strided:
             return False
         kinds.add(kind)
-    if maximize and any(moment.is_complex for _, moment in kinds):
+    if group.maximize and any(moment.is_complex for _, moment in kinds):
         return False
-    modes = {_kernel.mode_of(Leaf(None, None, None, None, None, *row), decoupled) for row in rates}
+    modes = {_kernel.mode_of(row[-1], group.decoupled) for row in rates}
     return all(_is_rate(x, recording) for row in rates for x in row) and all(
         _is_active(*kind, mode) for kind in kinds for mode in modes
     )
@@ -181,7 +185,7 @@ def _step(*arguments: Any) -> Lists:
     """
     p, g, m, u, t, tensors, places, numbers, maximize, decoupled, add = arguments
     rates = _joined(numbers, tensors, places)
-    columns = Columns(p or [None] * len(g), g, m, u, t)
+    columns = (p or [None] * len(g), g, m, u, t)
     shared = len(rates) == _RATES
     plain = not _context.forward_mode()  # which may have begun after the compilation
     if plain and shared:
@@ -193,16 +197,17 @@ def _step(*arguments: Any) -> Lists:
     if shared:
         rates = rates * len(g)
     rows = (rates[i : i + _RATES] for i in range(0, len(rates), _RATES))
-    leaves = [Leaf(*row, *hyper) for *row, hyper in zip(*columns, rows, strict=True)]
-    ready = _kernel.ready(leaves, maximize, decoupled) if plain else None
+    pairs = zip(*columns, rows, strict=True)
+    leaves = [AdamaxLeaf._make([*row, *hyper, None, maximize, decoupled]) for *row, hyper in pairs]
+    ready = _kernel.as_read(leaves) if plain and _kernel.is_there() else None
     if ready is not None:
-        stepped = _kernel.step(ready, maximize, decoupled, add)
+        stepped = _kernel.step(ready, add)
         return _four([row[k] for row in stepped] for k in range(4))
     # forward mode, another machine than it was compiled on, or odd layouts
     results: Lists = _fake(p, g, m, u, t, add)
     for leaf, *new in zip(leaves, *results, strict=True):
-        update, *state = _rule.step(leaf, maximize, decoupled)
-        row = [_apply.add(leaf.p, update) if add else update, *state]
+        update, *state = _adamax_rule.step(leaf)
+        row = [_numerics.add(leaf.p, update) if add else update, *state]
         for result, x in zip(new, row, strict=True):
             result.copy_(x)
     return results
@@ -217,7 +222,7 @@ def _fake(
 ) -> Lists:
     """Return new tensors for the results; the last of ``how`` is ``add``."""
     _symbols.leave_unread(t)
-    first = (p or g) if how[-1] else map(_rule.wide, m)
+    first = (p or g) if how[-1] else map(_numerics.wide, m)
     return _four([torch.empty_like(x) for x in column] for column in (first, t, m, u))
 
 
@@ -227,12 +232,12 @@ def _step_(*arguments: Any) -> None:
     p, g, m, u, t, tensors, places, numbers, maximize, decoupled = arguments
     lr, b1, b2, eps, weight_decay = rates = _joined(numbers, tensors, places)
     group = Group(p, lr, b1, b2, eps, weight_decay, maximize, decoupled)
-    if _kernel.overwrite(group, (g, m, u, t)):
+    if _kernel.overwritten(group, (g, m, u, t)):
         return
     for row in zip(p, g, m, u, t, strict=True):
-        leaf = Leaf(*row, *rates)
-        update, *state = _rule.step(leaf, maximize, decoupled)
-        new = (_apply.add(leaf.p, update), *state)
+        leaf = AdamaxLeaf._make([*row, *rates, None, maximize, decoupled])
+        update, *state = _adamax_rule.step(leaf)
+        new = (_numerics.add(leaf.p, update), *state)
         for old, x in zip((leaf.p, leaf.t, leaf.m, leaf.u), new, strict=True):
             old.copy_(x)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _hyper, _rule, _sharded, _tree
+from . import _check, _hyper, _numerics, _sharded, _tree
 from ._curve import Scalar, check_scalar, scalar
 from ._node import public_node
 from ._spelling import explains_misfits
@@ -50,7 +50,7 @@ class ReduceOnPlateau(Transform):
 
     def init(self, params: Tree) -> ReduceOnPlateauState:
         none = _tree.count(params)
-        zero = none.to(_rule.step_dtype(none.device))
+        zero = none.to(_numerics.step_dtype(none.device))
         return ReduceOnPlateauState(
             zero + 1, zero + torch.inf, none, none.clone(), none.clone(), zero
         )
@@ -69,7 +69,7 @@ class ReduceOnPlateau(Transform):
         spec = _tree.flatten(updates)[1]
         leaves = _tree.match(spec, updates, "updates", "params")
         state = self._seen(state, _observed(value, state.average_value))
-        new = [None if u is None else _rule.scaled(u, state.scale) for u in leaves]
+        new = [None if u is None else _numerics.scaled(u, state.scale) for u in leaves]
         return _tree.unflatten(spec, new), state
 
     def _seen(self, state: ReduceOnPlateauState, value: Tensor) -> ReduceOnPlateauState:

@@ -14,15 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _apply, _capture, _context, _kernel, _rule
-from ._rule import Leaf, Pull
+from . import _adamax_rule, _capture, _context, _kernel, _numerics
+from ._adamax_rule import AdamaxLeaf, Pull
+from ._rule import conditioned, decayed, decays
+from ._work import Row, Work, leaves_of
 
 _DTYPES = (torch.float32, torch.float64)
 
 
-def takes(leaf: Leaf) -> bool:
+def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
+    """Step those of the leaves that autograd records and ``takes`` accepts."""
+    if _context.traced() or not torch.is_grad_enabled():
+        return {}
+    found = leaves_of(work, where).items()
+    taken = {i: x for i, x in found if takes(x) and _kernel.is_differentiated(x)}
+    return dict(zip(taken, step(list(taken.values()), add), strict=True)) if taken else {}
+
+
+def takes(leaf: AdamaxLeaf) -> bool:
     """Whether ``leaf`` is real, and no hyperparameter but a single ``lr`` is a tensor."""
-    p, g, m, u, _, lr, b1, b2, eps, weight_decay, floor = leaf
+    p, g, m, u, _, lr, b1, b2, eps, weight_decay, floor, *_ = leaf
     return (
         m.dtype in _DTYPES
         and all(x is None or x.dtype == m.dtype for x in (p, g, u))
@@ -32,30 +43,29 @@ def takes(leaf: Leaf) -> bool:
     )
 
 
-def step(
-    leaves: list[Leaf], maximize: bool, decoupled: bool, add: bool, native: bool
-) -> list[list[Any]]:
+def step(leaves: list[AdamaxLeaf], add: bool) -> list[list[Any]]:
     """Step leaves that ``takes`` accepts; return [update, t, m, u] of each.
 
-    With ``add``, the new parameters take the place of the updates. ``native`` says that the
-    kernel is to compute the steps, for which the leaves are ready.
+    With ``add``, the new parameters take the place of the updates. The kernel computes the steps,
+    if it takes them.
     """
-    decays = any(map(_rule.decays, leaves))
-    inside = add and not (decays and decoupled)  # else the decay, and then the sum, come after
+    ready = _kernel.as_read(leaves) if _kernel.is_there() else None
+    native, leaves = ready is not None, ready or leaves
+    decoupled = leaves[0].decoupled
+    some_decay = any(decays(leaf.weight_decay) for leaf in leaves)
+    inside = add and not (some_decay and decoupled)  # else the decay, and then the sum, come after
     core = leaves
-    if maximize or decays or not inside:
+    if leaves[0].maximize or some_decay or not inside:
         core = [
             leaf._replace(
-                p=leaf.p if inside else None,
-                g=_rule.conditioned(leaf, maximize, decoupled),
-                weight_decay=0.0,
+                p=leaf.p if inside else None, g=_conditioned(leaf), weight_decay=0.0, maximize=False
             )
             for leaf in leaves
         ]
     scales = [_differentiable_scale(leaf) for leaf in leaves]
     with torch.no_grad():
         if native:
-            results = _kernel.step(core, add=inside, scales=scales)
+            results = _kernel.step(core, inside, scales)
         else:
             results = [_by_the_rule(*x, inside) for x in zip(core, scales, strict=True)]
     columns = list(zip(*core, strict=True))[:4]
@@ -63,15 +73,20 @@ def step(
     rows = []
     for leaf, out, m, u, (_, t, *_) in zip(leaves, *_columns(outputs, 3), results, strict=True):
         if not inside:
-            out = _rule.decayed(out, leaf) if decoupled else out
-            out = _apply.add(leaf.p, out) if add else out
+            out = decayed(out, leaf.p, leaf.lr, leaf.weight_decay) if decoupled else out
+            out = _numerics.add(leaf.p, out) if add else out
         rows.append([out, leaf.t + 1 if leaf.t.requires_grad else t, m, u])
     return rows
 
 
-def _differentiable_scale(leaf: Leaf) -> Tensor | None:
+def _conditioned(leaf: AdamaxLeaf) -> Tensor:
+    decay = 0 if leaf.decoupled else leaf.weight_decay
+    return conditioned(leaf.g, leaf.m.dtype, leaf.maximize, leaf.p, decay)
+
+
+def _differentiable_scale(leaf: AdamaxLeaf) -> Tensor | None:
     if isinstance(leaf.lr, Tensor) or leaf.t.requires_grad:
-        return _rule.scale(leaf, leaf.t + 1)
+        return _adamax_rule.scale(leaf, leaf.t + 1)
     return None
 
 
@@ -90,7 +105,7 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, leaves: list[Leaf], results: list[list[Any]], native: bool, *inputs: Any
+        ctx: Any, leaves: list[AdamaxLeaf], results: list[list[Any]], native: bool, *inputs: Any
     ) -> Any:
         _, g, _, u, scales = _columns(inputs, 5)
         out, _, m_new, u_new, factors = zip(*results, strict=True)
@@ -119,7 +134,7 @@ class _Steps(torch.autograd.Function):
             or _context.batched_by_autograd(cotangents)
         )
         found = _kernel.pull(pulls) if native else None
-        by_g, by_m, by_u = zip(*(found or map(_rule.pull, pulls)), strict=True)
+        by_g, by_m, by_u = zip(*(found or map(_adamax_rule.pull, pulls)), strict=True)
         by_scale = [
             (x.d_out * x.m_new / x.u_new).sum() if needed else None
             for x, needed in zip(pulls, needs_scale, strict=True)
@@ -127,12 +142,10 @@ class _Steps(torch.autograd.Function):
         return None, None, None, *by_p, *by_g, *by_m, *by_u, *by_scale
 
 
-def _by_the_rule(leaf: Leaf, scale: Tensor | None, add: bool) -> list[Any]:
-    p, g, m, u, t, _, b1, b2, eps, *_ = leaf
-    t = t + 1
-    factor = _rule.scale(leaf, t) if scale is None else scale
-    update, m, u = _rule.direction(g, m, u, factor, b1, b2, eps, None)
-    return [_apply.add(p, update) if add else update, t, m, u, factor]
+def _by_the_rule(leaf: AdamaxLeaf, scale: Tensor | None, add: bool) -> list[Any]:
+    update, t, m, u = _adamax_rule.step(leaf)
+    factor = _adamax_rule.scale(leaf, t) if scale is None else scale
+    return [_numerics.add(leaf.p, update) if add else update, t, m, u, factor]
 
 
 def _filled(row: tuple[Any, ...]) -> Pull:

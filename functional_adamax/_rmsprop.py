@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from . import _hyper
-from ._hyper import Hyperparameter, cast
-from ._method import Method, Moments, average, average_square, root, wide
+from ._hyper import Hyperparameter
+from ._method import Direction, Method, Moments
 from ._node import public_node
-from ._schedule import Schedule, check_lr, with_schedule
+from ._numerics import average, average_square, cast, root, wide
+from ._schedule import Schedule
 from ._spelling import explains_misfits
-from ._transform import Direction, GradientTransformation
+from ._transform import GradientTransformation
 from ._tree import Tree
 
 
@@ -38,10 +39,14 @@ class Rmsprop(Method):
     name: ClassVar[str] = "rmsprop"
     state: ClassVar[type[Any]] = RmspropState
 
+    lr: Hyperparameter | Schedule = 1e-2
     alpha: Hyperparameter = 0.99
     eps: Hyperparameter = 1e-8
+    weight_decay: Hyperparameter = 0.0
     momentum: Hyperparameter = 0.0
     centered: bool = False
+    maximize: bool = False
+    state_dtype: torch.dtype | None = None
 
     def moments(self) -> tuple[str, ...]:
         buffer = () if _hyper.is_zero(self.momentum) else ("momentum_buffer",)
@@ -74,20 +79,12 @@ class ScaleByRms(Direction):
     """The direction of RMSprop: the update of ``Rmsprop`` with a learning rate of -1."""
 
     name: ClassVar[str] = "scale_by_rms"
+    kind: ClassVar[type[Method]] = Rmsprop
 
     alpha: Hyperparameter = 0.99
     eps: Hyperparameter = 1e-8
     centered: bool = False
     state_dtype: torch.dtype | None = None
-
-    def method(self) -> Rmsprop:
-        return Rmsprop(
-            lr=-1.0,
-            alpha=self.alpha,
-            eps=self.eps,
-            centered=self.centered,
-            state_dtype=self.state_dtype,
-        )
 
 
 @explains_misfits
@@ -152,13 +149,8 @@ def rmsprop(
     rounding a step. Where ``v - m^2 = 0``, whose root has an infinite derivative, the derivative
     is taken as 0; values are the same.
     """
-    check_lr(lr)
-    _hyper.check("weight_decay", weight_decay)
-    _hyper.check("momentum", momentum)
-    _check(alpha, eps, state_dtype)
-    return with_schedule(
-        Rmsprop(lr, weight_decay, maximize, state_dtype, alpha, eps, momentum, centered)
-    )
+    method = Rmsprop(lr, alpha, eps, weight_decay, momentum, centered, maximize, state_dtype)
+    return method.made()
 
 
 @explains_misfits
@@ -180,11 +172,4 @@ def scale_by_rms(
         >>> tx.update(torch.tensor([0.5, -3.0]), tx.init(torch.zeros(2)))[0]
         tensor([ 2., -2.])
     """
-    _check(alpha, eps, state_dtype)
-    return ScaleByRms(alpha, eps, centered, state_dtype).pair()
-
-
-def _check(alpha: Hyperparameter, eps: Hyperparameter, state_dtype: torch.dtype | None) -> None:
-    _hyper.check("alpha", alpha, 1.0)
-    _hyper.check("eps", eps)
-    _hyper.check_dtype("state_dtype", state_dtype)
+    return ScaleByRms(alpha, eps, centered, state_dtype).made()

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import _apply, _check, _hyper, _norm, _sharded, _tree
-from ._chain import call_update, checked_link
+from . import _check, _hyper, _norm, _numerics, _sharded, _tree
 from ._hyper import Hyperparameter
+from ._links import call_update, checked_link
 from ._spelling import explains_misfits
 from ._transform import GradientTransformation, Transform
 from ._tree import Tree
@@ -71,7 +71,7 @@ class Sam(Transform):
         for i, g in zip(where, scaled, strict=True):
             if self.adaptive:
                 g = self._scaled(g, leaves[i])
-            moved[i] = _apply.add(leaves[i], _moved(g, unit, root, radii[i]))
+            moved[i] = _numerics.add(leaves[i], _moved(g, unit, root, radii[i]))
         return moved
 
     def _scaled(self, g: Tensor, p: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class Sam(Transform):
 def _moved(g: Tensor, unit: Tensor, root: Tensor, rho: Any) -> Tensor:
     """``rho * g / (unit * root)``, and 0, with the derivative 0, for a norm of 0."""
     x = _norm.real(g).to(unit.dtype)
-    rho = _norm.over_components(_hyper.cast(rho, x), g)
+    rho = _norm.over_components(_numerics.cast(rho, x), g)
     unit, root = _sharded.beside(unit, x), _sharded.beside(root, x)
     zero = root == 0
     step = torch.where(zero, 0.0, (x / unit) * (rho / torch.where(zero, 1.0, root)))

@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from . import _hyper, _rule, _tree
+from torch import Tensor
+
+from . import _hyper
 from ._hyper import Hyperparameter
+from ._numerics import scaled
 from ._schedule import Schedule, check_lr, with_schedule
 from ._spelling import explains_misfits
-from ._transform import GradientTransformation, Stateless
-from ._tree import EmptyState, Tree
+from ._stage import Seen, Stage
+from ._transform import GradientTransformation
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scale(Stateless):
+class Scale(Stage):
     """Multiply by a factor."""
 
     name: ClassVar[str] = "scale"
+    strict: ClassVar[bool] = False
 
     factor: Hyperparameter
 
-    def update(
-        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmptyState]:
-        del params, extra
-        return _scaled(updates, "factor", self.factor, 1), state
+    def rule(self, x: Seen) -> Tensor:
+        return scaled(x.u, x.h["factor"])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleByLearningRate(Stateless):
+class ScaleByLearningRate(Stage):
     """Multiply by the negative learning rate."""
 
     name: ClassVar[str] = "scale_by_learning_rate"
+    strict: ClassVar[bool] = False
 
     lr: Hyperparameter | Schedule
 
-    def update(
-        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmptyState]:
-        del params, extra
-        return _scaled(updates, "lr", self.lr, -1), state
-
-
-def _scaled(updates: Tree, name: str, factor: Hyperparameter, sign: int) -> Tree:
-    leaves, spec = _tree.flatten(updates)
-    factors = _hyper.per_leaf(name, factor, updates, leaves)
-    new = [
-        None if u is None else _rule.scaled(u, sign * f)
-        for u, f in zip(leaves, factors, strict=True)
-    ]
-    return _tree.unflatten(spec, new)
+    def rule(self, x: Seen) -> Tensor:
+        return scaled(x.u, -x.h["lr"])
 
 
 @explains_misfits

@@ -12,7 +12,8 @@ from torch import Tensor
 from . import _check, _hyper, _tree
 from ._hyper import Hyperparameter
 from ._node import public_node
-from ._transform import Donated, GradientTransformation, Transform
+from ._plan import Plan
+from ._transform import GradientTransformation, Transform
 from ._tree import Tree
 
 Schedule: TypeAlias = Callable[[Tensor], Any]
@@ -52,11 +53,7 @@ def with_schedule(transform: Transform) -> GradientTransformation:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scheduled(Transform):
-    """``transform``, its ``lr`` replaced at each update by ``lr(count)``.
-
-    An ``lr`` that is no schedule is what one said: a step that tries several ways is made by
-    ``settled``, so that the schedule is asked once.
-    """
+    """``transform``, its ``lr`` replaced at each update by ``lr(count)``."""
 
     transform: Transform
 
@@ -69,38 +66,34 @@ class Scheduled(Transform):
         new, inner = self._now(state).update(updates, state.inner, params, **extra)
         return new, ScheduledState(state.count + 1, inner)
 
-    def advance(
-        self, grads: Tree, state: ScheduledState, params: Tree
-    ) -> tuple[Tree, ScheduledState] | None:
-        done = self._now(state).advance(grads, state.inner, params)
-        return None if done is None else (done[0], ScheduledState(state.count + 1, done[1]))
-
-    def prepare(self, grads: Tree, state: ScheduledState, params: Tree) -> Donated | None:
-        run = self._now(state).prepare(grads, state.inner, params)
-        return None if run is None else _Advance(run, state.count)
-
-    def settled(self, state: Any) -> Transform:
-        now = self._now(state)
-        return self if now is self.transform else Scheduled(now)
+    def plan(
+        self, grads: Tree, state: ScheduledState, params: Tree, donate: bool = False, **extra: Any
+    ) -> Plan:
+        inner = self._now(state).plan(grads, state.inner, params, donate, **extra)
+        return _Counted(inner, state.count)
 
     def _now(self, state: ScheduledState) -> Any:
         _check.state(state, ScheduledState, "; a constant lr has a state without count")
         lr = self.transform.lr  # type: ignore[attr-defined]
-        if not is_schedule(lr):
-            return self.transform
         return dataclasses.replace(self.transform, lr=ask(lr, state.count))  # type: ignore[call-arg]
 
     def __repr__(self) -> str:
         return repr(self.transform)
 
 
-@dataclass(frozen=True)
-class _Advance:
-    """Run a prepared step, then count it."""
+class _Counted(Plan):
+    """A step that is counted once it is taken."""
 
-    run: Donated
-    count: Tensor
+    def __init__(self, inner: Plan, count: Tensor) -> None:
+        self._inner, self._count = inner, count
+
+    def check(self) -> None:
+        self._inner.check()
+        self.problem = self._inner.problem
 
     def __call__(self) -> tuple[Tree, ScheduledState]:
-        params, inner = self.run()
-        return params, ScheduledState(self.count.add_(1), inner)
+        params, inner = self._inner()
+        self.problem = self._inner.problem
+        count = self._count.add_(1) if self._inner.in_place else self._count + 1
+        self.in_place = self._inner.in_place
+        return params, ScheduledState(count, inner)

@@ -18,10 +18,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _apply, _check, _hyper, _rule, _tree
-from ._chain import call_update, checked_link
+from . import _check, _hyper, _numerics, _tree
 from ._curve import Scalar, check_scalar, scalar
 from ._hyper import Hyperparameter
+from ._links import call_update, checked_link
 from ._momentum import per_leaf
 from ._node import public_node
 from ._schedule import Schedule, check_lr, is_schedule, with_schedule
@@ -72,7 +72,7 @@ class ScheduleFree(Transform):
         )
 
     def _copy(self, p: Tensor) -> Tensor:
-        return p.to(_rule.moment_dtype(p, self.state_dtype), copy=True)
+        return p.to(_numerics.moment_dtype(p, self.state_dtype), copy=True)
 
     def update(
         self, updates: Tree, state: ScheduleFreeState, params: Tree = None, **extra: Any
@@ -97,7 +97,7 @@ class ScheduleFree(Transform):
                 largest[i] = torch.maximum(largest[i], rates[i])
                 c, sums[i] = self._part(largest[i], sums[i])
                 steps[i] = _step(ys[i], zs[i], u, c, b1[i], betas[i])
-                zs[i] = _apply.add(zs[i], u)
+                zs[i] = _numerics.add(zs[i], u)
                 b1[i] = torch.where(b1[i] > 0, betas[i], b1[i])  # a compiler merges equal tensors
         z, kept, max_lr, total = (_tree.unflatten(spec, x) for x in (zs, b1, largest, sums))
         return _tree.unflatten(spec, steps), ScheduleFreeState(z, kept, max_lr, total, inner)
@@ -119,7 +119,7 @@ def _step(y: Tensor, z: Tensor, u: Tensor, c: Tensor, b1: Tensor, new_b1: Tensor
     wide = torch.promote_types(wide, u.dtype)
     y, z, u = y.to(wide), z.to(wide), u.to(wide)
     back, forth = 1 - (1 - c) * (new_b1 / b1), 1 - (1 - c) * new_b1
-    return _rule.scaled(z - y, back) + _rule.scaled(u, forth)
+    return _numerics.scaled(z - y, back) + _numerics.scaled(u, forth)
 
 
 def _wide(name: str, value: Any, tree: Tree, leaves: list[Any]) -> list[Any]:
@@ -128,8 +128,8 @@ def _wide(name: str, value: Any, tree: Tree, leaves: list[Any]) -> list[Any]:
     result: list[Any] = []
     for x, v in zip(leaves, values, strict=True):
         if isinstance(x, Tensor):
-            one = torch.ones((), dtype=_rule.step_dtype(x.device), device=x.device)
-            result.append(one * _hyper.cast(v, one))
+            one = torch.ones((), dtype=_numerics.step_dtype(x.device), device=x.device)
+            result.append(one * _numerics.cast(v, one))
         else:
             result.append(EmptyState())
     return result
@@ -233,7 +233,7 @@ def schedule_free_eval_params(state: Any, params: Tree) -> Tree:
         if isinstance(z, Tensor):
             wide = torch.promote_types(torch.promote_types(ys[i].dtype, z.dtype), torch.float32)
             y, z = ys[i].to(wide), z.to(wide)
-            ys[i] = (z + _rule.scaled(y - z, 1 / b1)).to(ys[i].dtype)
+            ys[i] = (z + _numerics.scaled(y - z, 1 / b1)).to(ys[i].dtype)
     return _tree.unflatten(spec, ys)
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from . import _hyper
-from ._hyper import Hyperparameter, cast
-from ._method import Method, Moments, wide
+from ._hyper import Hyperparameter
+from ._method import Method, Moments
 from ._node import public_node
-from ._rule import add_scaled
-from ._schedule import Schedule, check_lr, with_schedule
+from ._numerics import add_scaled, cast, wide
+from ._schedule import Schedule
 from ._spelling import explains_misfits
 from ._transform import GradientTransformation
 from ._tree import Tree
@@ -38,9 +38,12 @@ class Sgd(Method):
     name: ClassVar[str] = "sgd"
     state: ClassVar[type[Any]] = SgdState
 
+    lr: Hyperparameter | Schedule
     momentum: Hyperparameter = 0.0
     dampening: Hyperparameter = 0.0
+    weight_decay: Hyperparameter = 0.0
     nesterov: bool = False
+    maximize: bool = False
 
     def moments(self) -> tuple[str, ...]:
         return () if _hyper.is_zero(self.momentum) else ("momentum_buffer",)
@@ -117,16 +120,13 @@ def sgd(
     to the bit. Parameters differ by a rounding a step, because torch does not round the update
     before it adds it.
     """
-    check_lr(lr)
-    _hyper.check("momentum", momentum)
-    _hyper.check("dampening", dampening, signed=True)
-    _hyper.check("weight_decay", weight_decay)
+    transform = Sgd(lr, momentum, dampening, weight_decay, nesterov, maximize).made()
     if nesterov and (_hyper.is_zero(momentum) or not _may_be_zero(dampening)):
         raise ValueError(
             "nesterov needs a momentum above 0 and a dampening of 0, got "
             f"momentum={momentum!r} and dampening={dampening!r}"
         )
-    return with_schedule(Sgd(lr, weight_decay, maximize, None, momentum, dampening, nesterov))
+    return transform
 
 
 def _may_be_zero(value: Hyperparameter) -> bool:

@@ -21,10 +21,8 @@ import torch
 from torch import Tensor
 
 from . import _tree
+from ._plan import Plan, by_update
 from ._tree import EmptyState, Tree
-
-Donated = Callable[[], tuple[Tree, Any]]
-"""A validated step that has not run: calling it writes, and returns (params, state)."""
 
 
 class GradientTransformation(NamedTuple):
@@ -84,34 +82,14 @@ class Transform(Data, ABC):
     def update(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
         """Return the new updates and the new state."""
 
-    def advance(self, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any] | None:
-        """Return the new ``(params, state)`` in one pass, or None without a way to do so."""
-        del grads, state, params
-        return None
+    def plan(
+        self, grads: Tree, state: Any, params: Tree, donate: bool = False, **extra: Any
+    ) -> Plan:
+        """Return the whole step, from gradients to new parameters, before it is taken.
 
-    def prepare(self, grads: Tree, state: Any, params: Tree) -> Donated | None:
-        """Return a checked step that writes over ``params`` and ``state``, or None without one.
-
-        Raises:
-            ValueError: two donated tensors, or a donated one and a gradient, share memory.
+        With ``donate`` it may be written over ``params`` and ``state``.
         """
-        del grads, state, params
-        return None
-
-    def overwrite(self, grads: Tree, state: Any, params: Tree) -> bool:
-        """Step over ``params`` and ``state`` at once, or write nothing and return False."""
-        del grads, state, params
-        return False
-
-    def settled(self, state: Any) -> Transform:
-        """Return the transform of one step from ``state``, which asks no schedule of its own."""
-        del state
-        return self
-
-    def native(self, params: list[Tensor]) -> Any | None:
-        """Return a ``_kernel.Group`` that steps ``params`` where their state lies, or None."""
-        del params
-        return None
+        return by_update(self.update, grads, state, params, donate, extra)
 
     def pair(self) -> GradientTransformation:
         """Return the transform as users hold it."""
@@ -125,21 +103,6 @@ class Stateless(Transform):
     def init(self, params: Tree) -> EmptyState:
         del params
         return EmptyState()
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Direction(Transform):
-    """The direction in which a method goes: its update with a learning rate of -1."""
-
-    @abstractmethod
-    def method(self) -> Transform:
-        """Return the method, with that learning rate."""
-
-    def init(self, params: Tree) -> Any:
-        return self.method().init(params)
-
-    def update(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
-        return self.method().update(updates, state, params, **extra)
 
 
 @dataclass(frozen=True)

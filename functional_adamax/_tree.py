@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import optree
@@ -19,18 +18,20 @@ import torch
 from torch import Tensor
 
 from . import _traced_tree
-from ._node import EmptyState, Tree, are_leaves, is_empty, is_node, open_node
+from ._node import EmptyState, Tree, are_leaves, is_node, open_node
 
 __all__ = ["EmptyState", "Tree", "are_leaves", "is_node", "open_node"]
 
 _INSERTION = "functional_adamax.insertion_order"
+_is_empty = EmptyState.__instancecheck__
+"""Whether a node is a leaf though optree would open it: in C, where a compiler does not follow."""
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Any]:
     """Return the leaves of ``tree`` and its structure, which ``unflatten`` and ``match`` take."""
     if torch.compiler.is_compiling():
         return _traced_tree.flatten(tree)
-    return optree.tree_flatten(tree, is_leaf=is_empty, none_is_leaf=True)
+    return optree.tree_flatten(tree, is_leaf=_is_empty, none_is_leaf=True)
 
 
 def unflatten(spec: Any, leaves: Sequence[Any]) -> Tree:
@@ -65,7 +66,7 @@ def insertion_order(tree: Tree) -> list[int]:
     position = {path: i for i, path in enumerate(flatten(tree)[1].paths())}
     with optree.dict_insertion_ordered(True, namespace=_INSERTION):
         inserted = optree.tree_paths(
-            tree, is_leaf=is_empty, none_is_leaf=True, namespace=_INSERTION
+            tree, is_leaf=_is_empty, none_is_leaf=True, namespace=_INSERTION
         )
     return [position[path] for path in inserted]
 
@@ -181,72 +182,7 @@ def tensors(tree: Tree) -> list[Tensor]:
     return [x for x in flatten(tree)[0] if isinstance(x, Tensor)]
 
 
-def has_address(leaf: Any) -> bool:
-    """Whether ``leaf`` is a tensor whose address may be read here.
-
-    Not under ``torch.compile`` or a ``torch.func`` transform, and not for a tensor without
-    elements or without data of its own: a fake tensor, or a wrapper such as a DTensor.
-    """
-    return not torch.compiler.is_compiling() and _has_memory(leaf)
-
-
-def _has_memory(leaf: Any) -> bool:
-    if (
-        not isinstance(leaf, Tensor)
-        or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
-        or torch.nn.parameter.is_lazy(leaf)
-        or leaf.layout != torch.strided
-        or leaf.numel() == 0
-        or type(leaf).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    ):
-        return False
-    return leaf.data_ptr() != 0
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether the elements of ``x`` lie side by side in memory, in whatever order."""
-    covered = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size != 1 and stride != covered and x.numel() != 0:
-            return False
-        covered *= size
-    return True
-
-
-def span(x: Tensor) -> int:
-    """Number of places in memory between the first and the last element of ``x``."""
-    if x.numel() == 0:
-        return 0
-    return 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-
-
 def count(tree: Tree) -> Tensor:
     """A counter at 0, on the device of the first tensor of ``tree``."""
     found = tensors(tree)
     return torch.zeros((), dtype=torch.int64, device=found[0].device if found else None)
-
-
-def storages(leaves: Iterable[Any]) -> set[int]:
-    """Return the addresses of the storages of ``leaves``, where they may be read."""
-    return {x.untyped_storage().data_ptr() for x in leaves if has_address(x)}
-
-
-def tied(leaves: Sequence[Any]) -> tuple[int, int] | None:
-    """Return the positions of the first two leaves that are the same memory, or None."""
-    first: dict[tuple[int, torch.Size], int] = {}
-    for i, leaf in enumerate(leaves):
-        if has_address(leaf):
-            j = first.setdefault((leaf.data_ptr(), leaf.shape), i)
-            if j != i:
-                return j, i
-    return None
-
-
-def are_apart(tensors: Sequence[Tensor]) -> bool:
-    """Whether no two of these share memory, asked while a compiler follows other code."""
-    if torch.compiler.is_dynamo_compiling():
-        return False
-    ranges = sorted(
-        (x.data_ptr(), x.data_ptr() + span(x) * x.element_size()) for x in tensors if _has_memory(x)
-    )
-    return all(end <= start for (_, end), (start, _) in pairwise(ranges))

@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _rule, _tree, _triton_kernel, _triton_proof, _triton_table
-from ._rule import Leaf
+from . import _memory, _numerics, _triton_kernel, _triton_proof, _triton_table
+from ._adamax_rule import AdamaxLeaf
 from ._triton_table import Common
+from ._work import Work, leaves_of
 
 _DEVICE = "cuda"
 _DTYPES = (torch.float32, torch.float64)
@@ -53,19 +54,24 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
-def takes(leaf: Leaf) -> bool:
+def part(work: Work, where: list[int]) -> dict[int, AdamaxLeaf]:
+    """Return those of the leaves that are taken."""
+    return {i: leaf for i, leaf in leaves_of(work, where).items() if takes(leaf)}
+
+
+def takes(leaf: AdamaxLeaf) -> bool:
     """Whether the kernel steps ``leaf``, which has a gradient, without waiting for its device.
 
     The moments are float32 or float64; beside float32 ones, p and g may be halves. A rate that is a
     tensor is where ``t`` is, on the device or on the CPU.
     """
-    p, g, m, u, t, lr, b1, b2, eps, weight_decay, floor = leaf
+    p, g, m, u, t, lr, b1, b2, eps, weight_decay, floor, *_ = leaf
     if not (available(m.device) and type(m) in _PLAIN and m.dtype in _DTYPES):
         return False
     flat = m.layout == torch.strided and m.is_contiguous()
     kinds = {m.dtype, *_HALF} if m.dtype == torch.float32 else {m.dtype}
     return (
-        (flat or (m.layout == torch.strided and _tree.is_dense(m)))
+        (flat or (m.layout == torch.strided and _memory.is_dense(m)))
         and not m.is_neg()
         and u.dtype == m.dtype
         and _fits(u, m, flat, kinds)
@@ -99,7 +105,7 @@ def _is_scalar(x: Any) -> bool:
     return type(x) in _PLAIN and x.dtype in _DTYPES and x.dim() == 0
 
 
-def write(leaves: Sequence[Leaf], maximize: bool, decoupled: bool) -> bool:
+def write(leaves: Sequence[AdamaxLeaf]) -> bool:
     """Step leaves that ``takes`` accepts over their p, m, u and t.
 
     False, with nothing written, if tensors share memory, so that the order of writes counts; if the
@@ -110,10 +116,10 @@ def write(leaves: Sequence[Leaf], maximize: bool, decoupled: bool) -> bool:
     capturing = on_cuda and torch.cuda.is_current_stream_capturing()
     if capturing and any(_is_at_hand(leaf.t) for leaf in leaves):
         return False
-    groups = _grouped(leaves, decoupled)
-    if not all(_is_proven(common, maximize, capturing) for common in groups):
+    groups = _grouped(leaves)
+    if not all(_is_proven(common, leaves[0].maximize, capturing) for common in groups):
         return False
-    return _step(groups, maximize, capturing)
+    return _step(groups, capturing)
 
 
 def report() -> dict[str, str]:
@@ -140,22 +146,22 @@ def _is_proven(common: Common, maximize: bool, capturing: bool) -> bool:
     return _proven.get(form, False)
 
 
-def _try(leaf: Leaf, maximize: bool, decoupled: bool) -> bool:
+def _try(leaf: AdamaxLeaf) -> bool:
     if leaf.p.is_cuda and _triton_kernel.is_interpreted():
         return False  # addresses on the device are none to the interpreter
-    return _step(_grouped([leaf], decoupled), maximize, capturing=False)
+    return _step(_grouped([leaf]), capturing=False)
 
 
-def _grouped(leaves: Sequence[Leaf], decoupled: bool) -> dict[Common, list[Leaf]]:
+def _grouped(leaves: Sequence[AdamaxLeaf]) -> dict[Common, list[AdamaxLeaf]]:
     """The leaves by what those of one launch share."""
-    groups: dict[Common, list[Leaf]] = defaultdict(list)
+    groups: dict[Common, list[AdamaxLeaf]] = defaultdict(list)
     known: dict[Any, float] = {}
     for leaf in leaves:
-        groups[_common(leaf, decoupled, known)].append(leaf)
+        groups[_common(leaf, known)].append(leaf)
     return groups
 
 
-def _step(groups: dict[Common, list[Leaf]], maximize: bool, capturing: bool) -> bool:
+def _step(groups: dict[Common, list[AdamaxLeaf]], capturing: bool) -> bool:
     """``write``, by kernels that may be unproven."""
     tables = _triton_table.place(groups, capturing)
     if tables is None:
@@ -165,7 +171,7 @@ def _step(groups: dict[Common, list[Leaf]], maximize: bool, capturing: bool) -> 
         [x for leaf in leaves for x in (leaf.p, leaf.m, leaf.u, leaf.t)]
     )
     for common, table in zip(groups, tables, strict=True):
-        _launch(common, *table, maximize)
+        _launch(common, *table, leaves[0].maximize)
     at_hand = [leaf.t for leaf in leaves if _is_at_hand(leaf.t)]
     if at_hand:
         torch._foreach_add_(at_hand, torch.ones((), device="cpu"), alpha=1.0)
@@ -177,16 +183,16 @@ def _is_at_hand(t: Tensor) -> bool:
     return t.is_cpu
 
 
-def _common(leaf: Leaf, decoupled: bool, known: dict[Any, float]) -> Common:
-    p, g, m, _, t, lr, b1, b2, eps, weight_decay, _ = leaf
-    decays = 0 if weight_decay == 0 else 2 if decoupled else 1
+def _common(leaf: AdamaxLeaf, known: dict[Any, float]) -> Common:
+    p, g, m, _, t, lr, b1, b2, eps, weight_decay, *_ = leaf
+    decays = 0 if weight_decay == 0 else 2 if leaf.decoupled else 1
     scale, t_type, lr_type, number = 0.0, t.dtype, None, 0.0
     factor = weight_decay
     if _is_at_hand(t):
         t_type = None
         key = t.item(), t.dtype, b1, id(lr) if isinstance(lr, Tensor) else lr
         if key not in known:
-            known[key] = -float(_rule.bias_corrected(lr, b1, t + 1))
+            known[key] = -float(_numerics.bias_corrected(lr, b1, t + 1))
         scale = known[key]
         factor = -(lr * weight_decay) if decays == 2 else weight_decay
     elif isinstance(lr, Tensor):

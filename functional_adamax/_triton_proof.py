@@ -13,24 +13,23 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from . import _apply, _bounded, _rule
-from ._rule import Leaf
+from . import _adamax_rule, _bounded, _numerics, _rule
+from ._adamax_rule import AdamaxLeaf
 from ._triton_table import Common
 
 _SPECIAL = (0.0, -0.0, 1e-45, 1e-30, 1e30, torch.inf, -torch.inf, torch.nan, 1.0, -1.0)
 
 
-def holds(kind: Common, maximize: bool, step: Callable[[Leaf, bool, bool], bool]) -> bool:
+def holds(kind: Common, maximize: bool, step: Callable[[AdamaxLeaf], bool]) -> bool:
     """Whether ``step`` steps leaves of ``kind``, in place, as the rule does.
 
     Not if it raises, for want of a compiler for example. The numbers of ``kind`` do not matter.
     """
-    decoupled = kind.decays == 2
     try:
         with torch.no_grad(), _waiting(kind.device):
-            for leaf in _trials(kind):
+            for leaf in _trials(kind, maximize):
                 old = leaf._replace(**{k: getattr(leaf, k).clone() for k in "pmut"})
-                if not (step(leaf, maximize, decoupled) and _near(old, leaf, maximize, decoupled)):
+                if not (step(leaf) and _near(old, leaf)):
                     return False
             return True
     except Exception:  # whatever it is, torch's own kernels are there
@@ -51,7 +50,7 @@ def _waiting(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(mode)
 
 
-def _trials(kind: Common) -> Iterator[Leaf]:
+def _trials(kind: Common, maximize: bool) -> Iterator[AdamaxLeaf]:
     generator = torch.Generator("cpu").manual_seed(0)
     x, magnitude = torch.randn(2, 4, 3000, generator=generator, dtype=torch.float64, device="cpu")
     pairs = torch.tensor(list(product(_SPECIAL, _SPECIAL)), dtype=x.dtype, device="cpu")
@@ -66,21 +65,23 @@ def _trials(kind: Common) -> Iterator[Leaf]:
         at_t = "cpu" if kind.t is None else kind.device
         t = torch.tensor(count, dtype=kind.t or torch.float64, device=at_t)
         rate = None if kind.lr_type is None else t.new_full((), 0.01, dtype=kind.lr_type)
-        yield Leaf(p, g, m, u.abs(), t, 0.01 if rate is None else rate, b1, 0.999, 1e-8, decay)
+        lr = 0.01 if rate is None else rate
+        rates = (lr, b1, 0.999, 1e-8, decay)
+        yield AdamaxLeaf(p, g, m, u.abs(), t, *rates, None, maximize, kind.decays == 2)
 
 
-def _near(old: Leaf, new: Leaf, maximize: bool, decoupled: bool) -> bool:
+def _near(old: AdamaxLeaf, new: AdamaxLeaf) -> bool:
     """Whether ``new`` is near what the rule makes of ``old``."""
-    _, t, m, u = _rule.step(old, maximize, decoupled)
-    terms = [old.g] if decoupled else [old.g, old.p.to(m.dtype) * old.weight_decay]
-    update = _bounded.quotient(new.m, _rule.scale(old, t), new.u, None)
-    if decoupled:
-        update = _rule.decayed(update, old)
+    _, t, m, u = _adamax_rule.step(old)
+    terms = [old.g] if old.decoupled else [old.g, old.p.to(m.dtype) * old.weight_decay]
+    update = _bounded.quotient(new.m, _adamax_rule.scale(old, t), new.u, None)
+    if old.decoupled:
+        update = _rule.decayed(update, old.p, old.lr, old.weight_decay)
     return (
         torch.equal(new.t, t)
         and _within(1, new.m, m, old.m, *terms)
         and _within(1, new.u, u, old.u, *terms)
-        and _within(2, new.p, _apply.add(old.p, update), old.p, update)
+        and _within(2, new.p, _numerics.add(old.p, update), old.p, update)
     )
 
 

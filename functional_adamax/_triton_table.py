@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _triton_kernel
-from ._rule import Leaf
+from ._adamax_rule import AdamaxLeaf
 
 _LIMIT = 64  # tables kept for later steps
 
@@ -43,7 +43,9 @@ class Common(NamedTuple):
     eps: float
 
 
-def place(groups: dict[Common, list[Leaf]], capturing: bool) -> list[tuple[Tensor, Tensor]] | None:
+def place(
+    groups: dict[Common, list[AdamaxLeaf]], capturing: bool
+) -> list[tuple[Tensor, Tensor]] | None:
     """Return the rows and the blocks of each group, on its device, or None where ``write`` fails.
 
     The rows of all groups are one table. A table that is kept holds tensors that are known to lie
@@ -72,7 +74,7 @@ def place(groups: dict[Common, list[Leaf]], capturing: bool) -> list[tuple[Tenso
     return placed
 
 
-def _row(leaf: Leaf) -> tuple[int, ...]:
+def _row(leaf: AdamaxLeaf) -> tuple[int, ...]:
     """The row of a leaf, see ``_triton_kernel``."""
     p, g, m, u, t, lr, *_ = leaf
     at = p.data_ptr(), g.data_ptr(), m.data_ptr(), u.data_ptr()
@@ -93,7 +95,7 @@ def _blocks(sizes: tuple[int, ...]) -> Tensor:
     return rows << 32 | blocks
 
 
-def _are_apart(groups: dict[Common, list[Leaf]], rows: list[tuple[int, ...]]) -> bool:
+def _are_apart(groups: dict[Common, list[AdamaxLeaf]], rows: list[tuple[int, ...]]) -> bool:
     """Whether no tensor that is written shares memory with another."""
     starts, lengths = [], []
     for common, row in zip(groups, rows, strict=True):

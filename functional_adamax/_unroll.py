@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _check, _context, _loss, _remat, _step, _tree
-from ._chain import checked_link
+from ._links import checked_link
 from ._node import public_node
 from ._transform import GradientTransformation
 from ._tree import EmptyState, Tree
@@ -226,4 +226,5 @@ def _take(
         return _loss.gradients(loss, first_order, point, buffers, batch)[0]
 
     grads, value, after = _loss.gradients(loss, first_order, params, buffers, batch)
-    return _step.take(tx, grads, state, params, value=value, grad_fn=grad_fn), after, value
+    step = _step.plan(tx, grads, state, params, value=value, grad_fn=grad_fn)
+    return step(), after, value

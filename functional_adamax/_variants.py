@@ -12,33 +12,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from . import _hyper, _rule, _tree
+from . import _tree
 from ._adamax import Adamax
-from ._chain import call_update, checked_link
 from ._hyper import Hyperparameter
-from ._method import sign
+from ._links import call_update, checked_link
+from ._method import Direction, Method
+from ._numerics import real_views, sign
 from ._spelling import explains_misfits
-from ._transform import Direction, GradientTransformation, Stateless, Transform
-from ._tree import EmptyState, Tree
+from ._stage import Seen, Stage
+from ._transform import GradientTransformation, Transform
+from ._tree import Tree
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ScaleBySign(Stateless):
+class ScaleBySign(Stage):
     """The sign of each element."""
 
     name: ClassVar[str] = "scale_by_sign"
+    strict: ClassVar[bool] = False
 
-    def update(
-        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmptyState]:
-        del params, extra
-        return _tree.tree_map(_sign, updates), state
-
-
-def _sign(u: Any) -> Any:
-    if not isinstance(u, Tensor):
-        return u
-    return torch.view_as_complex(sign(*_rule.real_views(u))) if u.is_complex() else sign(u)
+    def rule(self, x: Seen) -> Tensor:
+        if x.u.is_complex():
+            return torch.view_as_complex(sign(*real_views(x.u)))
+        return sign(x.u)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +42,7 @@ class ScaleByAmsmax(Direction):
     """The direction of Adamax over the largest u so far, which is Adamax with b2 = 1."""
 
     name: ClassVar[str] = "scale_by_amsmax"
+    kind: ClassVar[type[Method]] = Adamax
 
     beta: Hyperparameter = 0.9
     eps: Hyperparameter = 1e-8
@@ -86,7 +83,7 @@ class Cautious(Transform):
 def _agreeing(u: Tensor, g: Tensor, ascending: bool) -> Tensor:
     """``u`` where it goes the way of ``g``, scaled up by one over the share of those elements."""
     if u.is_complex():
-        u, g = _rule.real_views(u, g)
+        u, g = real_views(u, g)
         return torch.view_as_complex(_agreeing(u, g, ascending))
     g = g if ascending else -g
     against = ((u >= 0) & (g <= 0)) | ((u <= 0) & (g >= 0))  # neither for NaN, which stays
@@ -163,11 +160,7 @@ def scale_by_amsmax(
     Source: Reddi et al. 2018, arXiv 1904.09237, Algorithm 2 (AMSGrad), its maximum taken of
     the infinity norm of Kingma & Ba 2015, arXiv 1412.6980, Algorithm 2.
     """
-    _hyper.check("beta", beta, 1.0)
-    _hyper.check("eps", eps)
-    _hyper.check_dtype("state_dtype", state_dtype)
-    _hyper.check_floor("derivative_floor", derivative_floor)
-    return ScaleByAmsmax(beta, eps, state_dtype, derivative_floor).pair()
+    return ScaleByAmsmax(beta, eps, state_dtype, derivative_floor).made()
 
 
 @explains_misfits

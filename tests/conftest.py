@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -79,15 +81,10 @@ def _forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _forced_plan(real: Callable[..., Any], executor: str) -> Callable[..., Any]:
-    def plan(
-        leaves: list[Any],
-        maximize: bool,
-        decoupled: bool,
-        foreach: bool | None = None,
-        *,
-        ready: bool = False,
-    ) -> Any:
-        assert not ready  # there is no kernel
-        return real(leaves, maximize, decoupled, executor == "foreach" or foreach or None)
+    def plan(work: Any, trees: Any) -> Any:
+        method = copy.copy(work.method)
+        foreach = executor == "foreach" or method.foreach or None
+        object.__setattr__(method, "foreach", foreach)
+        return real(dataclasses.replace(work, method=method), trees)
 
     return plan

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import functional_adamax as fa
-from functional_adamax import _execute, _foreach, _inplace, _kernel, _method, _recorded, _rule
+from functional_adamax import _by_rule, _foreach, _inplace, _kernel, _recorded
 from functional_adamax.compat import Adamax, Optimizer
 
 SIZES = (3, 4, 5)
@@ -243,12 +243,12 @@ def scheduled(weight_decay: float = 0.0) -> fa.GradientTransformation:
 def ways() -> Iterator[Way]:
     functional = [
         ("pure adamax", fa.adamax, False, {"native": "native", "torch": "rule"}),
-        ("pure adam", fa.adam, False, {"torch": "method"}),
+        ("pure adam", fa.adam, False, {"torch": "rule"}),
         ("donated adamax", fa.adamax, True, {"native": "native", "torch": "inplace"}),
         ("donated adamaxw", fa.adamaxw, True, {"native": "native", "torch": "rule"}),
         ("donated schedule", scheduled, True, {"native": "native", "torch": "inplace"}),
-        ("donated adam", fa.adam, True, {"torch": "method"}),
-        ("donated chain", chained, True, {"torch": "method"}),
+        ("donated adam", fa.adam, True, {"torch": "rule"}),
+        ("donated chain", chained, True, {"torch": "rule"}),
     ]
     for name, make, donate, executors in functional:
         for executor, ran in executors.items():
@@ -260,9 +260,9 @@ def ways() -> Iterator[Way]:
         ("Adamax", Adamax, {"native": "native", "torch": "inplace"}),
         ("Adamax foreach", foreach, {"torch": "foreach"}),
         ("Optimizer adamaxw", of(fa.adamaxw), {"native": "native", "torch": "rule"}),
-        ("Optimizer adam", of(fa.adam), {"torch": "method"}),
-        ("Optimizer chain", of(chained), {"torch": "method"}),
-        ("Optimizer coupled", of(chained, couple="all"), {"torch": "method"}),
+        ("Optimizer adam", of(fa.adam), {"torch": "rule"}),
+        ("Optimizer chain", of(chained), {"torch": "rule"}),
+        ("Optimizer coupled", of(chained, couple="all"), {"torch": "rule"}),
         (
             "Optimizer schedule",
             of(fa.adamax, lr=fa.linear_schedule(0.1, 0.0, 10)),
@@ -300,7 +300,7 @@ class Spy:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self.native, name)
-        if name not in ("step", "stepped", "write", "advance", "overwrite"):
+        if name not in ("step", "stepped", "run", "advance", "overwrite"):
             return real
 
         def call(*arguments: Any) -> Any:
@@ -322,13 +322,12 @@ def executors(way: Way, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
             pytest.skip("the kernel is not there")
         patch.setattr(_kernel, "_native", Spy(native, ran) if way.executor == "native" else None)
         for module, name, word in (
-            (_rule, "step", "rule"),
-            (_inplace, "write", "inplace"),
+            (_inplace, "_write", "inplace"),
             (_recorded, "step", "recorded"),
+            (_foreach, "_write", "foreach"),
+            (_by_rule, "part", "rule"),
         ):
             patch.setattr(module, name, spied(getattr(module, name), word, ran))
-        patch.setattr(_execute._foreach, "write", spied_lists(_foreach.write, ran))
-        patch.setattr(_method.Method, "_leaf", spied(_method.Method._leaf, "method", ran))
         yield ran
 
 
@@ -336,14 +335,6 @@ def spied(real: Any, word: str, ran: set[str]) -> Any:
     def call(*arguments: Any, **options: Any) -> Any:
         ran.add(word)
         return real(*arguments, **options)
-
-    return call
-
-
-def spied_lists(real: Any, ran: set[str]) -> Any:
-    def call(leaves: Any, *arguments: Any) -> Any:
-        ran.update({"foreach"} if leaves else ())
-        return real(leaves, *arguments)
 
     return call
 
@@ -358,7 +349,7 @@ class Scarce(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
-        if function.__name__ in ALLOCATING:
+        if function.__name__ in ALLOCATING and "out" not in (keywords or {}):
             self.left -= 1
             if self.left < 0:
                 raise self.error("no memory left")
@@ -370,4 +361,5 @@ ALLOCATING = {
     *("__add__", "__sub__", "__mul__", "__truediv__", "__neg__", "__pow__", "__rpow__", "sqrt"),
     *("__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__rdiv__", "pow", "to", "float"),
     *("_foreach_abs", "_foreach_add", "_foreach_neg", "where", "square", "sum", "zeros_like"),
+    *("empty", "empty_like"),
 }

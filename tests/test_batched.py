@@ -22,7 +22,7 @@ SHAPES = [(4, 3), (7,), ()]
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the executor took each of the steps inside of a ``vmap``."""
     answers: list[bool] = []
-    real = _batched.step
+    real = _batched.compute
 
     def noted(*args: Any) -> Any:
         rows = real(*args)
@@ -30,7 +30,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
             answers.append(rows is not None)
         return rows
 
-    monkeypatch.setattr(_batched, "step", noted)
+    monkeypatch.setattr(_batched, "compute", noted)
     return answers
 
 

@@ -8,13 +8,20 @@ import subprocess
 import sys
 from typing import Any
 
+import executors
 import pytest
 import torch
 from trees import DTYPES
 
 import functional_adamax as fa
-from functional_adamax import _apply, _execute, _foreach, _inplace, _kernel, _rule, _triton
-from functional_adamax._rule import Leaf
+from functional_adamax import (
+    _foreach,
+    _inplace,
+    _kernel,
+    _numerics,
+    _triton,
+)
+from functional_adamax._adamax_rule import AdamaxLeaf
 from functional_adamax.compat import Adamax
 
 HALF = (torch.bfloat16, torch.float16)
@@ -22,19 +29,19 @@ SHAPES = [(), (1,), (3,), (0, 4), (257, 3), (1023,), (64, 129)]
 SPECIAL = [0.0, -0.0, 1e-45, 1e-30, 1e30, float("inf"), float("-inf"), float("nan"), 1.0, -1.0]
 
 
-def leaf(shape: Any, dtype: torch.dtype, lr: Any, weight_decay: float, special: bool) -> Leaf:
+def leaf(shape: Any, dtype: torch.dtype, lr: Any, weight_decay: float, special: bool) -> AdamaxLeaf:
     p, g, m = (torch.randn(shape, dtype=dtype) for _ in range(3))
     u = torch.complex(*torch.rand(2, *shape)) if dtype.is_complex else torch.rand(shape)
     if special and g.numel() >= len(SPECIAL):
         g.view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL).to(dtype)
         m.view(-1)[2 : len(SPECIAL)] = torch.tensor(SPECIAL[2:]).to(dtype)
     t = torch.tensor(float(torch.randint(0, 3000, ())), dtype=torch.float64)
-    return Leaf(p, g, m, u.to(dtype), t, lr, 0.9, 0.999, 1e-8, weight_decay)
+    return AdamaxLeaf(p, g, m, u.to(dtype), t, lr, 0.9, 0.999, 1e-8, weight_decay)
 
 
-def by_the_rule(leaf: Leaf, maximize: bool, decoupled: bool = False) -> list[torch.Tensor]:
-    update, t, m, u = _rule.step(leaf, maximize, decoupled)
-    return [_apply.add(leaf.p, update), m, u, t]
+def by_the_rule(leaf: AdamaxLeaf, maximize: bool, decoupled: bool = False) -> list[torch.Tensor]:
+    update, t, m, u = executors.rule_step(leaf, maximize, decoupled)
+    return [_numerics.add(leaf.p, update), m, u, t]
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
@@ -46,9 +53,9 @@ def bits(x: torch.Tensor) -> torch.Tensor:
 
 
 WRITERS = {
-    "native": (_kernel, ("write", "overwrite", "advance")),
-    "torch": (_inplace, ("write",)),
-    "foreach": (_foreach, ("write",)),
+    "native": (_kernel, ("_run", "overwritten", "advance")),
+    "torch": (_inplace, ("_write",)),
+    "foreach": (_foreach, ("_run",)),
     "triton": (_triton, ("write",)),
 }
 
@@ -89,7 +96,7 @@ def test_forced(how: str, request: pytest.FixtureRequest, ran: list[str]) -> Non
     for _ in range(2):
         want = by_the_rule(x, True)
         if how == "leaves":
-            _execute.plan([x], True, False)()
+            executors.plan([x], True, False)()
         elif how == "donated":
             fa.step(tx, x.g, state, x.p, donate=True)
         else:
@@ -110,8 +117,8 @@ def takes(
     return True
 
 
-def copy(leaf: Leaf) -> Leaf:
-    return Leaf(*(x.clone() if isinstance(x, torch.Tensor) else x for x in leaf))
+def copy(leaf: AdamaxLeaf) -> AdamaxLeaf:
+    return AdamaxLeaf(*(x.clone() if isinstance(x, torch.Tensor) else x for x in leaf))
 
 
 needs_kernel = pytest.mark.skipif(
@@ -138,19 +145,18 @@ def test_the_bits_of_the_rule(executor: str, dtype: torch.dtype, special: bool) 
     for lr, weight_decay, maximize in itertools.product(RATES, decays, (False, True)):
         leaves = [leaf(shape, dtype, lr, weight_decay, special) for shape in SHAPES]
         wanted = [by_the_rule(x, maximize) for x in leaves]
-        assert all(_inplace.takes(x, decoupled=False) for x in leaves)
+        assert all(_inplace.takes(x) for x in leaves)
         if executor == "kernel":
-            ready = _kernel.ready(leaves, maximize, False)
+            taken = executors.ready(leaves, maximize, False)
             if not takes(dtype, dtype, weight_decay, lr, maximize):
-                assert ready is None
+                assert taken is None
                 continue
-            assert ready
-            assert _kernel.write(ready, maximize, False)
+            assert taken
+            assert executors.write(taken, maximize, False)
         elif executor == "inplace":
-            for x in leaves:
-                _inplace.write(x, maximize)
+            executors.inplace(leaves, maximize)
         else:
-            _foreach.write(leaves, maximize)
+            executors.foreach(leaves, maximize)
         for x, want in zip(leaves, wanted, strict=True):
             for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
                 assert torch.equal(bits(got), bits(expected))
@@ -167,7 +173,7 @@ def test_foreach_groups_what_differs(ran: list[str]) -> None:
     ]
     leaves[0] = leaves[0]._replace(t=torch.tensor(3.0))  # a float32 counter among float64 ones
     wanted = [by_the_rule(x, False) for x in leaves]
-    _execute.plan(leaves, False, False, foreach=True)()
+    executors.plan(leaves, False, False, foreach=True)()
     assert ran == ["foreach"]
     for x, want in zip(leaves, wanted, strict=True):
         for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
@@ -189,9 +195,9 @@ UNTAKEN = {
 @pytest.mark.parametrize("decoupled", [False, True], ids=["coupled", "decoupled"])
 def test_what_no_executor_takes_goes_by_the_rule(case: str, foreach: bool, decoupled: bool) -> None:
     x = UNTAKEN[case](leaf((4, 3), torch.float32, 0.1, 0.1, False))
-    assert not _inplace.takes(x, decoupled)
+    assert not _inplace.takes(x._replace(decoupled=decoupled))
     want = by_the_rule(copy(x), True, decoupled)
-    _execute.plan([x], True, decoupled, foreach)()
+    executors.plan([x], True, decoupled, foreach)()
     for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
         assert torch.equal(got, expected)
 
@@ -199,10 +205,10 @@ def test_what_no_executor_takes_goes_by_the_rule(case: str, foreach: bool, decou
 @pytest.mark.parametrize("foreach", [False, True])
 def test_torchs_operations_have_no_decoupled_decay(foreach: bool) -> None:
     x = leaf((4, 3), torch.float32, 0.1, 0.1, False)
-    assert _inplace.takes(x, decoupled=False)
-    assert not _inplace.takes(x, decoupled=True)
+    assert _inplace.takes(x)
+    assert not _inplace.takes(x._replace(decoupled=True))
     want = by_the_rule(copy(x), True, decoupled=True)
-    _execute.plan([x], True, decoupled=True, foreach=foreach)()
+    executors.plan([x], True, decoupled=True, foreach=foreach)()
     for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
         assert torch.equal(got, expected)
 
@@ -210,9 +216,9 @@ def test_torchs_operations_have_no_decoupled_decay(foreach: bool) -> None:
 @pytest.mark.parametrize("name", ["t", "lr"])
 def test_torchs_operations_wait_for_no_device(name: str) -> None:
     x = leaf((4, 3), torch.float32, torch.tensor(0.1), 0.1, False)
-    assert _inplace.takes(x, decoupled=False)
+    assert _inplace.takes(x)
     elsewhere = x._replace(**{name: getattr(x, name).to("meta")})
-    assert not _inplace.takes(elsewhere, decoupled=False)
+    assert not _inplace.takes(elsewhere)
 
 
 def test_lazy_views() -> None:
@@ -223,7 +229,7 @@ def test_lazy_views() -> None:
         if dtype.is_complex:
             x = x._replace(p=x.p.conj(), g=x.g.conj())
         want = by_the_rule(x, False)
-        _execute.plan([x], False, False)()
+        executors.plan([x], False, False)()
         for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
             assert torch.equal(got, expected)
 
@@ -240,16 +246,16 @@ def test_the_kernel_has_the_bits_of_the_rule(kind: Any, special: bool, add: bool
         leaves = [leaf(shape, value, lr, decay, special)._replace(b1=b1) for shape in SHAPES]
         leaves = [x._replace(m=x.m.to(moment), u=x.u.to(moment)) for x in leaves]
         before = [copy(x) for x in leaves]
-        ready = _kernel.ready(leaves, maximize, decoupled)
+        taken = executors.ready(leaves, maximize, decoupled)
         coupled = 0.0 if decoupled and not value.is_complex else decay
         if b1 == 0 or not takes(value, moment, coupled, lr, maximize):  # with 0, zeros of any sign
-            assert ready is None
+            assert taken is None
             continue
-        assert ready
-        results = _execute.compute(leaves, ready, maximize, decoupled, add)
+        assert taken
+        results = executors.compute(leaves, maximize, decoupled, add)
         for x, old, result in zip(leaves, before, results, strict=True):
-            update, *state = _rule.step(x, maximize, decoupled)
-            wanted = [_apply.add(x.p, update) if add else update, *state]
+            update, *state = executors.rule_step(x, maximize, decoupled)
+            wanted = [_numerics.add(x.p, update) if add else update, *state]
             assert all(torch.equal(bits(a), bits(b)) for a, b in zip(result, wanted, strict=True))
             assert all(torch.equal(bits(a), bits(b)) for a, b in zip(x[:5], old[:5], strict=True))
 
@@ -270,9 +276,9 @@ def test_any_bits_in_tensors_larger_than_a_block(kind: Any, decoupled: bool) -> 
     p, g = (any_bits(n, value) for _ in range(2))
     m, u = (any_bits(n, moment) for _ in range(2))
     rates = (0.01, 0.9, 0.999, 1e-8, 0.1 if decoupled else 0.0)
-    x = Leaf(p, g, m, u.abs(), torch.tensor(3.0, dtype=torch.float64), *rates)
+    x = AdamaxLeaf(p, g, m, u.abs(), torch.tensor(3.0, dtype=torch.float64), *rates)
     want = by_the_rule(x, False, decoupled)
-    assert _kernel.write(_kernel.ready([x], False, decoupled) or [], False, decoupled)
+    assert executors.write(executors.ready([x], False, decoupled) or [], False, decoupled)
     for got, expected in zip((x.p, x.m, x.u, x.t), want, strict=True):
         assert torch.equal(bits(got), bits(expected))
 
@@ -301,19 +307,19 @@ def test_hyperparameters_that_are_tensors(kind: Any, rate_dtype: torch.dtype) ->
                 if yes:
                     number = torch.tensor(getattr(x, name), dtype=rate_dtype)
                     x = x._replace(**{name: number})
-            ready = _kernel.ready([x], False, decoupled)
+            taken = executors.ready([x], False, decoupled)
             refused = value.is_complex or (value in HALF and moment == value and not decoupled)
             if refused or b1 == 0:
-                assert ready is None
+                assert taken is None
                 continue
-            assert ready
-            update, *state = _rule.step(x, False, decoupled)
-            (row,) = _kernel.step(ready, False, decoupled, add=True)
-            for got, want in zip(row[:4], [_apply.add(x.p, update), *state], strict=True):
+            assert taken
+            update, *state = executors.rule_step(x, False, decoupled)
+            (row,) = _kernel.step(taken, add=True)
+            for got, want in zip(row[:4], [_numerics.add(x.p, update), *state], strict=True):
                 assert torch.equal(bits(got), bits(want)), (chosen, decoupled, b1)
 
 
-def strange(x: Leaf) -> dict[str, Leaf]:
+def strange(x: AdamaxLeaf) -> dict[str, AdamaxLeaf]:
     """Leaves whose tensors are not plain memory in one order."""
     wide = {name: torch.stack([getattr(x, name)] * 2, -1) for name in ("p", "g", "m", "u")}
     turned = {name: getattr(x, name).t().contiguous().t() for name in ("p", "g", "m", "u")}
@@ -343,9 +349,9 @@ def test_strange_memory(case: str, with_grad: bool) -> None:
     x = strange(leaf((4, 3), torch.float32, 0.1, 0.1, False))[case]
     if with_grad:
         x = x._replace(g=x.g.clone(memory_format=torch.preserve_format).requires_grad_())
-    (row,) = _execute.compute([x], _kernel.ready([x], True, False), True, False, add=True)
-    update, *state = _rule.step(x, True, False)
-    for got, wanted in zip(row, [_apply.add(x.p, update), *state], strict=True):
+    (row,) = executors.compute([x], True, False, add=True)
+    update, *state = executors.rule_step(x, True, False)
+    for got, wanted in zip(row, [_numerics.add(x.p, update), *state], strict=True):
         assert torch.equal(got, wanted)
         assert got.requires_grad == wanted.requires_grad
         assert got.shape == wanted.shape
@@ -361,10 +367,8 @@ def test_a_large_leaf_is_shared_among_threads(threads: int, decoupled: bool) -> 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        pure = _execute.compute(
-            leaves, _kernel.ready(leaves, True, decoupled), True, decoupled, add=True
-        )
-        _execute.plan(leaves, True, decoupled)()
+        pure = executors.compute(leaves, True, decoupled, add=True)
+        executors.plan(leaves, True, decoupled)()
     finally:
         torch.set_num_threads(before)
     for x, row, want in zip(leaves, pure, wanted, strict=True):
@@ -400,7 +404,7 @@ def test_a_write_is_seen_by_autograd() -> None:
     versions = [y._version for y in (x.p, x.m, x.u, x.t)]
     w = torch.randn(3, requires_grad=True)
     product = x.p @ w
-    assert _kernel.write([x], False, False)
+    assert executors.write([x], False, False)
     assert [y._version for y in (x.p, x.m, x.u, x.t)] == [v + 1 for v in versions]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
@@ -411,11 +415,11 @@ def test_a_write_is_seen_by_autograd() -> None:
 def test_shared_memory_goes_by_torchs_operations(aliased: tuple[str, str]) -> None:
     x = leaf((4, 3), torch.float32, 0.1, 0.0, False)
     x = x._replace(**{aliased[0]: getattr(x, aliased[1])})
-    assert not _kernel.write([x], False, False)
+    assert not executors.write([x], False, False)
     twin = copy(x)
     twin = twin._replace(**{aliased[0]: getattr(twin, aliased[1])})
-    _execute.plan([x], False, False)()
-    _inplace.write(twin, False)
+    executors.plan([x], False, False)()
+    executors.inplace([twin], False)
     for got, wanted in zip((x.p, x.m, x.u, x.t), (twin.p, twin.m, twin.u, twin.t), strict=True):
         assert torch.equal(got, wanted)
 
@@ -431,10 +435,10 @@ def test_memory_shared_between_leaves_goes_by_torchs_operations() -> None:
         [x, y._replace(u=x.p)],
     ):
         before = [copy(z) for z in odd]
-        assert not _kernel.write(odd, False, False)
+        assert not executors.write(odd, False, False)
         for z, old in zip(odd, before, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(z[:5], old[:5], strict=True))
-    assert _kernel.write([x, y._replace(g=x.g)], False, False)
+    assert executors.write([x, y._replace(g=x.g)], False, False)
 
 
 @needs_kernel
@@ -443,16 +447,16 @@ def test_pure_steps_are_the_kernels_together_or_leaf_by_leaf(
 ) -> None:
     counts = []
 
-    def noted(leaves: list[Leaf], *more: Any) -> Any:
+    def noted(leaves: list[AdamaxLeaf], **options: Any) -> Any:
         counts.append(len(leaves))
-        return step(leaves, *more)
+        return step(leaves, **options)
 
     x, y = (leaf((4, 3), torch.float32, 0.1, 0.1, False) for _ in range(2))
-    assert _kernel.ready([x, y], False, False)  # proven, which takes steps too
+    assert executors.ready([x, y], False, False)  # proven, which takes steps too
     step = _kernel.step
     monkeypatch.setattr(_kernel, "step", noted)
-    for leaves in ([x, y], [x, y._replace(lr=torch.rand(4, 3))]):
-        _execute.compute(leaves, _kernel.ready(leaves, False, False), False, False, add=True)
+    for leaves in ([x, y._replace(lr=0.2)], [x, y._replace(lr=torch.rand(4, 3))]):
+        executors.compute(leaves, False, False, add=True)
     assert counts == [2, 1]
 
 
@@ -462,12 +466,12 @@ def test_the_kernel_takes_ordinary_leaves() -> None:
     for dtype in (torch.float32, torch.float64):
         assert all(_kernel.is_active(dtype, dtype, mode) for mode in range(3))
         x = leaf((4, 3), dtype, 0.1, 0.1, False)
-        assert _kernel.ready([x, x._replace(lr=torch.tensor(0.1))], False, False)
-        assert _kernel.ready([x, x._replace(b1=torch.tensor(0.9))], False, False)
-        assert not _kernel.ready([x, x._replace(lr=torch.rand(4, 3))], False, False)
-        assert not _kernel.ready([x, x._replace(lr=torch.tensor(1))], False, False)
-        assert not _kernel.ready([x, x._replace(floor=1e-3)], False, False)
-        taken = {name for name, odd in strange(x).items() if _kernel.ready([odd], False, False)}
+        assert executors.ready([x, x._replace(lr=torch.tensor(0.1))], False, False)
+        assert executors.ready([x, x._replace(b1=torch.tensor(0.9))], False, False)
+        assert not executors.ready([x, x._replace(lr=torch.rand(4, 3))], False, False)
+        assert not executors.ready([x, x._replace(lr=torch.tensor(1))], False, False)
+        assert not executors.ready([x, x._replace(floor=1e-3)], False, False)
+        taken = {name for name, odd in strange(x).items() if executors.ready([odd], False, False)}
         expected = {"gradient in another order", "all in another order", "one gradient for all"}
         assert taken == expected | {"counter on its side"}
 
@@ -503,7 +507,7 @@ def test_scale_is_the_same_number_in_both_spellings() -> None:
         for t in (*range(1, 300), 1000, 12345, 10**6):
             for lr in (0.002, 1e-8, torch.tensor(0.002), torch.tensor(0.002).bfloat16()):
                 step = torch.tensor(float(t), dtype=torch.float64)
-                assert _inplace.scale(lr, b1, step) == _rule.bias_corrected(lr, b1, step).item()
+                assert _inplace.scale(lr, b1, step) == _numerics.bias_corrected(lr, b1, step).item()
 
 
 POOL = """

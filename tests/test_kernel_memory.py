@@ -12,14 +12,15 @@ from functools import partial
 from itertools import count as natural
 from typing import Any
 
+import executors
 import pytest
 import torch
 from torch import Tensor, nn
 
 import functional_adamax as fa
 from functional_adamax import _kernel
+from functional_adamax._adamax_rule import AdamaxLeaf, Pull
 from functional_adamax._kernel import Group
-from functional_adamax._rule import Columns, Leaf, Pull
 from functional_adamax.compat import Adamax
 
 pytestmark = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
@@ -42,8 +43,8 @@ def columns(elements: int = 5) -> list[list[Tensor]]:
     return [*tensors, [torch.tensor(3.0) for _ in range(COUNT)]]
 
 
-def leaves_of(x: list[list[Tensor]]) -> list[Leaf]:
-    return [Leaf(*row, *RATES, None) for row in zip(*x, strict=True)]
+def leaves_of(x: list[list[Tensor]]) -> list[AdamaxLeaf]:
+    return [AdamaxLeaf(*row, *RATES, None) for row in zip(*x, strict=True)]
 
 
 def advance(elements: int = 5) -> Case:
@@ -61,13 +62,13 @@ def advance(elements: int = 5) -> Case:
 def overwrite(elements: int = 5) -> Case:
     p, *rest = x = columns(elements)
     group = Group(p, *RATES, maximize=False, decoupled=False)
-    return partial(_kernel.overwrite, group, tuple(rest)), [y for column in x for y in column]
+    return partial(_kernel.overwritten, group, tuple(rest)), [y for column in x for y in column]
 
 
 def write(elements: int = 5) -> Case:
     x = columns(elements)
     inputs = [y for column in x for y in column]
-    return partial(_kernel.write, leaves_of(x), False, False), inputs
+    return partial(executors.write, leaves_of(x), False, False), inputs
 
 
 def step(elements: int = 5) -> Case:
@@ -80,7 +81,7 @@ def stepped(elements: int = 5) -> Case:
     x = columns(elements)
     group = Group(x[0], *RATES, maximize=False, decoupled=False)
     inputs = [y for column in x for y in column]
-    return partial(_kernel.stepped, group, Columns(*x), True), inputs
+    return partial(_kernel.stepped, group, tuple(x), True), inputs
 
 
 def pull(elements: int = 5) -> Case:
@@ -306,10 +307,10 @@ def test_no_way_into_the_kernel_takes_misaligned_memory(place: int) -> None:
     x[place][1] = misaligned(x[place][1])
     p, *rest = x
     group = Group(p, *RATES, maximize=False, decoupled=False)
-    assert _kernel.stepped(group, Columns(*x), True) is None
-    assert _kernel.ready(leaves_of(x), False, False) is None
-    assert not _kernel.write(leaves_of(x), False, False)
-    assert not _kernel.overwrite(group, tuple(rest))
+    assert _kernel.stepped(group, tuple(x), True) is None
+    assert executors.ready(leaves_of(x), False, False) is None
+    assert not executors.write(leaves_of(x), False, False)
+    assert not _kernel.overwritten(group, tuple(rest))
     found = fa.step(fa.adamax(0.1), rest[0], fa.AdamaxState(rest[3], rest[1], rest[2]), p)
     x[place][1] = x[place][1].clone()
     p, *rest = x
@@ -321,4 +322,4 @@ def test_no_way_into_the_kernel_takes_misaligned_memory(place: int) -> None:
 def test_a_misaligned_rate_is_left_to_the_rule() -> None:
     rate = misaligned(torch.tensor(0.1))
     leaves = [leaf._replace(lr=rate) for leaf in leaves_of(columns())]
-    assert _kernel.ready(leaves, False, False) is None
+    assert executors.ready(leaves, False, False) is None

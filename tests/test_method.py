@@ -11,7 +11,7 @@ from trees import assert_equal
 from twins_methods import run
 
 import functional_adamax as fa
-from functional_adamax import _method
+from functional_adamax import _numerics
 
 METHODS = {
     "sgd": fa.sgd(0.1, 0.9, weight_decay=0.1),
@@ -26,13 +26,13 @@ methods = pytest.mark.parametrize("tx", METHODS.values(), ids=METHODS)
 
 def test_the_root_has_the_values_of_torchs() -> None:
     v = torch.tensor([0.0, -0.0, 4.0, 1e-45, torch.inf, torch.nan, -1.0])
-    torch.testing.assert_close(_method.root(v), v.sqrt(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(_numerics.root(v), v.sqrt(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_root_has_a_finite_derivative_at_zero() -> None:
     v = torch.tensor([0.0, 4.0], dtype=torch.float64)
-    assert grad(lambda v: _method.root(v).sum())(v).tolist() == [0.0, 0.25]
-    assert grad(lambda v: grad(lambda v: _method.root(v).sum())(v).sum())(v).isfinite().all()
+    assert grad(lambda v: _numerics.root(v).sum())(v).tolist() == [0.0, 0.25]
+    assert grad(lambda v: grad(lambda v: _numerics.root(v).sum())(v).sum())(v).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -44,9 +44,9 @@ def test_the_averages_have_the_bits_of_torchs(dtype: torch.dtype, decay: float) 
         torch.randn(999).to(dtype),
     )
     for given in (decay, torch.tensor(decay, dtype=torch.float64)):
-        assert_equal(_method.average(m, g, given), m.clone().lerp_(g, 1 - decay))
+        assert_equal(_numerics.average(m, g, given), m.clone().lerp_(g, 1 - decay))
         square = v.clone().mul_(decay).addcmul_(g, g, value=1 - decay)
-        assert_equal(_method.average_square(v, g, given), square)
+        assert_equal(_numerics.average_square(v, g, given), square)
 
 
 @methods

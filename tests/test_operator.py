@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import executors
 import pytest
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
 
 import functional_adamax as fa
-from functional_adamax import _kernel, _operator
-from functional_adamax._rule import Leaf
+from functional_adamax import _kernel
+from functional_adamax._adamax_rule import AdamaxLeaf
 
 needs_kernel = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
 
@@ -202,8 +203,8 @@ def test_the_operator_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> N
         numbers = [0.0, 0.9, 0.99, 1e-8, decay]
         inputs = ([p], [g], [m], [m.abs()], [t], [lr], [0], numbers, *how, add)
         found = [column[0] for column in operator(*inputs)]
-        leaf = Leaf(p, g, m, m.abs(), t, lr, *numbers[1:])
-        update, *state = _operator._rule.step(leaf, *how)
+        leaf = AdamaxLeaf(p, g, m, m.abs(), t, lr, *numbers[1:])
+        update, *state = executors.rule_step(leaf, *how)
         wanted = [p + update if add else update, *state]
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
         torch.library.opcheck(operator, inputs)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import executors
 import pytest
 import torch
 from torch import Tensor
 from trees import assert_equal
 
-from functional_adamax import _apply, _execute, _kernel, _recorded, _rule
-from functional_adamax._rule import Leaf
+from functional_adamax import _kernel, _numerics, _recorded
+from functional_adamax._adamax_rule import AdamaxLeaf
 
 SIZE = 37
 
@@ -25,19 +26,19 @@ def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return request.param
 
 
-def leaf(dtype: torch.dtype, **changes: Any) -> Leaf:
+def leaf(dtype: torch.dtype, **changes: Any) -> AdamaxLeaf:
     """A leaf where |g| and b2 u are greater in turn, tie, and are zero."""
     p, g, m, u = torch.randn(4, SIZE, dtype=dtype).unbind()
     u = u.abs()
     g[:6] = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, 0.0])
     u[:6] = torch.tensor([0.0, 0.0, 2.0, 2.0, 4.0, 1.0])  # with b2 = 0.5 and eps = 0: ties
     t = torch.tensor(2.0, dtype=torch.float64)
-    x = Leaf(p, g, m, u, t, 0.1, 0.9, 0.5, 1e-3, 0.0)._replace(**changes)
+    x = AdamaxLeaf(p, g, m, u, t, 0.1, 0.9, 0.5, 1e-3, 0.0)._replace(**changes)
     names = ("p", "g", "m", "u")
     return x._replace(**{name: getattr(x, name).clone().requires_grad_() for name in names})
 
 
-def derivatives(x: Leaf, row: Any, cotangents: list[Tensor | None]) -> list[Tensor]:
+def derivatives(x: AdamaxLeaf, row: Any, cotangents: list[Tensor | None]) -> list[Tensor]:
     used = [i for i, c in enumerate(cotangents) if c is not None]
     outputs = [[row[0], row[2], row[3]][i] for i in used]
     inputs = [y for y in (*x[:4], x.lr) if isinstance(y, Tensor)]
@@ -46,9 +47,9 @@ def derivatives(x: Leaf, row: Any, cotangents: list[Tensor | None]) -> list[Tens
     )
 
 
-def by_the_rule(x: Leaf, maximize: bool, decoupled: bool, add: bool) -> Any:
-    update, *state = _rule.step(x, maximize, decoupled)
-    return [_apply.add(x.p, update) if add else update, *state]
+def by_the_rule(x: AdamaxLeaf, maximize: bool, decoupled: bool, add: bool) -> Any:
+    update, *state = executors.rule_step(x, maximize, decoupled)
+    return [_numerics.add(x.p, update) if add else update, *state]
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -83,9 +84,7 @@ def test_derivatives_of_the_rule(
     for i, name in enumerate(("out", "m", "u")):
         if given != "all" and name not in given.split(" and "):
             cotangents[i] = None
-    (row,) = _execute.compute(
-        [x], _kernel.ready([x], maximize, decoupled), maximize, decoupled, add
-    )
+    (row,) = executors.compute([x], maximize, decoupled, add)
     assert "_Steps" in str(row[2].grad_fn)
     wanted = derivatives(x, by_the_rule(x, maximize, decoupled, add), cotangents)
     found = derivatives(x, row, cotangents)
@@ -107,7 +106,7 @@ def test_the_kernel_differentiates_to_the_bit(
     for native in (True, False):
         if not native:
             monkeypatch.setattr(_kernel, "_native", None)
-        (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
+        (row,) = executors.compute([x], False, False, add=True)
         found.append(derivatives(x, row, cotangents))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
@@ -123,7 +122,7 @@ def test_second_derivatives(executor: str, change: str) -> None:
     def function(*inputs: Tensor) -> Any:
         y = x._replace(**dict(zip(("p", "g", "m", "u"), inputs[:4], strict=True)))
         y = y._replace(lr=inputs[4]) if len(inputs) == 5 else y
-        (row,) = _execute.compute([y], _kernel.ready([y], False, False), False, False, add=True)
+        (row,) = executors.compute([y], False, False, add=True)
         return row[0], row[2], row[3]
 
     inputs = [*x[:4]]
@@ -136,13 +135,13 @@ def test_second_derivatives(executor: str, change: str) -> None:
 
 def test_cotangents_of_any_layout(executor: str) -> None:
     x = leaf(torch.float32)
-    (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
+    (row,) = executors.compute([x], False, False, add=True)
     strided = torch.randn(SIZE, 2)[:, 0]
     wanted = derivatives(x, row, [strided.clone(), None, None])
-    (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
+    (row,) = executors.compute([x], False, False, add=True)
     found = derivatives(x, row, [strided, None, None])
     assert_equal(list(found), list(wanted))
-    (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
+    (row,) = executors.compute([x], False, False, add=True)
     row[0].sum().backward()  # its cotangent is one number, expanded
     assert torch.equal(x.p.grad, torch.ones(SIZE))
 
@@ -150,20 +149,20 @@ def test_cotangents_of_any_layout(executor: str) -> None:
 def test_nothing_depends_on_what_is_constant(executor: str) -> None:
     x = leaf(torch.float32)
     x = x._replace(g=x.g.detach(), m=x.m.detach(), u=x.u.detach())
-    (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
+    (row,) = executors.compute([x], False, False, add=True)
     assert row[0].requires_grad
     assert not row[2].requires_grad
     assert not row[3].requires_grad
     rate = x._replace(p=x.p.detach(), lr=torch.tensor(0.1, requires_grad=True))
-    (row,) = _execute.compute([rate], _kernel.ready([rate], False, False), False, False, add=True)
+    (row,) = executors.compute([rate], False, False, add=True)
     assert [y.requires_grad for y in row] == [True, False, False, False]
 
 
 def test_many_leaves_are_one_node(executor: str) -> None:
     leaves = [leaf(torch.float64), leaf(torch.float32), leaf(torch.float32, b1=0.5)]
-    rows = _execute.compute(leaves, _kernel.ready(leaves, False, False), False, False, add=True)
+    rows = executors.compute(leaves, False, False, add=True)
     nodes = {y.grad_fn for row in rows for y in (row[0], row[2], row[3])}
-    assert len(nodes) == (1 if executor == "kernel" else 3)
+    assert len(nodes) == 1, executor
 
 
 def test_what_it_keeps(executor: str) -> None:
@@ -176,7 +175,7 @@ def test_what_it_keeps(executor: str) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda y: y):
-        _recorded.step([x], False, False, True, native=executor == "kernel")
+        _recorded.step([x], add=True)
     assert [y.numel() for y in kept].count(SIZE) == 4
 
 
@@ -187,7 +186,7 @@ def test_saved_tensors_that_come_back_in_another_layout(executor: str) -> None:
     cotangents = [torch.randn(6, 6, dtype=torch.float64), None, None]
 
     def run() -> Any:
-        (row,) = _execute.compute([x], _kernel.ready([x], False, False), False, False, add=True)
+        (row,) = executors.compute([x], False, False, add=True)
         return row
 
     wanted = derivatives(x, run(), cotangents)

@@ -86,7 +86,7 @@ def test_dense_memory() -> None:
     holes = [x[::2], x.view(4, 6)[:, :3], x[:1].expand(3), x.as_strided((2, 2, 2), (1, 1, 5))]
     for y in dense + holes:
         wanted = torch.ops.aten.is_non_overlapping_and_dense(y)
-        assert fa._tree.is_dense(y) == wanted == any(y is z for z in dense)
+        assert fa._memory.is_dense(y) == wanted == any(y is z for z in dense)
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -15,12 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import executors
 import pytest
 import torch
 from test_executors import bits, by_the_rule, copy, strange
 
-from functional_adamax import _execute, _triton, _triton_kernel, _triton_table
-from functional_adamax._rule import Leaf
+from functional_adamax import _kernel, _triton, _triton_kernel, _triton_table
+from functional_adamax._adamax_rule import AdamaxLeaf
 from functional_adamax.compat import Adamax
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -67,7 +68,7 @@ def leaf(
     b1: float = 0.9,
     eps: float = 1e-8,
     device: str = "cpu",
-) -> Leaf:
+) -> AdamaxLeaf:
     p, g, m, u = torch.randn(4, *shape, dtype=torch.float64)
     if g.numel() >= len(SPECIAL) ** 2:
         pairs = torch.tensor(list(itertools.product(SPECIAL, SPECIAL)), dtype=torch.float64)
@@ -81,14 +82,14 @@ def leaf(
         tensors = [x.contiguous(memory_format=torch.channels_last) for x in tensors]
     t = torch.tensor(float(torch.randint(0, 3000, ())), dtype=t_type, device=device)
     lr = lr.to(device) if isinstance(lr, torch.Tensor) else lr
-    return Leaf(*tensors, t, lr, b1, 0.999, eps, weight_decay)
+    return AdamaxLeaf(*tensors, t, lr, b1, 0.999, eps, weight_decay)
 
 
-def results(x: Leaf) -> tuple[torch.Tensor, ...]:
+def results(x: AdamaxLeaf) -> tuple[torch.Tensor, ...]:
     return x.p, x.m, x.u, x.t
 
 
-def interpreted_rule(x: Leaf, maximize: bool, decoupled: bool = False) -> list[torch.Tensor]:
+def interpreted_rule(x: AdamaxLeaf, maximize: bool, decoupled: bool = False) -> list[torch.Tensor]:
     """The rule, but the interpreter cuts float32 off to bfloat16 where a device rounds."""
     want = by_the_rule(x, maximize, decoupled)
     if x.p.dtype == torch.bfloat16:
@@ -115,7 +116,7 @@ def test_the_bits_of_the_rule(dtype: str, on_device: bool, monkeypatch: pytest.M
                 x.copy_(x.where(~(x.abs() < 1e-37), 0.0))
         assert all(_triton.takes(x) for x in leaves)
         wanted = [interpreted_rule(x, maximize, decoupled) for x in leaves]
-        assert _triton.write(leaves, maximize, decoupled)
+        assert executors.triton(leaves, maximize, decoupled)
         for x, want in zip(leaves, wanted, strict=True):
             for name, got, expected in zip("pmut", results(x), want, strict=True):
                 assert torch.equal(bits(got), bits(expected)), (name, lr, weight_decay, x.p.shape)
@@ -130,7 +131,7 @@ def test_many_tensors_of_several_kinds() -> None:
         for n, (lr, decay, kind) in zip(range(200), kinds, strict=False)
     ]
     wanted = [interpreted_rule(x, True) for x in leaves]
-    assert _triton.write(leaves, True, False)
+    assert executors.triton(leaves, True, False)
     for x, want in zip(leaves, wanted, strict=True):
         assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
 
@@ -140,10 +141,10 @@ def test_many_tensors_of_several_kinds() -> None:
 def test_memory_that_is_not_aligned() -> None:
     """And of which only some blocks are whole."""
     wide = leaf((3 * SIZE + 1,))
-    x = Leaf(*(y[1:] for y in wide[:4]), *wide[4:])
+    x = AdamaxLeaf(*(y[1:] for y in wide[:4]), *wide[4:])
     want = by_the_rule(x, False)
     before = wide.p[0].clone()
-    assert _triton.write([x], False, False)
+    assert executors.triton([x], False, False)
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
     assert torch.equal(wide.p[0], before)
 
@@ -173,7 +174,7 @@ def test_what_it_takes() -> None:
 def test_a_write_is_seen_by_autograd() -> None:
     x = leaf((4, 3))
     versions = [y._version for y in (x.p, x.m, x.u)]
-    assert _triton.write([x], False, False)
+    assert executors.triton([x], False, False)
     assert [y._version for y in (x.p, x.m, x.u)] == [v + 1 for v in versions]
     assert x.t._version > 0
 
@@ -190,14 +191,14 @@ def test_shared_memory_is_left_alone() -> None:
         [x._replace(g=y.p), y],
     ):
         before = [copy(z) for z in odd]
-        assert not _triton.write(odd, False, False)
+        assert not executors.triton(odd, False, False)
         for z, old in zip(odd, before, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(z[:5], old[:5], strict=True))
     z = y._replace(g=x.p)
-    assert _triton.write([x], False, False)  # each table is known, not both together
-    assert _triton.write([z], False, False)
-    assert not _triton.write([x, z], False, False)
-    assert _triton.write([x, y._replace(g=x.g)], False, False)
+    assert executors.triton([x], False, False)  # each table is known, not both together
+    assert executors.triton([z], False, False)
+    assert not executors.triton([x, z], False, False)
+    assert executors.triton([x, y._replace(g=x.g)], False, False)
 
 
 WRONG = ("b1", "b2", "eps", "lr", "scale", "decay")
@@ -221,11 +222,11 @@ def test_a_kernel_that_does_not_match_stays_off(
     x = leaf((4, 3), weight_decay=0.1)
     before = copy(x)
     matters = wrong != ("scale" if on_device else "lr")
-    assert _triton.write([x], False, False) != matters
+    assert executors.triton([x], False, False) != matters
     if matters:
         assert all(torch.equal(a, b) for a, b in zip(x[:5], before[:5], strict=True))
         monkeypatch.setattr(_triton, "_launch", launch)
-        assert not _triton.write([x], False, False), "once is enough"
+        assert not executors.triton([x], False, False), "once is enough"
 
 
 @interpreted
@@ -238,8 +239,8 @@ def test_a_kernel_that_raises_stays_off(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_triton, "_launch", broken)
     x = leaf((4, 3))
     want = by_the_rule(x, False)
-    assert not _triton.write([x], False, False)
-    _execute.plan([x], False, False)()
+    assert not executors.triton([x], False, False)
+    executors.plan([x], False, False)()
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
 
 
@@ -247,7 +248,7 @@ def test_a_kernel_that_raises_stays_off(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("interpreter")
 def test_nothing_is_proven_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_triton, "_proven", {})
-    common = _triton._common(leaf((4, 3)), False, {})
+    common = _triton._common(leaf((4, 3)), {})
     assert not _triton._is_proven(common, False, capturing=True)
     assert _triton._is_proven(common, False, capturing=False)
     assert _triton._is_proven(common, False, capturing=True)
@@ -258,16 +259,17 @@ def test_nothing_is_proven_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None
 def test_it_takes_what_no_form_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     write = _triton.write
+    monkeypatch.setattr(_kernel, "_native", None)  # which would take all on this device
 
-    def counted(leaves: Any, *rest: Any) -> bool:
+    def counted(leaves: Any) -> bool:
         taken.append(len(leaves))
-        return write(leaves, *rest)
+        return write(leaves)
 
     monkeypatch.setattr(_triton, "write", counted)
     for foreach in (None, True, False):
         leaves = [leaf((4, 3)), leaf((5,), (torch.complex64,) * 3), leaf((7,))]
         wanted = [by_the_rule(x, False) for x in leaves]
-        _execute.plan(leaves, False, False, foreach)()
+        executors.plan(leaves, False, False, foreach)()
         for x, want in zip(leaves, wanted, strict=True):
             assert all(torch.equal(bits(a), bits(b)) for a, b in zip(results(x), want, strict=True))
     assert taken == [2]
@@ -329,11 +331,11 @@ def test_it_compiles(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert "ftz" not in made.asm["ptx"]
 
 
-def on_cuda(**kinds: Any) -> list[Leaf]:
+def on_cuda(**kinds: Any) -> list[AdamaxLeaf]:
     return [leaf(shape, device="cuda", **kinds) for shape in SHAPES]
 
 
-def assert_near(leaves: list[Leaf], wanted: list[Any]) -> None:
+def assert_near(leaves: list[AdamaxLeaf], wanted: list[Any]) -> None:
     """m and u to 1 ulp of the larger of their terms, p to 2; half parameters to 1 of their own."""
     for x, want in zip(leaves, wanted, strict=True):
         assert torch.equal(x.t, want[3])
@@ -357,7 +359,7 @@ def test_near_the_rule_on_a_device(dtype: str, maximize: bool, decoupled: bool) 
             leaves[::2] = [x._replace(t=x.t.cpu()) for x in leaves[::2]]
         assert all(_triton.takes(x) for x in leaves)
         wanted = [by_the_rule(x, maximize, decoupled) for x in leaves]
-        assert _triton.write(leaves, maximize, decoupled)
+        assert executors.triton(leaves, maximize, decoupled)
         assert_near(leaves, wanted)
 
 
@@ -390,8 +392,8 @@ def test_nothing_waits_for_the_device() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for leaves in groups * 2:
-            assert all(_triton.takes(x, True) for x in leaves)
-            assert _triton.write(leaves, True, True)
+            assert all(_triton.takes(x) for x in leaves)
+            assert executors.triton(leaves, True, True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -402,11 +404,11 @@ def test_a_graph_replays_the_step() -> None:
     lr = torch.tensor(0.1, device="cuda")
     leaves = [x._replace(lr=lr) for x in on_cuda(weight_decay=0.1)]
     eager = [copy(x)._replace(lr=0.0) for x in leaves]
-    assert _triton.write([copy(x)._replace(lr=lr) for x in leaves], False, False)
+    assert executors.triton([copy(x)._replace(lr=lr) for x in leaves], False, False)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         grads = [x.g * 0.5 for x in leaves]
-        assert _triton.write(
+        assert executors.triton(
             [x._replace(g=g) for x, g in zip(leaves, grads, strict=True)], False, False
         )
     for x, y in zip(leaves, eager, strict=True):  # a capture runs nothing
@@ -416,7 +418,7 @@ def test_a_graph_replays_the_step() -> None:
         lr.fill_(0.1 / (i + 1))
         graph.replay()
         rate = lr.clone()
-        assert _triton.write([x._replace(lr=rate, g=x.g * 0.5) for x in eager], False, False)
+        assert executors.triton([x._replace(lr=rate, g=x.g * 0.5) for x in eager], False, False)
     for x, y in zip(leaves, eager, strict=True):
         for got, expected in zip(results(x), results(y), strict=True):
             assert torch.equal(bits(got), bits(expected))
@@ -425,18 +427,18 @@ def test_a_graph_replays_the_step() -> None:
 @cuda
 def test_a_graph_without_a_step_before_is_refused() -> None:
     x = leaf((4, 3), device="cuda")
-    assert _triton.write([x], False, False)
+    assert executors.triton([x], False, False)
     at_hand = x._replace(t=x.t.cpu())
     _triton_table._spares.clear()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         x.p.add_(0)
-        assert not _triton.write([x], False, False)
-        assert not _triton.write([at_hand], False, False)
+        assert not executors.triton([x], False, False)
+        assert not executors.triton([at_hand], False, False)
 
 
 @cuda
 def test_the_tables_kept_are_few() -> None:
     for _ in range(2 * _triton_table._LIMIT):
-        assert _triton.write([leaf((3,), device="cuda")], False, False)
+        assert executors.triton([leaf((3,), device="cuda")], False, False)
     assert len(_triton_table._tables) <= _triton_table._LIMIT

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _adamax, _context, _execute, _hyper, _step, _tree
+from .. import _adamax, _hyper, _tree
 from .._adamax import AdamaxState
 from .._kernel import Group
-from .._rule import Leaf
+from .._plan import Plan
 from .._schedule import is_schedule
 from .._spelling import explains_misfits
-from .._transform import Donated, GradientTransformation
+from .._transform import GradientTransformation
 from .._tree import Tree
 from ._groups import check_group, uses_foreach, warn_about_group, warn_if_out_of_range
 from ._loading import restore, scalar_dtype
@@ -37,16 +36,22 @@ class TorchAdamax(_adamax.Adamax):
     differentiable: bool = False
     capturable: bool = False
 
+    in_turn: ClassVar[bool] = True
+
     def init(self, params: Tree) -> AdamaxState:
         leaves, spec = _tree.flatten(params)
-        return _adamax.make_state(spec, [self.init_leaf(p) for p in leaves])
+        state: AdamaxState = self.fresh(spec, leaves)
+        return state
 
-    def init_leaf(self, p: Tensor | None) -> tuple[Any, Any, Any]:
-        step, exp_avg, exp_inf = _adamax.init_leaf(p, self.state_dtype)
-        if p is not None:
-            device = p.device if self.capturable else "cpu"
-            step = torch.zeros((), dtype=scalar_dtype(), device=device)
-        return step, exp_avg, exp_inf
+    def start(self, p: Tensor) -> list[Tensor]:
+        device = p.device if self.capturable else "cpu"
+        _, *moments = super().start(p)
+        return [torch.zeros((), dtype=scalar_dtype(), device=device), *moments]
+
+    def rates(self) -> dict[str, Any]:
+        rates = super().rates()
+        given = {**rates, "lr": _rate(self.lr), "weight_decay": _decay(self.weight_decay)}
+        return {name: x if x is None else _scalar(x) for name, x in given.items()}
 
 
 def _factory(**options: Any) -> GradientTransformation:
@@ -231,7 +236,7 @@ class Adamax(Optimizer):
                 if p.grad is None:
                     continue
                 if not self.state.get(p):
-                    entry = zip(AdamaxState._fields, transform.init_leaf(p), strict=True)
+                    entry = zip(AdamaxState._fields, transform.start(p), strict=True)
                     self.state[p] = dict(entry)
                 missing = [x for x in AdamaxState._fields if x not in self.state[p]]
                 if missing:  # loaded from the checkpoint of another optimizer, perhaps
@@ -242,7 +247,7 @@ class Adamax(Optimizer):
         if group["foreach"] or group["differentiable"] or capturable:
             return None
         b1, b2 = group["betas"]
-        rates = (_rate(group["lr"]), b1, b2, group["eps"], _decay(group))
+        rates = (_rate(group["lr"]), b1, b2, group["eps"], _decay(group["weight_decay"]))
         return Group(group["params"], *rates, group["maximize"], False)
 
     def _plan(
@@ -253,38 +258,22 @@ class Adamax(Optimizer):
         state: AdamaxState,
         params: Tree,
         extra: dict[str, Any],
-    ) -> Donated:
-        del extra
+    ) -> Plan:
+        del tx  # made anew, of the form that torch would take
         (position,) = groups
         group = self.param_groups[position]
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
+        if not torch.compiler.is_compiling():
             check_group(group, self.state, self.defaults["differentiable"])
             if position not in self._warned and warn_if_out_of_range(group, position):
                 self._warned.add(position)
-        tensors = [_tree.flatten(x)[0] for x in (params, grads, state.exp_avg, state.exp_inf)]
-        rows = [
-            row
-            for row in zip(*tensors, _tree.flatten(state.step)[0], strict=True)
-            if isinstance(row[1], Tensor)
-        ]
-        given = (_rate(group["lr"]), *group["betas"], group["eps"], _decay(group))
-        lr, *rest = map(_scalar, given)
-        leaves = [Leaf._make([*row, lr, *rest, None]) for row in rows]
-        maximize = group["maximize"]
-        if _context.recorded(x for leaf in leaves for x in leaf if isinstance(x, Tensor)):
-            if compiling and not torch.is_grad_enabled():
-                run = _execute.plan(leaves, maximize, False, foreach=False)
-                return partial(_written, run, params, state)
-            return _step.Computed(_step.step(tx, grads, state, params))
-        foreach: bool | None = uses_foreach(group, [row[0] for row in rows])
+        used = [p for p in _tree.tensors(params) if p.grad is not None]
+        values = self._values(group)
+        lr, foreach = _rate(group["lr"]), uses_foreach(group, used)
         if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):
             lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device
-            leaves = [leaf._replace(lr=lr) for leaf in leaves]
-        if group["foreach"] is None and any(row[0].is_cuda for row in rows):
-            foreach = None
-        run = _execute.plan(leaves, maximize, False, foreach)
-        return partial(_written, run, params, state)
+        fastest = group["foreach"] is None and any(p.is_cuda for p in used)
+        values |= {"lr": lr, "foreach": None if fastest else foreach}
+        return super()._plan(groups, _factory(**values), grads, state, params, extra)
 
 
 def _reject_schedule(lr: Any) -> None:
@@ -295,9 +284,8 @@ def _reject_schedule(lr: Any) -> None:
         )
 
 
-def _decay(group: dict[str, Any]) -> Any:
+def _decay(decay: Any) -> Any:
     """The weight decay, of a tensor its number, which torch takes for ``alpha``."""
-    decay = group["weight_decay"]
     if isinstance(decay, Tensor) and not (torch.compiler.is_compiling() or decay.requires_grad):
         return decay.item()
     return decay
@@ -316,8 +304,3 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.reshape(())
     return value if isinstance(value, (int, float)) else float(value)
-
-
-def _written(run: Callable[[], None], params: Tree, state: Any) -> tuple[Tree, Any]:
-    run()
-    return params, state

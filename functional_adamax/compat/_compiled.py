@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _execute, _hyper
 from .._kernel import Group
-from .._rule import Columns
 
 
 def advance_compiled(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
@@ -17,6 +15,8 @@ def advance_compiled(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
 
     False, with nothing written, if the kernel is not to take them all.
     """
+    from .. import _operator  # which needs the compiler, and takes long to import
+
     runs = []
     for group in groups:
         params = [p for p in group.params or () if p.grad is not None]
@@ -26,15 +26,7 @@ def advance_compiled(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
         if not all(entries):
             return False
         m, u, t = ([entry[name] for entry in entries] for name in ("exp_avg", "exp_inf", "step"))
-        rates = tuple(map(_hyper.single, group[1:6]))
-        if any(x is None for x in rates):
-            return False
-        run = _execute.compiled_write(
-            Columns(params, [p.grad for p in params], m, u, t),
-            rates,
-            group.maximize,
-            group.decoupled,
-        )
+        run = _operator.overwrite(group, (params, [p.grad for p in params], m, u, t))
         if run is None:
             return False
         runs.append(run)

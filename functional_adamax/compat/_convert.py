@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .. import _rule, _transform, _tree
-from .._adamax import AdamaxState, init_leaf
+from .. import _numerics, _transform, _tree
+from .._adamax import Adamax, AdamaxState
 from .._tree import Tree
 from ._entries import misfit
 from ._loading import scalar_dtype
@@ -62,7 +62,7 @@ def state_from_torch(
     state_dict = as_dict(state_dict)
     leaves, spec = _tree.flatten(params)
     paths = _tree.paths(spec, "params")
-    cells = [init_leaf(p, state_dtype) for p in leaves]
+    cells = _cells(params, state_dtype)
     for i, key, _ in pairs(state_dict, params, order):
         saved = state_dict["state"].get(key, {})
         if saved == {}:
@@ -75,7 +75,7 @@ def state_from_torch(
                 "as order="
             )
         step = torch.full_like(cells[i][0], float(saved["step"]))
-        dtype = _rule.moment_dtype(p, state_dtype)
+        dtype = _numerics.moment_dtype(p, state_dtype)
         moments = [
             saved[name].detach().to(device=p.device, dtype=dtype, copy=True)
             for name in ("exp_avg", "exp_inf")
@@ -123,18 +123,19 @@ def state_to_torch(
             "pass .inner"
         )
     template = as_dict(state_dict)
-    leaves, spec = _tree.flatten(params)
+    spec = _tree.flatten(params)[1]
     paths = _tree.paths(spec, "params")
     columns = [
         _tree.match(spec, tree, f"state.{name}", "params")
         for name, tree in zip(AdamaxState._fields, state, strict=True)
     ]
+    cells = _cells(params, None)
     entries: dict[Any, dict[str, Tensor]] = {}
     for i, key, group in pairs(template, params, order):
         step, exp_avg, exp_inf = row = [column[i] for column in columns]
         if not isinstance(step, Tensor):
             continue
-        kept = _kept(init_leaf(leaves[i], None))
+        kept = _kept(cells[i])
         entry = dict(zip(AdamaxState._fields, row, strict=True))
         problem = misfit(entry, kept, f"state at {paths[i]}", paths[i])
         if problem is not None:
@@ -225,6 +226,13 @@ def _plain(name: str, place: int | None, value: Any) -> Any:
             f"{name} in the state dict must be a number or a tensor with one element, got {value!r}"
         )
     return value if isinstance(value, (int, float)) else float(value)
+
+
+def _cells(params: Tree, state_dtype: torch.dtype | None) -> list[tuple[Any, ...]]:
+    """The step and the moments of each parameter before its first gradient."""
+    leaves, spec = _tree.flatten(params)
+    fresh = Adamax(state_dtype=state_dtype).fresh(spec, leaves)
+    return list(zip(*(_tree.flatten(tree)[0] for tree in fresh), strict=True))
 
 
 def _kept(cell: Sequence[Any]) -> dict[str, Tensor]:

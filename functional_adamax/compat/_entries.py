@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _check, _tree
+from .. import _check, _memory, _tree
 from .._tree import Tree
 from ._layout import STEPPED, Layout
 
@@ -110,14 +110,14 @@ def _is_number_of_steps(value: Any) -> bool:
     if isinstance(value, Tensor):
         if value.numel() != 1 or _check.kind(value) not in ("a real floating", "an integer"):
             return False
-        if not _tree.has_address(value):
+        if not _memory.has_address(value):
             return True  # nothing to be read there
         value = value.item()
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Tensor) and value.numel() == 1 and _tree.has_address(value):
+    if isinstance(value, Tensor) and value.numel() == 1 and _memory.has_address(value):
         return repr(value)
     return _check.describe(value) if isinstance(value, Tensor) else repr(value)[:60]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .._chain import checked_link
+from .._links import checked_link
 from .._transform import GradientTransformation
 
 Factory = Callable[..., GradientTransformation]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 
-from .. import _check, _context, _rule, _tree
+from .. import _check, _context, _memory, _numerics
 
 
 def uses_foreach(group: dict[str, Any], params: list[Tensor]) -> bool:
@@ -161,9 +161,9 @@ def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     lr, decay, b1 = values
     foreach = uses_foreach(group, [p])
     lr = float(lr) if foreach else lr
-    t = (step.detach() + 1).item() if step.is_cpu and _tree.has_address(step) else 1.0
+    t = (step.detach() + 1).item() if step.is_cpu and _memory.has_address(step) else 1.0
     rate = lr / (1 - b1**t)
-    dtype = _rule.moment_dtype(p, group.get("state_dtype"))
+    dtype = _numerics.moment_dtype(p, group.get("state_dtype"))
     if max(abs(rate), abs(decay)) <= torch.finfo(dtype).max:
         return
     x = torch.zeros((), dtype=dtype)
@@ -177,7 +177,7 @@ def warn_about_group(group: dict[str, Any]) -> None:
     """Warn of an eps that rounds to zero, and of different parameters that are one memory."""
     _check.warn_if_eps_vanishes(group["eps"], group["params"], group.get("state_dtype"))
     params = list(dict.fromkeys(group["params"]))
-    pair = _tree.tied(params)
+    pair = _memory.tied(params)
     if pair is not None:
         named = dict(zip(group["params"], names_of(group), strict=True))
         a, b = (named[params[i]] for i in pair)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.optim.optimizer import Optimizer
 
 from .. import _adamax, _check, _context, _step, _tree
-from .._chain import checked_link
+from .._links import checked_link
 from .._transform import GradientTransformation
 from ._convert import hyperparameters_from_torch, state_from_torch
 
@@ -107,7 +107,7 @@ class InnerOptimizer:
         )
         grads = {**dict.fromkeys(params), **dict(zip(trained, found, strict=True))}
         extra = {"value": loss, **extra}
-        self.module.params, self.state = _step.take(self.tx, grads, self.state, params, **extra)
+        self.module.params, self.state = _step.plan(self.tx, grads, self.state, params, **extra)()
 
 
 def _reject_transforms() -> None:

@@ -7,7 +7,7 @@ What belongs to all parameters, such as a count, stands in each of the dicts.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._chain import note_missing
 from .._inject import InjectState
+from .._links import note_missing
 from .._schedule import ScheduledState, is_schedule
 from .._transform import GradientTransformation
 from .._tree import EmptyState, Tree
@@ -73,9 +73,16 @@ class Layout(NamedTuple):
         spec = _tree.flatten(state)[1]
         return cls(spec, params, slots, [slots[i] for i in counts], outline)
 
-    def build(self, leaves: Iterable[Any]) -> Tree:
-        """Make the state of its leaves."""
-        return _tree.unflatten(self.spec, list(leaves))
+    def gather(self, state: Mapping[Any, dict[str, Any]], params: Sequence[Any]) -> Tree:
+        """Make the state of its leaves, as they stand in the entries of ``state``."""
+        entries = [state.get(p, {}) for p in params]
+        leaves = [
+            entries[i].get(name, EmptyState())
+            if i is not None
+            else next((x[name] for x in entries if name in x), EmptyState())
+            for name, i in self.slots
+        ]
+        return _tree.unflatten(self.spec, leaves)
 
     def check(self, state: Tree) -> None:
         """Check that an update returned a state of this layout.
@@ -119,6 +126,28 @@ class Layout(NamedTuple):
             if p is not None and not state.get(p):
                 state[p] = {STEPPED: torch.zeros(())}  # so that it has an entry
 
+    def keep(
+        self,
+        leaves: Sequence[Any],
+        state: MutableMapping[Any, dict[str, Any]],
+        params: Sequence[Any],
+        replace: bool,
+        in_place: bool,
+    ) -> None:
+        """Put the leaves of a new state into the entries, those ``in_place`` aside.
+
+        Without ``replace``, into the tensors that are there, if they fit.
+        """
+        for slot, leaf in zip(self.slots, leaves, strict=True):
+            if isinstance(leaf, EmptyState) or (in_place and slot.parameter is not None):
+                continue
+            for p in self.owners(slot, params):
+                old = state[p].get(slot.name)
+                if replace or not isinstance(old, Tensor) or old.shape != leaf.shape:
+                    state[p][slot.name] = leaf
+                elif old is not leaf:
+                    torch._foreach_copy_([old], [leaf])  # Dynamo may drop a copy_ into a scalar
+
     def entries(
         self, leaves: Sequence[Any], params: Sequence[Tensor | None]
     ) -> dict[Tensor, dict[str, Any]]:
@@ -145,15 +174,6 @@ class Layout(NamedTuple):
         """The parameters in whose entries the leaf stands."""
         owners = params if slot.parameter is None else [params[slot.parameter]]
         return [p for p in owners if p is not None]
-
-
-def keep(entry: dict[str, Any], name: str, value: Any, replace: bool) -> None:
-    """Put a leaf into an entry; without ``replace`` into the tensor that is there, if it fits."""
-    old = entry.get(name)
-    if replace or not isinstance(old, Tensor) or old.shape != value.shape:
-        entry[name] = value
-    elif old is not value:
-        torch._foreach_copy_([old], [value])  # Dynamo may drop a copy_ into a float64 scalar
 
 
 def outline_of(values: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim.optimizer import Optimizer
 
 from .. import _check, _context, _tree
 from .._node import public_node
+from .._plan import Plan, Planned
 from .._transform import GradientTransformation, Transform
 from .._tree import EmptyState, Tree
 
@@ -56,13 +58,21 @@ class Lifted(Transform):
         del extra
         if params is None:
             raise ValueError("params must be given: the optimizer of torch steps parameters")
-        new, after = self.advance(updates, state, params)
+        new, after = self._advanced(updates, state, params)
         olds, spec = _tree.flatten(params)
         grads = _tree.match(spec, updates, "updates", "params")
         rows = zip(grads, _tree.flatten(new)[0], olds, strict=True)
         return _tree.unflatten(spec, [None if g is None else x - y for g, x, y in rows]), after
 
-    def advance(self, grads: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
+    def plan(
+        self, grads: Tree, state: Any, params: Tree, donate: bool = False, **extra: Any
+    ) -> Plan:
+        del extra
+        step = partial(self._advanced, grads, state, params)
+        return Planned(step, (grads, state, params), donate)
+
+    def _advanced(self, grads: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
+        """Return the parameters and the state that the class leaves."""
         self._reject_transforms()
         leaves, spec = _check.parameters(params)
         given = _tree.match(spec, grads, "grads", "params")

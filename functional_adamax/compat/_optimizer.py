@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _check, _context, _hyper, _kernel, _step, _tree
+from .. import _check, _context, _hyper, _kernel, _memory, _step, _tree
 from .._arguments import arguments
 from .._kernel import Group
 from .._masked import goes_by_path
+from .._method import Method
+from .._plan import Plan
 from .._spelling import explains_misfits
-from .._transform import Donated, GradientTransformation, Transform, Update, same
-from .._tree import EmptyState, Tree
+from .._transform import GradientTransformation, Transform, Update, same
+from .._tree import Tree
 from . import _loading, _schedules
 from ._closure import Gradients
 from ._compiled import advance_compiled
 from ._entries import misfits, titles_of
 from ._factory import Factory, check_factory
 from ._groups import check_writable, names_of
-from ._layout import Layout, keep, outline_of, with_memory, without_memory
+from ._layout import Layout, outline_of, with_memory, without_memory
 from ._shell import Run, Shell
 from ._shown import Said
 from ._values import advice_on, held, tree_of
@@ -269,7 +271,9 @@ class Optimizer(Shell):
         if not torch.compiler.is_compiling():
             self._made[(id(group),)] = tx  # for the step that is taken without one
         transform = _transform_in(tx)
-        return None if transform is None else transform.native(group["params"])
+        if not isinstance(transform, Method):
+            return None
+        return _kernel.group_of(transform, group["params"])
 
     def _prepare(
         self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
@@ -277,14 +281,15 @@ class Optimizer(Shell):
         if closure is not None:
             extra = {"value": loss, **extra}
         units = self._units()
-        if torch.compiler.is_compiling():  # nothing runs before all is traced
-            return [partial(self._step_unit, unit, closure, extra) for unit in units]
+        if torch.compiler.is_compiling():  # which makes state, and compares memory, beforehand
+            if len(units) > 1 and not self._init_group():
+                return [partial(self._step_unit, unit, closure, extra) for unit in units]
+            return [self._prepare_unit(unit, closure, extra) for unit in units]
         known = set(self.state)
         try:
             self._make_state()
             plans = [self._prepare_unit(unit, closure, extra) for unit in units]
-            params = [p for group in self.param_groups for p in group["params"]]
-            if len(units) > 1 and not _tree.are_apart(params):
+            if len(units) > 1 and not self._are_apart():
                 return [partial(self._step_unit, unit, closure, extra) for unit in units]
             return plans
         except Exception:
@@ -296,6 +301,17 @@ class Optimizer(Shell):
         """The groups whose parameters are one tree, together."""
         everything = list(range(len(self.param_groups)))
         return [everything] if self._couple == "all" and everything else [[i] for i in everything]
+
+    def _are_apart(self) -> bool:
+        """Whether no group is written where another reads parameters, or rates that are tensors."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        if not _memory.are_apart(params):
+            return False
+        rates = _tree.tensors([self._values(group) for group in self.param_groups])
+        if not rates:
+            return True
+        states = _tree.tensors([self.state.get(p, {}) for p in params])
+        return _memory.storages(rates).isdisjoint(_memory.storages(params + states))
 
     def _step_unit(
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
@@ -312,7 +328,7 @@ class Optimizer(Shell):
         Under this name ``torch.compile`` runs it eagerly, and takes the answer for a constant.
         """
         self._make_state()
-        return _tree.are_apart([p for group in self.param_groups for p in group["params"]])
+        return _memory.are_apart([p for group in self.param_groups for p in group["params"]])
 
     def _prepare_unit(
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
@@ -333,12 +349,15 @@ class Optimizer(Shell):
             everyone = [p for group in self.param_groups for p in group["params"]]
             extra = {"grad_fn": Gradients(closure, used, everyone), **extra}
         grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
-        state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
+        state = layout.gather(self.state, leaves)
         tree = _tree.unflatten(spec, used)
         run = self._plan(groups, tx, grads, state, tree, extra)
-        if isinstance(run, _step.Computed):
+        run.check()
+        if run.new is not None:
             layout.check(run.new[1])
-        return partial(self._store, run, layout, used, groups)
+        count = None if layout.clock is None else layout.read(layout.clock, self.state, used)
+        before = count.clone() if isinstance(count, Tensor) else None
+        return partial(self._store, run, layout, used, groups, before)
 
     def _unit(
         self, groups: list[int], made: Made | None = None
@@ -389,7 +408,7 @@ class Optimizer(Shell):
         leaves, spec, tx, outline = self._unit(groups)
         stepped = [p if self.state.get(p) else None for p in leaves]
         layout = Layout.of(self._init(tx, stepped, spec), spec, outline)
-        state = layout.build(layout.read(slot, self.state, leaves) for slot in layout.slots)
+        state = layout.gather(self.state, leaves)
         return _tree.unflatten(spec, [p.detach() for p in leaves]), state
 
     def _init(self, tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any) -> Any:
@@ -405,21 +424,20 @@ class Optimizer(Shell):
         state: Any,
         params: Tree,
         extra: dict[str, Any],
-    ) -> Donated:
-        """Check a step, and compute what has to be computed, without writing."""
+    ) -> Plan:
+        """The step of some groups. What shares memory steps from the old values; the last stays."""
         del groups
-        tx = _step.settled(tx, state)
-        try:
-            return _step.prepare(tx, grads, state, params, **extra)
-        except _step.SharedMemoryError:  # all are stepped from the old values, and the last stays
-            return _step.Computed(_step.step(tx, grads, state, params, **extra))
+        return _step.plan(tx, grads, state, params, donate=True, **extra)
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {name: held(group, name) for name in self._names if name in group}
+        values = {name: group[name] for name in self._names if name in group}
+        return {**values, "lr": held(group, "lr")} if "lr" in values else values
 
     def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
         """The values for the factory; a tree with one for each parameter where groups differ."""
         members = [self.param_groups[i] for i in groups]
+        if len(members) == 1 and not _schedules.of(members[0]):
+            return self._values(members[0])
         values = {
             name: _schedules.together(members, name, self._said)
             for name in self._values(members[0])
@@ -477,14 +495,13 @@ class Optimizer(Shell):
 
     def _store(
         self,
-        run: Callable[[], tuple[Tree, Any]],
+        run: Plan,
         layout: Layout,
         used: list[Tensor | None],
         groups: list[int],
+        before: Tensor | None,
     ) -> None:
-        """Run the step, and put its results where they belong."""
-        count = None if layout.clock is None else layout.read(layout.clock, self.state, used)
-        before = count.clone() if isinstance(count, Tensor) else None
+        """Run the step, and put its results where they belong; ``before`` is the count."""
         new_params, new_state = run()
         leaves = _tree.flatten(new_state)[0]
         for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
@@ -492,10 +509,7 @@ class Optimizer(Shell):
                 p.copy_(new)
         # what autograd recorded is never written over; what a compiler traces stays in its place
         replace = self.defaults.get("differentiable", False) or not _context.traced()
-        for slot, leaf in zip(layout.slots, leaves, strict=True):
-            if not isinstance(leaf, EmptyState):
-                for p in layout.owners(slot, used):
-                    keep(self.state[p], slot.name, leaf, replace)
+        layout.keep(leaves, self.state, used, replace, run.in_place)
         if before is not None:
             for i in groups:
                 _schedules.show(self.param_groups[i], before, self._said)

@@ -27,6 +27,7 @@ typedef struct {
     Kernel kernel;
     ptrdiff_t n;
     void *t;
+    double next; /* the t that a step in place leaves */
     int wide_t, kind;
     union {
         Step step;
@@ -71,46 +72,51 @@ static PyObject *native_are_ready(PyObject *self, PyObject *arguments)
     return count < 0 ? NULL : PyBool_FromLong(1);
 }
 
-static PyObject *native_are_apart(PyObject *self, PyObject *leaves)
+static void end_capsule(PyObject *capsule)
 {
-    (void)self;
-    PyObject *x[5];
-    Rates rates;
-    View v[5];
-    Work work;
-    Ranges ranges = {0};
-    Py_ssize_t count = PyList_Size(leaves);
-    int fine = 1;
-    for (Py_ssize_t i = 0; i < count && fine; i++) {
-        fine = take_leaf(PyList_GetItem(leaves, i), 0, 0, 0, x, &rates, v, &work) &&
-               x[P] != Py_None;
-        for (int k = P; k <= T && fine; k++)
-            fine = add_range(&ranges, NULL, &v[k], k != G);
-    }
-    fine = fine && are_apart(&ranges);
-    let_go(&ranges);
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
+    Plan *plan = PyCapsule_GetPointer(capsule, NULL);
+    end(plan);
+    PyMem_Free(plan);
 }
 
-static PyObject *native_write(PyObject *self, PyObject *arguments)
+static PyObject *native_plan(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *leaves, *increment, *x[5];
+    PyObject *leaves, *x[5];
     int maximize, decoupled;
-    long threads;
-    Plan plan;
-    if (!PyArg_ParseTuple(arguments, "OppOl", &leaves, &maximize, &decoupled, &increment, &threads))
+    if (!PyArg_ParseTuple(arguments, "Opp", &leaves, &maximize, &decoupled))
+        return NULL;
+    Plan *plan = resized(NULL, sizeof *plan);
+    if (plan == NULL)
         return NULL;
     Py_ssize_t count = PyList_Size(leaves);
-    int fine = begin(&plan, NULL, count);
+    int fine = begin(plan, NULL, count);
     for (Py_ssize_t i = 0; i < count && fine; i++) {
         PyObject *leaf = PyList_GetItem(leaves, i);
         for (int k = P; k <= T; k++)
             x[k] = PyTuple_GetItem(leaf, k);
         fine = !PyErr_Occurred() && PyTuple_GetItem(leaf, FLOOR) == Py_None &&
-               read_rates(leaf, LR, 0, maximize, decoupled, &plan.rates[i]) && add(&plan, x, i);
+               read_rates(leaf, LR, 0, maximize, decoupled, &plan->rates[i]) && add(plan, x, i);
     }
-    return finish(&plan, fine, increment, threads);
+    fine = fine && !PyErr_Occurred() && settle(plan);
+    PyObject *capsule = fine ? PyCapsule_New(plan, NULL, end_capsule) : NULL;
+    if (capsule == NULL) {
+        end(plan);
+        PyMem_Free(plan);
+    }
+    return capsule || PyErr_Occurred() ? capsule : Py_NewRef(Py_None);
+}
+
+static PyObject *native_run(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *capsule, *increment;
+    long threads;
+    if (!PyArg_ParseTuple(arguments, "OOl", &capsule, &increment, &threads))
+        return NULL;
+    const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
+    int fine = plan != NULL && commit(plan, increment, threads, 0);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 
 #include "results.h"
@@ -129,10 +135,11 @@ static PyObject *native_expect_writes(PyObject *self, PyObject *tensor)
 static PyMethodDef methods[] = {
     {"activate", native_activate, METH_VARARGS, "Let a kind of leaves be taken, with a decay."},
     {"are_ready", native_are_ready, METH_VARARGS, "Whether leaves can be taken as they are."},
-    {"are_apart", native_are_apart, METH_O, "Whether a step in place may write in any order."},
     {"step", native_step, METH_VARARGS, "Step leaves into new tensors."},
-    {"write", native_write, METH_VARARGS,
-     "Step in place; the tensors written, or None with nothing written."},
+    {"plan", native_plan, METH_VARARGS,
+     "Do all of a step in place but the writes; a capsule, or None."},
+    {"run", native_run, METH_VARARGS,
+     "Write a planned step; False with nothing written where memory was changed meanwhile."},
     {"advance", native_advance, METH_VARARGS,
      "Step the groups of an optimizer; the tensors written, or None with nothing written."},
     {"overwrite", native_overwrite, METH_VARARGS,

@@ -20,6 +20,7 @@ typedef struct {
     PyObject *written; /* p, m, u and t of each row, a list */
     PyObject *known;   /* those written by an earlier step, or NULL */
     int differs;       /* whether other tensors are written now than then */
+    int releases;      /* whether the write releases the GIL */
 } Plan;
 
 /* Room for so many sets of rates; 0 with an exception. */
@@ -89,6 +90,7 @@ static int lay_row(Plan *plan, PyObject *const *x, Rates *rates)
     double t = next_t(work->t, work->wide_t);
     if (!(t >= 1)) /* torch divides numbers, and raises where Python does */
         return 0;
+    work->next = t;
     rate_row(rates, 0, t, row);
     row->add = 1;
     row->out = (void *)row->p;
@@ -130,12 +132,19 @@ static int are_unconjugated(const Plan *plan)
     return 1;
 }
 
+/* Whether all counters are what they were when their rows were laid out. */
+static int are_counted_alike(const Plan *plan)
+{
+    for (Py_ssize_t i = 0; i < plan->rows; i++)
+        if (next_t(plan->work[i].t, plan->work[i].wide_t) != plan->work[i].next)
+            return 0;
+    return 1;
+}
+
 static void count_steps(const Plan *plan)
 {
-    for (Py_ssize_t i = 0; i < plan->rows; i++) {
-        const Work *work = &plan->work[i];
-        write_t(work->t, work->wide_t, next_t(work->t, work->wide_t));
-    }
+    for (Py_ssize_t i = 0; i < plan->rows; i++)
+        write_t(plan->work[i].t, plan->work[i].wide_t, plan->work[i].next);
 }
 
 /* Tell autograd what will be written; 0 with an exception. Before the write, since after it an
@@ -164,20 +173,35 @@ static void end(Plan *plan)
     PyMem_Free(plan->work);
 }
 
+/* Do everything that comes before the first write, once all leaves are gathered; 0, perhaps with an
+   exception, where they cannot be stepped. */
+static int settle(Plan *plan)
+{
+    if (!lay_out(plan) || (plan->complex && !are_unconjugated(plan)))
+        return 0;
+    plan->releases = is_long(plan->work, plan->rows, &plan->ranges);
+    return !plan->releases || hold(&plan->ranges);
+}
+
+/* Write what is settled; 0, perhaps with an exception, and with nothing written, where memory was
+   moved or counted on meanwhile. Not where the caller knows that nothing ran. */
+static int commit(const Plan *plan, PyObject *increment, long threads, int alone)
+{
+    if (!announce(plan, increment) ||
+        !(alone || (are_unmoved(&plan->ranges, 0) && are_counted_alike(plan))))
+        return 0;
+    count_steps(plan);
+    run(plan->work, plan->rows, threads, !plan->releases);
+    return 1;
+}
+
 /* Run a plan if all leaves could be gathered, and answer with the tensors written; None, with
    nothing written, where they cannot be stepped, or were moved meanwhile. */
 static PyObject *finish(Plan *plan, int complete, PyObject *increment, long threads)
 {
-    int fine = complete && !PyErr_Occurred() && lay_out(plan);
-    int releases = fine && is_long(plan->work, plan->rows, &plan->ranges);
-    int alone = !plan->complex && !releases && PyCFunction_Check(increment);
-    fine = fine && (!plan->complex || are_unconjugated(plan)) &&
-           (!releases || hold(&plan->ranges)) && announce(plan, increment) &&
-           (alone || are_unmoved(&plan->ranges, 0));
-    if (fine) {
-        count_steps(plan);
-        run(plan->work, plan->rows, threads, !releases);
-    }
+    int fine = complete && !PyErr_Occurred() && settle(plan);
+    int alone = !plan->complex && !plan->releases && PyCFunction_Check(increment);
+    fine = fine && commit(plan, increment, threads, alone);
     PyObject *answer = PyErr_Occurred() ? NULL : Py_NewRef(fine ? plan->written : Py_None);
     end(plan);
     return answer;
