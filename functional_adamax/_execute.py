@@ -69,7 +69,7 @@ class Step(OverTrees):
         self._work = work
 
     def check(self) -> None:
-        if self.is_checked:
+        if self._write is not None or self.new is not None:
             return
         work = self._work
         if self._donate and self._may_write():
@@ -83,7 +83,8 @@ class Step(OverTrees):
         return _donation.may_write(*self._trees)
 
     def __call__(self) -> tuple[Tree, Any]:
-        if self._donate and not self.is_checked and _kernel.overwrite(self._work):
+        fresh = self._write is None and self.new is None
+        if self._donate and fresh and _kernel.overwrite(self._work):
             self.in_place = True
             _, state, params = self._trees
             return params, state

@@ -66,22 +66,24 @@ def is_there() -> bool:
     return _native is not None and not torch.compiler.is_compiling()
 
 
-def group_of(method: MethodLike, params: list[Any] | None) -> Group | None:
-    """Return what the kernel reads of a method, or None if it has another rule."""
+def group_of(
+    method: MethodLike, params: list[Any] | None, rates: dict[str, Any] | None = None
+) -> Group | None:
+    """Return what the kernel reads of a method and its ``rates``; None if it has another rule."""
     if method.rule is not adamax:
         return None
-    h = method.rates()
+    h = rates or method.rates()
     if h["derivative_floor"] is not None:
         return None
-    rates = h["lr"], h["b1"], h["b2"], h["eps"], h["weight_decay"]
-    return Group(params, *rates, method.maximize, method.decoupled)
+    numbers = h["lr"], h["b1"], h["b2"], h["eps"], h["weight_decay"]
+    return Group(params, *numbers, method.maximize, method.decoupled)
 
 
 def compute(work: Work, add: bool) -> Columns | None:
     """Step all leaves into new tensors, checks included, or return None."""
     if _native is None or _context.traced():
         return None
-    group = group_of(work.method, work.p if work.given else None)
+    group = group_of(work.method, work.p if work.given else None, work.rates)
     if group is None:
         return None
     columns = work.p, work.g, work.moments["exp_avg"], work.moments["exp_inf"], work.t
@@ -248,7 +250,7 @@ def overwrite(work: Work) -> bool:
     """
     if _native is None or _context.traced():
         return False
-    group = group_of(work.method, work.p)
+    group = group_of(work.method, work.p, work.rates)
     if group is None or any(isinstance(x, Tensor) for x in group[1:6]):
         return False  # which may be recorded, or lie where the step would write
     columns = work.g, work.moments["exp_avg"], work.moments["exp_inf"], work.t

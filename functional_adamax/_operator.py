@@ -35,7 +35,7 @@ def compute(work: Work, add: bool) -> Columns | None:
     None where a transform of ``torch.func`` is running, autograd records, or the kernel is not to
     take all leaves that have a gradient.
     """
-    group = _kernel.group_of(work.method, None)
+    group = _kernel.group_of(work.method, None, work.rates)
     if group is None:
         return None
     p, g, m, u, t = work.p, work.g, work.moments["exp_avg"], work.moments["exp_inf"], work.t

@@ -45,13 +45,9 @@ class OverTrees(Plan):
         self._trees, self._donate = trees, donate
         self._write: Callable[[], None] | None = None
 
-    @property
-    def is_checked(self) -> bool:
-        """Whether it is known what is to be written, or what is new."""
-        return self._write is not None or self.new is not None
-
     def __call__(self) -> tuple[Tree, Any]:
-        self.check()
+        if self.new is None:
+            self.check()
         if self._write is None:
             assert self.new is not None
             return self.new
@@ -71,7 +67,7 @@ class Planned(OverTrees):
         self._step = step
 
     def check(self) -> None:
-        if self.is_checked:
+        if self._write is not None or self.new is not None:
             return
         grads, state, params = self._trees
         donate = self._donate and _donation.may_write(grads, state, params)

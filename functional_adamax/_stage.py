@@ -16,7 +16,7 @@ from . import _check, _hyper, _tree
 from ._transform import Stateless, Transform
 from ._tree import EmptyState, Tree
 
-GIVEN = "the params that init was given"
+_NOTHING: dict[str, Any] = {}
 
 
 class Seen(NamedTuple):
@@ -60,8 +60,10 @@ class Stage(Stateless):
         """The rule on each update; ``leaves``, of ``tree``, is what hyperparameters fit."""
         rows = _rows(self.hyper(), tree, leaves)
         shared = self.once([u for u in updates if u is not None])
+        if shared:
+            rows = [h | shared for h in rows]
         columns = zip(updates, leaves, rows, strict=True)
-        return [None if u is None else self.rule(Seen(u, p, h | shared, {})) for u, p, h in columns]
+        return [None if u is None else self.rule(Seen(u, p, h, _NOTHING)) for u, p, h in columns]
 
 
 class Keeping(Transform):
@@ -105,7 +107,7 @@ class Keeping(Transform):
             for name in others
         }
         kept[last] = column
-        given = _tree.match(spec, updates, "updates", GIVEN)
+        given = _tree.match(spec, updates, "updates", "the params that init was given")
         like = self.fitting(spec, kept, given)
         _check.gradients(spec, given, like, self.name, "updates")
         rows = _rows(self.hyper(), tree, like)
@@ -121,5 +123,7 @@ class Keeping(Transform):
 
 def _rows(values: dict[str, Any], tree: Tree, leaves: list[Any]) -> list[dict[str, Any]]:
     """The hyperparameters of each leaf."""
-    columns = {name: _hyper.per_leaf(name, x, tree, leaves) for name, x in values.items()}
-    return [{name: x[i] for name, x in columns.items()} for i in range(len(leaves))]
+    columns = [_hyper.per_leaf(name, x, tree, leaves) for name, x in values.items()]
+    if not columns:
+        return [_NOTHING] * len(leaves)
+    return [dict(zip(values, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -1,0 +1,85 @@
+"""The recipes of ``docs/layout.md`` for a stage and a method, followed to the letter."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.func import grad, vmap
+from trees import assert_equal, grads_like, params
+
+import functional_adamax as fa
+from functional_adamax.compat import Optimizer
+
+PAGE = Path(__file__).parents[1] / "docs/layout.md"
+
+
+def block(word: str) -> str:
+    """The code block of the page with a word in it."""
+    parts = PAGE.read_text().split("```")[1::2]
+    (found,) = (part.removeprefix("python\n") for part in parts if word in part)
+    return found
+
+
+def of(block: str, cut: str) -> str:
+    """What of a block would be the file: all before its trial."""
+    return block[: block.index(cut)].strip()
+
+
+CODE = {
+    "stage": of(block("class Sign(Stage)"), "signed = "),
+    "method": of(block("class Signum(Method)"), "method = "),
+}
+
+
+@pytest.fixture(params=list(CODE))
+def made(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The transform of a recipe, from a module of its own."""
+    module: Any = types.ModuleType(f"made_{request.param}")
+    sys.modules[module.__name__] = module
+    exec(compile(CODE[request.param], str(PAGE), "exec"), module.__dict__)
+    yield module.sign if request.param == "stage" else lambda: module.signum(0.1, weight_decay=0.1)
+    del sys.modules[module.__name__]
+
+
+@pytest.mark.parametrize(("name", "most"), [("stage", 25), ("method", 60)])
+def test_a_recipe_is_short(name: str, most: int) -> None:
+    lines = [line for line in CODE[name].splitlines() if line.strip() and line.strip()[0] != "#"]
+    assert len(lines) <= most
+
+
+def test_a_recipe_steps_in_every_way(made: Any) -> None:
+    tx, p = made(), params()
+    g, state = grads_like(p), tx.init(p)
+    new = fa.step(tx, g, state, p)
+    assert_equal(fa.step(tx, g, state, p), new)
+    three = torch.utils._pytree.tree_map(lambda x: torch.stack([x] * 3), (g, state, p))
+    members = vmap(lambda g, s, p: fa.step(tx, g, s, p))(*three)
+    assert_equal(torch.utils._pytree.tree_map(lambda x: x[1], members), new)
+    donated = torch.utils._pytree.tree_map(torch.clone, (state, p))
+    assert_equal(fa.step(tx, g, *donated, donate=True), new)
+    assert pickle.loads(pickle.dumps(tx.update)) == tx.update
+
+
+def test_a_recipe_is_differentiable(made: Any) -> None:
+    tx, p = made(), {"w": torch.randn(3, dtype=torch.float64)}
+
+    def after(p: Any) -> Any:
+        return fa.step(tx, {"w": p["w"] ** 2}, tx.init(p), p)[0]["w"].sum()
+
+    assert grad(after)(p)["w"].isfinite().all()
+
+
+def test_a_recipe_is_an_optimizer(made: Any) -> None:
+    w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    w.grad = torch.tensor([0.5, -3.0])
+    optimizer, tx = Optimizer([w], made), made()
+    wanted = fa.step(tx, w.grad, tx.init(w.detach()), w.detach())[0]
+    optimizer.step()
+    assert torch.equal(w.detach(), wanted)
