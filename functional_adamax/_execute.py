@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from . import (
     _batched,
     _by_rule,
+    _context,
     _donation,
     _foreach,
     _inplace,
@@ -34,20 +35,29 @@ from ._plan import OverTrees
 from ._tree import Tree
 from ._work import Columns, Row, Work
 
-WHOLE: tuple[ModuleType, ...] = (_kernel, _batched)
-"""Executors with ``compute(work, add)``, which returns None or the results of all leaves."""
+Executors: TypeAlias = tuple[ModuleType, ...]
 
-PARTS: tuple[ModuleType, ...] = (_kernel, _recorded, _by_rule)
-"""Executors with ``part(work, where, add)``, which returns the results of some leaves."""
+
+def _order() -> tuple[Executors, Executors]:
+    """The executors of pure steps: those for all the work, and those for some of the leaves.
+
+    The former have ``compute(work, add)``, which returns None or the results of all leaves; the
+    latter ``part(work, where, add)``, which returns the results of those that they take.
+    """
+    if torch.compiler.is_compiling():
+        from . import _operator  # which needs the compiler, and takes long to import
+
+        return (_operator,), (_by_rule,)
+    if _context.traced():
+        return (_batched,), (_by_rule,)
+    if torch.is_grad_enabled():
+        return (_kernel,), (_kernel, _recorded, _by_rule)
+    return (_kernel,), (_kernel, _by_rule)
 
 
 def compute(work: Work, add: bool) -> Columns:
     """Step ``work``, purely; with ``add``, the new parameters take the place of the updates."""
-    whole = WHOLE
-    if torch.compiler.is_compiling():
-        from . import _operator  # which needs the compiler, and takes long to import
-
-        whole = (_operator,)
+    whole, parts = _order()
     for executor in whole:
         found: Columns | None = executor.compute(work, add)
         if found is not None:
@@ -55,9 +65,10 @@ def compute(work: Work, add: bool) -> Columns:
     work.check()
     rows: dict[int, Row] = {}
     left = work.stepped()
-    for executor in PARTS:
-        rows |= executor.part(work, left, add) if left else {}
-        left = [i for i in left if i not in rows]
+    for executor in parts:
+        if left:
+            rows |= executor.part(work, left, add)
+            left = [i for i in left if i not in rows]
     return work.columns(rows, add)
 
 
@@ -84,7 +95,7 @@ class Step(OverTrees):
 
     def __call__(self) -> tuple[Tree, Any]:
         fresh = self._write is None and self.new is None
-        if self._donate and fresh and _kernel.overwrite(self._work):
+        if self._donate and fresh and not _context.traced() and _kernel.overwrite(self._work):
             self.in_place = True
             _, state, params = self._trees
             return params, state
@@ -105,7 +116,7 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
         if problem is not None:
             return None, problem
     aliased = _follows_writes(work)
-    if not aliased and not method.foreach:
+    if not aliased and not method.foreach and not torch.compiler.is_compiling():
         write = _kernel.plan(work)
         if write is not None:
             return partial(_by_kernel, write, work), None

@@ -61,11 +61,6 @@ class Group(NamedTuple):
     decoupled: bool
 
 
-def is_there() -> bool:
-    """Whether the kernel was built, and may run here."""
-    return _native is not None and not torch.compiler.is_compiling()
-
-
 def group_of(
     method: MethodLike, params: list[Any] | None, rates: dict[str, Any] | None = None
 ) -> Group | None:
@@ -81,8 +76,6 @@ def group_of(
 
 def compute(work: Work, add: bool) -> Columns | None:
     """Step all leaves into new tensors, checks included, or return None."""
-    if _native is None or _context.traced():
-        return None
     group = group_of(work.method, work.p if work.given else None, work.rates)
     if group is None:
         return None
@@ -109,11 +102,10 @@ def stepped(group: Group, columns: Columns, add: bool) -> Columns | None:
 
 def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
     """Step those of the leaves that the kernel takes, each with its own hyperparameters."""
-    if _native is None or _context.traced():
-        return {}
     taken: dict[int, AdamaxLeaf] = {}
+    recording = torch.is_grad_enabled()
     for i, leaf in leaves_of(work, where).items():
-        ready = None if is_differentiated(leaf) else as_read([leaf])
+        ready = None if recording and is_differentiated(leaf) else as_read([leaf])
         if ready is not None:
             taken[i] = ready[0]
     if not taken:
@@ -127,9 +119,7 @@ def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
 
 
 def is_differentiated(leaf: AdamaxLeaf) -> bool:
-    """Whether autograd records what enters the moments or scales them."""
-    if not torch.is_grad_enabled():
-        return False
+    """Whether autograd records, if it does, what enters the moments or scales them."""
     if leaf.g.requires_grad or leaf.m.requires_grad:  # as they nearly always do if anything does
         return True
     inputs = leaf if decays(leaf.weight_decay) else leaf[1:]
@@ -143,6 +133,8 @@ def as_read(leaves: list[AdamaxLeaf], members: int = 0) -> list[AdamaxLeaf] | No
     hyperparameters are numbers or tensors of one element. With ``members`` the tensors are those
     of so many members, stacked, t too, and hyperparameters may be vectors.
     """
+    if _native is None:
+        return None
     maximize, decoupled = leaves[0].maximize, leaves[0].decoupled
     if _native.are_ready(leaves, members, maximize, decoupled):
         return leaves
@@ -207,8 +199,6 @@ def plan(work: Work) -> Callable[[], bool] | None:
 
     It writes nothing and returns False if memory was moved meanwhile, or a counter is an odd one.
     """
-    if _native is None or _context.traced():
-        return None
     leaves = list(leaves_of(work, work.stepped()).values())
     ready = as_read(leaves) if leaves else None
     return None if ready is None else planned(ready)
@@ -248,8 +238,6 @@ def overwrite(work: Work) -> bool:
 
     False, with nothing written, where ``advance`` returns None, or autograd records.
     """
-    if _native is None or _context.traced():
-        return False
     group = group_of(work.method, work.p, work.rates)
     if group is None or any(isinstance(x, Tensor) for x in group[1:6]):
         return False  # which may be recorded, or lie where the step would write

@@ -136,12 +136,12 @@ class Method(Transform):
     def results(self, work: Work, columns: Columns) -> tuple[Tree, Any]:
         """Put the results of all leaves into trees: updates, or parameters, and the state."""
         first, *rest = columns
-        return _tree.unflatten(work.spec, first), self.built(work.spec, rest)
+        return work.spec.unflatten(first), self.built(work.spec, rest)
 
     def built(self, spec: Any, columns: Columns) -> Any:
         """Make the state of its columns: t and the moments."""
         names = ("step", *self.moments())
-        kept = {n: _tree.unflatten(spec, x) for n, x in zip(names, columns, strict=True)}
+        kept = {n: spec.unflatten(x) for n, x in zip(names, columns, strict=True)}
         return self.state(*(kept.get(name, EmptyState()) for name in self.state._fields))
 
 

@@ -36,7 +36,7 @@ class EmptyState(NamedTuple):
     """The state of a transform, or of one leaf, that has none."""
 
 
-_LEAVES = frozenset({torch.Tensor, torch.nn.Parameter, EmptyState, type(None)})
+LEAVES = frozenset({torch.Tensor, torch.nn.Parameter, EmptyState, type(None)})
 
 
 def are_leaves(values: Iterable[Any]) -> bool:
@@ -44,7 +44,7 @@ def are_leaves(values: Iterable[Any]) -> bool:
 
     Written so that Dynamo traces few operations.
     """
-    return frozenset(map(type, values)) <= _LEAVES
+    return frozenset(map(type, values)) <= LEAVES
 
 
 def is_empty(node: Any) -> bool:

@@ -199,7 +199,7 @@ def _step(*arguments: Any) -> Lists:
     rows = (rates[i : i + _RATES] for i in range(0, len(rates), _RATES))
     pairs = zip(*columns, rows, strict=True)
     leaves = [AdamaxLeaf._make([*row, *hyper, None, maximize, decoupled]) for *row, hyper in pairs]
-    ready = _kernel.as_read(leaves) if plain and _kernel.is_there() else None
+    ready = _kernel.as_read(leaves) if plain else None
     if ready is not None:
         stepped = _kernel.step(ready, add)
         return _four([row[k] for row in stepped] for k in range(4))

@@ -24,8 +24,6 @@ _DTYPES = (torch.float32, torch.float64)
 
 def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
     """Step those of the leaves that autograd records and ``takes`` accepts."""
-    if _context.traced() or not torch.is_grad_enabled():
-        return {}
     found = leaves_of(work, where).items()
     taken = {i: x for i, x in found if takes(x) and _kernel.is_differentiated(x)}
     return dict(zip(taken, step(list(taken.values()), add), strict=True)) if taken else {}
@@ -49,7 +47,7 @@ def step(leaves: list[AdamaxLeaf], add: bool) -> list[list[Any]]:
     With ``add``, the new parameters take the place of the updates. The kernel computes the steps,
     if it takes them.
     """
-    ready = _kernel.as_read(leaves) if _kernel.is_there() else None
+    ready = _kernel.as_read(leaves)
     native, leaves = ready is not None, ready or leaves
     decoupled = leaves[0].decoupled
     some_decay = any(decays(leaf.weight_decay) for leaf in leaves)

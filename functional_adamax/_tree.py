@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from . import _traced_tree
-from ._node import EmptyState, Tree, are_leaves, is_node, open_node
+from ._node import LEAVES, EmptyState, Tree, is_node, open_node
 
-__all__ = ["EmptyState", "Tree", "are_leaves", "is_node", "open_node"]
+__all__ = ["EmptyState", "Tree", "is_node", "open_node"]
 
 _INSERTION = "functional_adamax.insertion_order"
 _is_empty = EmptyState.__instancecheck__
@@ -84,7 +84,7 @@ def match(spec: Any, tree: Tree, name: str, wanted: str, cure: str = "") -> list
     except ValueError:
         problem = _mismatch(unflatten(spec, [None] * spec.num_leaves), tree, name)
         raise ValueError(f"{name} must have the structure of {wanted}: {problem}{cure}") from None
-    if are_leaves(leaves):
+    if LEAVES.issuperset(map(type, leaves)):
         return leaves
     for i, leaf in enumerate(leaves):
         if leaf is not None and not isinstance(leaf, (Tensor, EmptyState)):

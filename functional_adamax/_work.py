@@ -75,10 +75,13 @@ class Work:
             _check.same_places(spec, self.p, like, "params")
         _check.gradients(spec, self.g, like, self.method.title)
         _check.scalars(spec, self.t, like, "state.step")
-        floor = {"derivative_floor": [self.rates.get("derivative_floor")] * len(like)}
-        hyper = {name: x for name, x in self.rates.items() if name not in floor}
-        columns = {name: _hyper.per_leaf(name, x, self.tree, like) for name, x in hyper.items()}
-        self.hyper = columns | floor
+        self.hyper = {name: self._column(name, x, like) for name, x in self.rates.items()}
+
+    def _column(self, name: str, value: Any, like: list[Any]) -> list[Any]:
+        """A hyperparameter for each leaf."""
+        if isinstance(value, (int, float)) or name == "derivative_floor":
+            return [value] * len(like)
+        return _hyper.per_leaf(name, value, self.tree, like)
 
     def like(self) -> list[Any]:
         """The tensors to which gradients and hyperparameters are fitted."""
@@ -137,7 +140,8 @@ def leaves_of(work: Work, where: Sequence[int]) -> dict[int, AdamaxLeaf]:
     """The leaves at some positions as the executors of Adamax take them; none of other rules."""
     if work.method.rule is not adamax:
         return {}
-    work.check()
+    if work.hyper is None:
+        work.check()
     assert work.hyper is not None
     h, moments, method = work.hyper, work.moments, work.method
     tensors = work.p, work.g, moments["exp_avg"], moments["exp_inf"], work.t

@@ -52,7 +52,7 @@ def rule_step(leaf: AdamaxLeaf, maximize: bool, decoupled: bool = False) -> Any:
 
 
 def ready(leaves: Sequence[AdamaxLeaf], maximize: bool, decoupled: bool) -> Any:
-    return _kernel.as_read(of(leaves, maximize, decoupled)) if _kernel.is_there() else None
+    return _kernel.as_read(of(leaves, maximize, decoupled))
 
 
 def write(leaves: Sequence[AdamaxLeaf], maximize: bool, decoupled: bool) -> bool:
