@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 from torch import Tensor
@@ -111,22 +111,6 @@ class Work:
             for column, x in zip(columns, row, strict=True):
                 column[i] = x
         return columns
-
-    def at(self, where: Sequence[int]) -> Work:
-        """The same work for some of the leaves, once it is checked."""
-
-        def part(column: list[Any]) -> list[Any]:
-            return [column[i] for i in where]
-
-        assert self.hyper is not None
-        return replace(
-            self,
-            p=part(self.p),
-            g=part(self.g),
-            t=part(self.t),
-            moments={name: part(column) for name, column in self.moments.items()},
-            hyper={name: part(column) for name, column in self.hyper.items()},
-        )
 
 
 def _fitting(step: Any, p: Any, g: Any) -> Any:
