@@ -140,9 +140,11 @@ class Method(Transform):
 
     def built(self, spec: Any, columns: Columns) -> Any:
         """Make the state of its columns: t and the moments."""
-        names = ("step", *self.moments())
-        kept = {n: spec.unflatten(x) for n, x in zip(names, columns, strict=True)}
-        return self.state(*(kept.get(name, EmptyState()) for name in self.state._fields))
+        trees = [spec.unflatten(column) for column in columns]
+        if len(trees) < len(self.state._fields):
+            kept = dict(zip(("step", *self.moments()), trees, strict=True))
+            trees = [kept.get(name, EmptyState()) for name in self.state._fields]
+        return self.state(*trees)
 
 
 class Direction(Transform):

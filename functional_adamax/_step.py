@@ -64,7 +64,8 @@ def step(
     new = step()
     if step.problem is not None:
         raise ValueError(step.problem)
-    _growth.note((params, state), new)
+    if not step.in_place:
+        _growth.note((params, state), new)
     return new
 
 
