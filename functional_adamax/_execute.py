@@ -122,8 +122,8 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
             return partial(_by_kernel, write, work), None
     work.check()
     if method.in_turn:
-        together = method.foreach or (not aliased and _memory.are_apart(_written(work)))
-        return (_in_torch(work, work.stepped()) if together else partial(_in_turn, work)), None
+        in_turn = aliased or not _memory.are_apart(_written(work))
+        return _in_torch(work, work.stepped(), in_turn=in_turn), None
     problem = _donation.shared_memory(*trees)
     if aliased or problem is not None:
         return None, problem
@@ -135,9 +135,13 @@ def _by_kernel(write: Callable[[], bool], work: Work) -> None:
         _in_torch(work, work.stepped())()
 
 
-def _in_torch(work: Work, where: list[int], triton: bool = True) -> Callable[[], None]:
-    """Plan in torch's operations, or in Triton's."""
+def _in_torch(
+    work: Work, where: list[int], triton: bool = True, in_turn: bool = False
+) -> Callable[[], None]:
+    """Plan in torch's operations, or in Triton's; ``in_turn`` what does not go by foreach."""
     foreach = work.method.foreach
+    if in_turn and not foreach:
+        return partial(_in_turn, work, where)
     if foreach is None and not torch.compiler.is_compiling():
         foreach = all(_is_plain_cuda(work.p[i]) for i in where)
         leaves = _triton.part(work, where) if triton else {}
@@ -149,6 +153,8 @@ def _in_torch(work: Work, where: list[int], triton: bool = True) -> Callable[[],
         taken, write = _foreach.part(work, where)
         writes.append(write)
         where = [i for i in where if i not in set(taken)]
+    if in_turn:
+        return partial(_run, [*writes, partial(_in_turn, work, where)])
     inside = _inplace.part(work, where)
     left = [i for i in where if i not in inside]
     by_rule = _by_rule.written(work, left) if left else {}
@@ -161,9 +167,9 @@ def _by_triton(work: Work, leaves: dict[int, AdamaxLeaf], rest: Callable[[], Non
     rest()
 
 
-def _in_turn(work: Work) -> None:
+def _in_turn(work: Work, where: list[int]) -> None:
     """Step leaf after leaf, each of which sees what those before it wrote."""
-    for i in work.stepped():
+    for i in where:
         _in_torch(work, [i])()
 
 

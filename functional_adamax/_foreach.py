@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _inplace
+from . import _inplace, _memory
 from ._adamax_rule import AdamaxLeaf
 from ._inplace import scale
 from ._numerics import real_views
@@ -31,7 +31,8 @@ def part(work: Work, where: list[int]) -> tuple[list[int], Callable[[], None]]:
     for leaf in taken.values():
         hyper = (leaf.b1, leaf.b2, leaf.eps, leaf.weight_decay)
         groups[leaf.p.device, leaf.p.dtype, leaf.t.dtype, hyper].append(leaf)
-    return list(taken), partial(_run, [_planned(group) for group in groups.values()])
+    counted_once = _memory.tied([leaf.t for leaf in taken.values()]) is None
+    return list(taken), partial(_run, [_planned(group, counted_once) for group in groups.values()])
 
 
 def _run(steps: list[Callable[[], None]]) -> None:
@@ -39,9 +40,12 @@ def _run(steps: list[Callable[[], None]]) -> None:
         step()
 
 
-def _planned(group: list[AdamaxLeaf]) -> Callable[[], None]:
-    """Make the temporaries of leaves that are alike; return what writes."""
-    _, _, _, _, _, _, b1, b2, eps, weight_decay, _, maximize, _ = group[0]
+def _planned(group: list[AdamaxLeaf], counted_once: bool) -> Callable[[], None]:
+    """Make the temporaries of leaves that are alike; return what writes.
+
+    A counter that several leaves share is stepped for each of them before it is read, as in torch.
+    """
+    _, _, _, _, _, _, b1, _, eps, weight_decay, _, maximize, _ = group[0]
     p, g, m, u, t = (list(column) for column in zip(*(leaf[:5] for leaf in group), strict=True))
     if p[0].is_complex():
         p, g, m, u = real_views(*p), real_views(*g), real_views(*m), real_views(*u)
@@ -52,11 +56,12 @@ def _planned(group: list[AdamaxLeaf]) -> Callable[[], None]:
     sizes = torch._foreach_abs(g)
     torch._foreach_add_(sizes, eps)
     one = torch.ones((), dtype=t[0].dtype, device="cpu")
-    scales = [-scale(leaf.lr, b1, leaf.t + 1) for leaf in group]
-    return partial(_write, p, g, m, u, t, sizes, one, scales, b1, b2)
+    scales = [-scale(leaf.lr, b1, leaf.t + 1) for leaf in group] if counted_once else None
+    return partial(_write, group, p, g, m, u, t, sizes, one, scales)
 
 
 def _write(
+    group: list[AdamaxLeaf],
     p: list[Tensor],
     g: list[Tensor],
     m: list[Tensor],
@@ -64,12 +69,12 @@ def _write(
     t: list[Tensor],
     sizes: Any,
     one: Tensor,
-    scales: list[float],
-    b1: float,
-    b2: float,
+    scales: list[float] | None,
 ) -> None:
+    b1, b2 = group[0].b1, group[0].b2
     torch._foreach_add_(t, one, alpha=1.0)
     torch._foreach_lerp_(m, g, 1 - b1)
     torch._foreach_mul_(u, b2)
     torch._foreach_maximum_(u, sizes)
+    scales = scales or [-scale(leaf.lr, b1, leaf.t) for leaf in group]
     torch._foreach_addcdiv_(p, m, u, scales)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from . import _check, _hyper, _tree
+from . import _check, _donation, _hyper, _tree
 from ._hyper import Hyperparameter
 from ._node import public_node
 from ._plan import Plan
@@ -69,6 +69,7 @@ class Scheduled(Transform):
     def plan(
         self, grads: Tree, state: ScheduledState, params: Tree, donate: bool = False, **extra: Any
     ) -> Plan:
+        donate = donate and _donation.may_write(None, getattr(state, "count", None), None)
         inner = self._now(state).plan(grads, state.inner, params, donate, **extra)
         return _Counted(inner, state.count)
 

@@ -436,3 +436,14 @@ def test_a_donated_tensor_whose_elements_overlap_is_not_written() -> None:
     found, _ = fa.step(tx, grads, tx.init(x.clone()), x, donate=True)
     assert torch.equal(found, wanted)
     assert torch.equal(x, before)
+
+
+def test_nothing_is_written_where_the_count_of_a_schedule_cannot_be() -> None:
+    tx, p = fa.adamax(fa.linear_schedule(0.1, 0.0, 10)), torch.ones(3)
+    with torch.inference_mode():
+        count = torch.zeros((), dtype=torch.int64)
+    state = tx.init(p)._replace(count=count)
+    new, after = fa.step(tx, torch.ones(3), state, p, donate=True)
+    assert (after.count, count) == (1, 0)
+    assert p.tolist() == [1.0] * 3
+    assert new.tolist() == pytest.approx([0.9] * 3)

@@ -63,3 +63,20 @@ def test_tied_parameters_are_stepped() -> None:
     with pytest.warns(UserWarning, match="are the same tensor"):
         optimizer.step()
     torch.testing.assert_close(x, torch.full((4,), 0.9))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("foreach", [None, False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_a_parameter_given_twice_is_stepped_as_in_torch(foreach: bool | None, dtype: Any) -> None:
+    ends = []
+    for cls in (torch.optim.Adamax, compat.Adamax):
+        torch.manual_seed(0)
+        p, q = (nn.Parameter(torch.randn(n, dtype=dtype)) for n in (5, 3))
+        optimizer = cls([p, q, p], lr=0.1, foreach=foreach)
+        for _ in range(3):
+            p.grad, q.grad = torch.randn_like(p), torch.randn_like(q)
+            optimizer.step()
+        ends.append([p, q, *optimizer.state[p].values(), *optimizer.state[q].values()])
+    for ours, torchs in zip(*ends, strict=True):
+        assert torch.equal(ours, torchs)
