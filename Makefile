@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-FORCED := tests/test_laws.py tests/compat/test_twin.py tests/test_executors.py::test_forced
+FORCED := tests/test_laws.py tests/compat/test_twin.py tests/execution/test_executors.py::test_forced
 # torch's foreach form differs from its own loop in these
 OWN_BITS := and not float16 and not complex and not mixed and not duplicate
 
@@ -23,16 +23,16 @@ check: $(VENV)/.dev  ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.bench  ## steps, training and inner loops against the peers
 	$(BIN)/python benchmarks/step.py --write docs/speed.md
 	$(BIN)/python benchmarks/meta.py --threads 1 --write docs/inner-loops.md
 
 clean:
-	rm -rf $(VENV) build out *.egg-info functional_adamax/_native*.so
+	rm -rf $(VENV) build out *.egg-info functional_adamax/_execution/native/_native*.so
 
-$(VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard functional_adamax/native/*)
+$(VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard functional_adamax/_execution/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import functional_adamax as fa
-from functional_adamax import _adamax_rule, _numerics, _triton
-from functional_adamax._adamax_rule import AdamaxLeaf
+from functional_adamax._core import numerics
+from functional_adamax._execution import adamax_rule
+from functional_adamax._execution.adamax_rule import AdamaxLeaf
+from functional_adamax._execution.triton import executor as triton
 from functional_adamax.compat import Adamax
 
 Shape = tuple[int, ...]
@@ -87,11 +89,11 @@ def check(shapes: list[Shape]) -> str:
         given = [x._replace(decoupled=decoupled) for x in leaves(shapes, decay)]
         wanted = []
         for x in given:
-            update, t, m, u = _adamax_rule.step(x)
-            wanted.append((_numerics.add(x.p, update), m, u, t, x.p.abs() + update.abs()))
-        if not all(_triton.takes(x) for x in given):
+            update, t, m, u = adamax_rule.step(x)
+            wanted.append((numerics.add(x.p, update), m, u, t, x.p.abs() + update.abs()))
+        if not all(triton.takes(x) for x in given):
             raise SystemExit("the Triton executor does not take plain tensors: is Triton there?")
-        if not _triton.write(given):
+        if not triton.write(given):
             raise SystemExit("the Triton executor refused plain tensors")
         for x, (p, m, u, t, size) in zip(given, wanted, strict=True):
             rows = ((x.p, p, size), (x.m, m, x.g.abs() + m.abs()), (x.u, u, u), (x.t, t, t))
@@ -125,7 +127,7 @@ def contenders(shapes: list[Shape]) -> Steps:
         "compat.Adamax": Adamax(params()).step,
         "compat.Adamax(capturable=True)": Adamax(params(), capturable=True).step,
         "fa.step, donated": lambda: fa.step(tx, grads, state, tree, donate=True),
-        OURS: lambda: _triton.write(work),
+        OURS: lambda: triton.write(work),
     }
 
 

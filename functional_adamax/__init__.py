@@ -1,19 +1,24 @@
 """Optimizers as pure functions over trees of tensors, for PyTorch.
 
 A transform is a pair ``(init, update)``; ``functional_adamax.compat`` turns it into a
-``torch.optim.Optimizer``. The way a gradient takes through the files: ``_decay`` conditions
-it, ``_adamax`` finds the direction, ``_scale`` gives the step its length, ``_apply`` adds it
-to the parameters; ``_chain`` joins the stages and ``_step`` runs them all.
+``torch.optim.Optimizer``. ``_transforms`` holds what a chain is made of, ``_methods`` the
+optimizers, ``_schedules`` learning rates that are functions of time, ``_loops`` training that is
+differentiated; ``_execution`` decides who steps which tensors, ``_core`` is the ground of all.
 """
 
 from __future__ import annotations
 
 import ast
 import pkgutil
+import sys
 from importlib import import_module
 from typing import Any
 
+from . import _moved
+
 __version__ = "0.1.0"
+
+sys.meta_path.append(_moved.finder)
 
 
 def _homes() -> dict[str, str]:
@@ -28,6 +33,9 @@ _HOME = _homes()
 
 __all__ = sorted(_HOME)
 
+_TAKE_HYPERPARAMETERS = ("Curve", "GradientTransformation", "Callable[..., GradientTransformation]")
+"""What those public functions return, in whose arguments the words of other libraries are met."""
+
 _IN_COMPAT = ("Adamax", "Optimizer", "as_transform", "inner_loop", "wrap")
 """What is looked for here by mistake."""
 
@@ -39,6 +47,9 @@ def __getattr__(name: str) -> Any:
             missing += f": import {__name__}.compat, which has the optimizers with step()"
         raise AttributeError(missing)
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if getattr(value, "__annotations__", {}).get("return") in _TAKE_HYPERPARAMETERS:
+        value = import_module("._core.spelling", __name__).explains_misfits(value)
+        value.__module__ = __name__  # where it is found, by pickles among others
     globals()[name] = value
     return value
 

@@ -2,15 +2,17 @@
 
 import torch
 
-from . import __version__, _kernel, _triton
+from . import __version__
+from ._execution.native import kernel
+from ._execution.triton import executor as triton
 
 
 def main() -> None:
     """Print the report."""
     print(f"functional_adamax {__version__}, torch {torch.__version__}")
-    for kind, answer in _kernel.report().items():
+    for kind, answer in kernel.report().items():
         print(f"native kernel, CPU, {kind}: {answer}")
-    for kind, answer in _triton.report().items():
+    for kind, answer in triton.report().items():
         print(f"Triton kernels, CUDA, {kind}: {answer}")
     print(f"threads: {torch.get_num_threads()}")
     print(f"foreach operations of torch, CUDA: {'yes' if torch.cuda.is_available() else 'no GPU'}")

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _check, _tree
-from ._tree import EmptyState, Tree
+from ._core import checks, pytree
+from ._core.pytree import EmptyState, Tree
 
 
 def to_state_dict(tree: Tree) -> Any:
@@ -29,9 +29,9 @@ def to_state_dict(tree: Tree) -> Any:
         >>> to_state_dict(adamax().init(torch.zeros(2)))["exp_avg"]
         tensor([0., 0.])
     """
-    if not _tree.is_node(tree):
+    if not pytree.is_node(tree):
         return {} if isinstance(tree, EmptyState) else tree
-    children, keys, _ = _tree.open_node(tree)
+    children, keys, _ = pytree.open_node(tree)
     return {key: to_state_dict(child) for key, child in zip(keys, children, strict=True)}
 
 
@@ -61,23 +61,23 @@ def _restore(like: Tree, saved: Any, path: str) -> Tree:
         if not isinstance(saved, Tensor) or saved.shape != like.shape:
             raise ValueError(
                 f"{path} must be a tensor of shape {tuple(like.shape)}, "
-                f"got {_check.describe(saved)}"
+                f"got {checks.describe(saved)}"
             )
-        if _check.kind(saved) != _check.kind(like):
+        if checks.kind(saved) != checks.kind(like):
             raise ValueError(
-                f"{path} must be {_check.kind(like)} tensor, such as {like.dtype}, "
-                f"got {_check.describe(saved)}: give the state dict of this transform"
+                f"{path} must be {checks.kind(like)} tensor, such as {like.dtype}, "
+                f"got {checks.describe(saved)}: give the state dict of this transform"
             )
         return saved.detach().to(like.device, copy=True)
-    if not _tree.is_node(like):
+    if not pytree.is_node(like):
         if saved != to_state_dict(like):
             raise ValueError(
-                f"{path} must be {to_state_dict(like)!r}, got {_check.describe(saved)}"
+                f"{path} must be {to_state_dict(like)!r}, got {checks.describe(saved)}"
             )
         return like
-    children, keys, build = _tree.open_node(like)
+    children, keys, build = pytree.open_node(like)
     if not isinstance(saved, dict):
-        raise ValueError(f"{path} must be a dict, got {_check.describe(saved)}")
+        raise ValueError(f"{path} must be a dict, got {checks.describe(saved)}")
     for key in keys:
         if key not in saved:
             raise ValueError(f"{path}[{key!r}] is missing from the saved state")

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _hyper, _tree
-from ._inject import InjectState
-from ._spelling import suggestion
-from ._transform import GradientTransformation
-from ._tree import EmptyState, Tree
+from ._core import hyper, pytree
+from ._core.pytree import EmptyState, Tree
+from ._core.spelling import suggestion
+from ._core.transform import GradientTransformation
+from ._transforms.inject import InjectState
 
 
 def tree_get_all(state: Tree, name: str) -> list[tuple[str, Any]]:
@@ -84,25 +84,25 @@ def tree_map_params(function: Callable[..., Any], state: Tree, params: Tree, *re
         >>> tree_map_params(lambda value, p: value.double(), state, params)[0].exp_avg
         {'w': tensor([0., 0.], dtype=torch.float64)}
     """
-    leaves, spec = _tree.flatten(params)
+    leaves, spec = pytree.flatten(params)
     single = spec.is_leaf()
 
     def _belongs(x: Tensor, p: Any) -> bool:
         return not single or x.shape == p.shape
 
-    others = [_tree.match(spec, tree, f"rest[{i}]", "params") for i, tree in enumerate(rest)]
+    others = [pytree.match(spec, tree, f"rest[{i}]", "params") for i, tree in enumerate(rest)]
 
     def walk(node: Tree) -> Tree:
-        values, structure = _tree.flatten(node)
+        values, structure = pytree.flatten(node)
         if structure == spec and not isinstance(node, EmptyState):
             new = [
                 function(x, p, *row) if isinstance(x, Tensor) and _belongs(x, p) else x
                 for x, p, *row in zip(values, leaves, *others, strict=True)
             ]
-            return _tree.unflatten(spec, new)
-        if not _tree.is_node(node):
+            return pytree.unflatten(spec, new)
+        if not pytree.is_node(node):
             return node
-        children, _, build = _tree.open_node(node)
+        children, _, build = pytree.open_node(node)
         return build([walk(child) for child in children])
 
     return walk(state)
@@ -177,20 +177,20 @@ def set_hyperparams(state: Tree, **values: Any) -> Tree:
             names = sorted({key for _, key, _ in found})
             raise KeyError(f"{name!r} must be one of {names}{suggestion(name, names)}")
         path, old = _one(places, name, state)
-        _hyper.check(name, value, signed=True)
-        olds, spec = _tree.flatten(old)
+        hyper.check(name, value, signed=True)
+        olds, spec = pytree.flatten(old)
         if isinstance(old, tuple) and isinstance(value, list):
             value = tuple(value)
         try:
             news = spec.flatten_up_to(value)
         except ValueError:
             news = None
-        if news is None or any(map(_tree.is_node, news)):
+        if news is None or any(map(pytree.is_node, news)):
             raise ValueError(
                 f"{name} must have the structure of what it replaces, {old!r}, got {value!r}"
             )
         state = _replaced(
-            state, {path: _tree.unflatten(spec, list(map(_like, news, olds)))}, "state"
+            state, {path: pytree.unflatten(spec, list(map(_like, news, olds)))}, "state"
         )
     return state
 
@@ -221,7 +221,7 @@ def _injected(state: Tree) -> list[tuple[str, str, Any]]:
 
 def _children(node: Tree, path: str) -> list[tuple[Any, str, Any]]:
     """(key, path, child) of the children of a container."""
-    children, keys, _ = _tree.open_node(node)
+    children, keys, _ = pytree.open_node(node)
     fields = hasattr(node, "_fields")
     return [
         (key, f"{path}.{key}" if fields else f"{path}[{key!r}]", child)
@@ -231,13 +231,13 @@ def _children(node: Tree, path: str) -> list[tuple[Any, str, Any]]:
 
 def _nodes(node: Tree, path: str) -> Iterator[tuple[str, Any]]:
     yield path, node
-    if _tree.is_node(node):
+    if pytree.is_node(node):
         for _, below, child in _children(node, path):
             yield from _nodes(child, below)
 
 
 def _find(node: Tree, name: str, path: str) -> Iterator[tuple[str, Any]]:
-    if _tree.is_node(node):
+    if pytree.is_node(node):
         for key, below, child in _children(node, path):
             if key == name:
                 yield below, child
@@ -247,7 +247,7 @@ def _find(node: Tree, name: str, path: str) -> Iterator[tuple[str, Any]]:
 
 def _one(found: list[tuple[str, Any]], name: str, state: Tree) -> tuple[str, Any]:
     if not found:
-        nodes = [node for _, node in _nodes(state, "state") if _tree.is_node(node)]
+        nodes = [node for _, node in _nodes(state, "state") if pytree.is_node(node)]
         fields = [x for node in nodes for x in getattr(node, "_fields", ())]
         keys = [key for node in nodes if isinstance(node, dict) for key in map(str, node)]
         raise KeyError(
@@ -265,7 +265,7 @@ def _one(found: list[tuple[str, Any]], name: str, state: Tree) -> tuple[str, Any
 def _replaced(node: Tree, values: dict[str, Any], path: str) -> Tree:
     if path in values:
         return values[path]
-    if not _tree.is_node(node):
+    if not pytree.is_node(node):
         return node
-    build = _tree.open_node(node)[2]
+    build = pytree.open_node(node)[2]
     return build([_replaced(child, values, below) for _, below, child in _children(node, path)])

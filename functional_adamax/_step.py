@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from . import _check, _growth
-from ._links import call_update, checked_link
-from ._plan import Plan, by_update
-from ._transform import GradientTransformation, Update
-from ._tree import Tree
+from ._core import checks, growth
+from ._core.links import call_update, checked_link
+from ._core.plans import Plan, by_update
+from ._core.pytree import Tree
+from ._core.transform import GradientTransformation, Update
 
 
 def step(
@@ -59,13 +59,13 @@ def step(
     if not hasattr(tx, "init"):  # which a dict has not, unlike update
         tx = checked_link("tx", tx)  # raises, naming what was given
     if params is None and grads is not None:
-        _check.params_given(None, "to step")
+        checks.params_given(None, "to step")
     step = plan(tx, grads, state, params, donate, **extra)
     new = step()
     if step.problem is not None:
         raise ValueError(step.problem)
     if not step.in_place:
-        _growth.note((params, state), new)
+        growth.note((params, state), new)
     return new
 
 

@@ -46,7 +46,8 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    from functional_adamax import _triton, _triton_kernel
+    from functional_adamax._execution.triton import executor as triton
+    from functional_adamax._execution.triton import kernel
 
     def fused(self: Any, *factors_and_term: Any) -> Any:
         x, y, z = (torch.from_numpy(np.array(h.data)) for h in factors_and_term)
@@ -58,26 +59,26 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         data = np.array([a**b for a, b in pairs], dtype=np.float64)
         return tl.tensor(TensorHandle(data, tl.float64), x.type)
 
-    _triton_kernel.compiled()
+    kernel.compiled()
     monkeypatch.setattr(InterpreterBuilder, "create_fma", fused)
-    monkeypatch.setattr(_triton_kernel, "libdevice", SimpleNamespace(pow=power))
-    monkeypatch.setattr(_triton, "_DEVICE", "cpu")
-    _triton.available.cache_clear()
+    monkeypatch.setattr(kernel, "libdevice", SimpleNamespace(pow=power))
+    monkeypatch.setattr(triton, "_DEVICE", "cpu")
+    triton.available.cache_clear()
     with np.errstate(all="ignore"):
         yield
-    _triton.available.cache_clear()
+    triton.available.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the choice of an executor for steps in place, unless a test makes it."""
-    from functional_adamax import _execute
+    from functional_adamax._execution import choice
 
     executor = request.config.getoption("executor")
     if executor == "triton":
         request.getfixturevalue("interpreter")
     if executor in ("foreach", "triton"):
-        monkeypatch.setattr(_execute, "plan", _forced_plan(_execute.plan, executor))
+        monkeypatch.setattr(choice, "plan", _forced_plan(choice.plan, executor))
 
 
 def _forced_plan(real: Callable[..., Any], executor: str) -> Callable[..., Any]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from functional_adamax import _adamax_rule, _execute, _foreach, _inplace, _kernel, _triton
-from functional_adamax._adamax import Adamax
-from functional_adamax._adamax_rule import AdamaxLeaf
-from functional_adamax._work import Work
+from functional_adamax._execution import adamax_rule, choice
+from functional_adamax._execution import foreach as _foreach
+from functional_adamax._execution import inplace as _inplace
+from functional_adamax._execution.adamax_rule import AdamaxLeaf
+from functional_adamax._execution.native import kernel
+from functional_adamax._execution.triton import executor as _triton
+from functional_adamax._execution.work import Work
+from functional_adamax._methods.adamax import Adamax
 
 RATES = ("lr", "b1", "b2", "eps", "weight_decay")
 
@@ -48,21 +52,21 @@ def of(leaves: Sequence[AdamaxLeaf], maximize: bool, decoupled: bool) -> list[Ad
 
 def rule_step(leaf: AdamaxLeaf, maximize: bool, decoupled: bool = False) -> Any:
     (leaf,) = of([leaf], maximize, decoupled)
-    return _adamax_rule.step(leaf)
+    return adamax_rule.step(leaf)
 
 
 def ready(leaves: Sequence[AdamaxLeaf], maximize: bool, decoupled: bool) -> Any:
-    return _kernel.as_read(of(leaves, maximize, decoupled))
+    return kernel.as_read(of(leaves, maximize, decoupled))
 
 
 def write(leaves: Sequence[AdamaxLeaf], maximize: bool, decoupled: bool) -> bool:
-    run = _kernel.planned(of(leaves, maximize, decoupled))
+    run = kernel.planned(of(leaves, maximize, decoupled))
     return run is not None and run()
 
 
 def compute(leaves: Sequence[AdamaxLeaf], maximize: bool, decoupled: bool, add: bool) -> Any:
     """The rows of all leaves."""
-    columns = _execute.compute(work_of(leaves, maximize, decoupled), add)
+    columns = choice.compute(work_of(leaves, maximize, decoupled), add)
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -70,7 +74,7 @@ def plan(
     leaves: Sequence[AdamaxLeaf], maximize: bool, decoupled: bool, foreach: bool | None = None
 ) -> Callable[[], None]:
     work = work_of(leaves, maximize, decoupled, foreach)
-    write, problem = _execute.plan(work, (None, None, None))
+    write, problem = choice.plan(work, (None, None, None))
     assert problem is None
     assert write is not None
     return write

@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import functional_adamax as fa
-from functional_adamax import _by_rule, _foreach, _inplace, _kernel, _recorded
+from functional_adamax._execution import by_rule, inplace
+from functional_adamax._execution import foreach as _foreach
+from functional_adamax._execution import recorded as _recorded
+from functional_adamax._execution.native import kernel
 from functional_adamax.compat import Adamax, Optimizer
 
 SIZES = (3, 4, 5)
@@ -317,15 +320,15 @@ def executors(way: Way, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Force the executor of ``way``, and tell which ones step leaves."""
     ran: set[str] = set()
     with monkeypatch.context() as patch:
-        native = _kernel._native
+        native = kernel._native
         if way.executor == "native" and native is None:
             pytest.skip("the kernel is not there")
-        patch.setattr(_kernel, "_native", Spy(native, ran) if way.executor == "native" else None)
+        patch.setattr(kernel, "_native", Spy(native, ran) if way.executor == "native" else None)
         for module, name, word in (
-            (_inplace, "_write", "inplace"),
+            (inplace, "_write", "inplace"),
             (_recorded, "step", "recorded"),
             (_foreach, "_write", "foreach"),
-            (_by_rule, "part", "rule"),
+            (by_rule, "part", "rule"),
         ):
             patch.setattr(module, name, spied(getattr(module, name), word, ran))
         yield ran

@@ -15,7 +15,7 @@ import torch
 from trees import leaves, tree_map
 
 import functional_adamax as fa
-from functional_adamax._transform import Transform
+from functional_adamax._core.transform import Transform
 
 RMS = {"lr": 0.1, "alpha": 0.7, "eps": 1e-2, "weight_decay": 0.1}
 RATES = {"lr": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-2, "weight_decay": 0.1}

@@ -13,7 +13,7 @@ import torch
 from failing import SIZES, Classic, Functional, Run, Scarce, Way, executors, of, restless, ways
 
 import functional_adamax as fa
-from functional_adamax import _kernel
+from functional_adamax._execution.native import kernel
 from functional_adamax.compat import Adamax, Optimizer
 
 Fault = Callable[[Run, int], Any]
@@ -292,7 +292,7 @@ def test_a_step_without_the_memory_of_the_kernel_writes_nothing(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with executors(way, monkeypatch):
-        fail = _kernel._native.fail_allocation
+        fail = kernel._native.fail_allocation
         for k in range(1, 1000):
             run = way.make()
             before = run.snapshot()

@@ -18,7 +18,8 @@ from torch.utils import _pytree
 from trees import assert_close, assert_equal, grads_like, leaves
 
 import functional_adamax as fa
-from functional_adamax import _node, compat
+from functional_adamax import compat
+from functional_adamax._core import node
 
 MODULES = [
     importlib.import_module(m.name)
@@ -82,7 +83,7 @@ def test_a_torch_without_names_for_states_is_enough(monkeypatch: pytest.MonkeyPa
     class Kept(NamedTuple):
         x: Any
 
-    assert _node.public_node(Kept) is Kept
+    assert node.public_node(Kept) is Kept
     assert leaves(Kept(torch.ones(1)))[0] == 1
 
 

@@ -28,7 +28,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "A2": (
         "gradients over tasks of nets with norms are those of a loop",
         {
-            "test_affine.py": [
+            "loops/test_affine.py": [
                 "gradients_inside_of_vmap_are_those_of_a_loop",
                 "gradients_outside_of_vmap_are_those_of_a_loop",
                 "the_page_learns_a_net_with_a_norm_by_the_gradient_of_a_loop",
@@ -126,7 +126,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
                 "hyperparameters_that_are_none",
                 "a_functional_state_that_is_not_one_of_the_params",
             ],
-            "test_flat_checkpoints.py": [
+            "test_checkpoint.py": [
                 "a_leaf_of_another_kind",
                 "a_counter_that_is_no_integer",
             ],
@@ -168,7 +168,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "B3": (
         "threads that exchange memory meanwhile do no harm",
         {
-            "test_kernel_memory.py": [
+            "execution/test_kernel_memory.py": [
                 "another_thread_may_exchange_what_is_stepped",
                 "memory_exchanged_while_versions_are_counted_is_not_written",
             ],
@@ -177,7 +177,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "B4": (
         "versions are counted before the write",
         {
-            "test_kernel_memory.py": [
+            "execution/test_kernel_memory.py": [
                 "versions_are_counted_once_and_before_the_write",
                 "a_plan_that_does_not_fit_counts_no_version",
             ],
@@ -186,7 +186,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "B5": (
         "misaligned memory is left to torch",
         {
-            "test_kernel_memory.py": [
+            "execution/test_kernel_memory.py": [
                 "misaligned_memory_is_left_to_torch",
                 "no_way_into_the_kernel_takes_misaligned_memory",
             ],
@@ -219,7 +219,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "compat/test_group_schedules.py": [
                 "parameters_without_memory_keep_the_rate_shown",
             ],
-            "test_schedules.py": [
+            "schedules/test_schedules.py": [
                 "a_scheduled_transform_steps_what_has_no_memory",
             ],
         },
@@ -231,7 +231,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
                 "a_schedule_may_return_numbers_of_numpy",
                 "checkpoints_have_numbers_of_python_whoever_set_them",
             ],
-            "test_arguments.py": [
+            "transforms/test_arguments.py": [
                 "set_hyperparameters_may_be_of_numpy",
             ],
         },
@@ -239,7 +239,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "C5": (
         "checkpointed loops take buffers under grad and vmap",
         {
-            "test_unroll_edges.py": [
+            "loops/test_unroll_edges.py": [
                 "checkpointed_buffers_under_grad_of_vmap",
             ],
         },
@@ -255,7 +255,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "C7": (
         "what a loop returns can leave a transform",
         {
-            "test_unroll_edges.py": [
+            "loops/test_unroll_edges.py": [
                 "what_is_returned_can_leave_a_transform",
             ],
         },
@@ -263,7 +263,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "C8": (
         "schedules are told from masks, their errors come through, ints are injected",
         {
-            "test_arguments.py": [
+            "transforms/test_arguments.py": [
                 "a_schedule_whose_first_value_is_an_int",
                 "the_error_of_a_schedule_comes_through",
                 "masks_are_no_schedules",
@@ -285,7 +285,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "C10": (
         "degenerate loops and momenta give what they should",
         {
-            "test_unroll_edges.py": [
+            "loops/test_unroll_edges.py": [
                 "no_steps_give_the_start",
                 "no_steps_of_implicit_give_the_start_and_no_derivative",
                 "trees_with_nothing_to_train",
@@ -317,7 +317,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "D1": (
         "a graph that grows in training is noticed, and no advice makes one",
         {
-            "test_growth.py": [
+            "core/test_growth.py": [
                 "training_of_parameters_that_were_not_detached_warns_once",
                 "the_advice_for_a_module_does_not_grow_a_graph",
                 "what_is_not_recorded_is_not_asked",
@@ -331,7 +331,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
                 "a_mistake_is_answered",
                 "a_mask_by_name_over_parameters_without_names_is_noticed",
             ],
-            "test_unroll_edges.py": [
+            "loops/test_unroll_edges.py": [
                 "one_batch_given_for_all_steps_is_told_apart",
             ],
         },
@@ -352,10 +352,10 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "test_tests.py": [
                 "every_test_can_fail",
             ],
-            "test_executors.py": [
+            "execution/test_executors.py": [
                 "forced",
             ],
-            "test_batched.py": [
+            "execution/test_batched.py": [
                 "members_at_the_same_step_have_each_their_own_bias",
             ],
             "compat/test_checkpoints.py": [

@@ -14,7 +14,7 @@ import torch
 
 import functional_adamax as fa
 from functional_adamax import compat
-from functional_adamax._spelling import explains_misfits
+from functional_adamax._core.spelling import explains_misfits
 
 
 def tree() -> dict[str, torch.Tensor]:

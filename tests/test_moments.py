@@ -9,7 +9,7 @@ import torch
 from recipes import RECIPES, Recipe
 
 import functional_adamax as fa
-from functional_adamax import _tree
+from functional_adamax._core import pytree
 
 PARAMS = {"v": torch.linspace(-1, 1, 3), "w": torch.linspace(1, 2, 4)}
 GRADS = {"v": torch.ones(3), "w": torch.full((4,), -2.0)}
@@ -17,7 +17,7 @@ GRADS = {"v": torch.ones(3), "w": torch.full((4,), -2.0)}
 
 def moments(state: Any) -> list[int]:
     """The positions of the floating leaves that are no scalars."""
-    leaves, _ = _tree.flatten(state)
+    leaves, _ = pytree.flatten(state)
     return [
         i
         for i, x in enumerate(leaves)
@@ -27,10 +27,10 @@ def moments(state: Any) -> list[int]:
 
 def with_leaf(state: Any, i: int, dtype: torch.dtype) -> tuple[Any, str]:
     """The state with its leaf ``i`` in another dtype, and the field that the leaf is in."""
-    leaves, spec = _tree.flatten(state)
+    leaves, spec = pytree.flatten(state)
     leaves[i] = leaves[i].to(dtype)
-    field = _tree.paths(spec, "state")[i].split("[")[-2].split(".")[-1]
-    return _tree.unflatten(spec, leaves), field
+    field = pytree.paths(spec, "state")[i].split("[")[-2].split(".")[-1]
+    return pytree.unflatten(spec, leaves), field
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
@@ -41,7 +41,7 @@ def test_a_moment_of_another_dtype_keeps_it_or_is_refused_by_name(
     tx = recipe.default()
     _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     for i in moments(state):
-        if _tree.flatten(state)[0][i].dtype == dtype:
+        if pytree.flatten(state)[0][i].dtype == dtype:
             continue
         given, field = with_leaf(state, i, dtype)
         after, message = given, ""
@@ -50,8 +50,8 @@ def test_a_moment_of_another_dtype_keeps_it_or_is_refused_by_name(
         except (TypeError, ValueError) as error:
             message = str(error)
         assert field in message or after is not given
-        dtypes = [x.dtype for x in _tree.tensors(given)]
-        assert [x.dtype for x in _tree.tensors(after)] == dtypes
+        dtypes = [x.dtype for x in pytree.tensors(given)]
+        assert [x.dtype for x in pytree.tensors(after)] == dtypes
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_moments_of_two_dtypes_are_refused_with_the_path(make: Any, donate: bool
     tx = make(0.1)
     state = tx.init(PARAMS)
     given, _ = with_leaf(state, moments(state)[0], torch.bfloat16)
-    before = [x.clone() for x in _tree.tensors((PARAMS, given))]
+    before = [x.clone() for x in pytree.tensors((PARAMS, given))]
     with pytest.raises(ValueError, match=r"state\.\w+\['v'\] must fit state\.\w+, a torch\.\w+"):
         fa.step(tx, GRADS, given, PARAMS, donate=donate)
-    after = _tree.tensors((PARAMS, given))
+    after = pytree.tensors((PARAMS, given))
     assert all(torch.equal(x, y) for x, y in zip(after, before, strict=True))
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import functional_adamax as fa
-from functional_adamax import _kernel, _triton
+from functional_adamax._execution.native import kernel as _kernel
+from functional_adamax._execution.triton import executor as triton
 
 ROOT = Path(__file__).parents[1]
+NATIVE = "functional_adamax/_execution/native"
 
 
 def copied(folder: Path) -> Path:
@@ -34,7 +36,7 @@ def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    kernel = "functional_adamax/_native.abi3.so"
+    kernel = f"{NATIVE}/_native.abi3.so"
     assert kernel in files or _kernel._native is None, "this one was built with a compiler"
     packages = ("functional_adamax", "compat")
     wanted = {
@@ -53,7 +55,7 @@ def test_what_the_sdist_holds_is_what_an_installation_needs(tmp_path: Path) -> N
     (sdist,) = source.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         files = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "functional_adamax/native").iterdir()}
+    wanted = {str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("*.[ch]")}
     assert wanted | {"setup.py", "LICENSE", "functional_adamax/__init__.pyi"} <= files
     assert not any(name.startswith("tests") for name in files)
 
@@ -61,7 +63,7 @@ def test_what_the_sdist_holds_is_what_an_installation_needs(tmp_path: Path) -> N
 def test_the_stub_of_the_kernel_names_its_functions() -> None:
     if _kernel._native is None:
         pytest.skip("built without a compiler")
-    stub = ast.parse((ROOT / "functional_adamax/_native.pyi").read_text())
+    stub = ast.parse((ROOT / NATIVE / "_native.pyi").read_text())
     functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
     assert functions == {name for name in dir(_kernel._native) if not name.startswith("_")}
 
@@ -110,7 +112,7 @@ def test_the_report_says_which_executors_run() -> None:
 
 
 def test_the_report_says_whether_triton_runs() -> None:
-    found = _triton.report()["float32"]
+    found = triton.report()["float32"]
     assert found == "yes" or found.startswith("no: ")
     off = "no: switched off by FUNCTIONAL_ADAMAX_TRITON=0"
     for switch, answer in (("1", found), ("0", off)):

@@ -13,7 +13,7 @@ from trees import assert_equal, clone
 
 import functional_adamax as fa
 import functional_adamax.compat
-from functional_adamax import _kernel
+from functional_adamax._execution.native import kernel
 
 TRANSFORMS = {
     "fused": fa.adamax(0.1, weight_decay=0.1),
@@ -226,7 +226,7 @@ def test_a_hyperparameter_among_the_donated_parameters(
     native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:  # torch's operations read it leaf by leaf
-        monkeypatch.setattr(_kernel, "_native", None)
+        monkeypatch.setattr(kernel, "_native", None)
     lr = torch.tensor(0.1)
     tree = {"a": lr, "b": torch.ones(3)}
     tx = fa.adamax(lr)
@@ -288,7 +288,7 @@ def allocated(function: Any) -> int:
     return sum(max(x.nbytes(), 0) for x in events if x.name() == "[memory]")
 
 
-@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 @pytest.mark.parametrize("factory", [fa.adamax, fa.adamaxw])
 def test_a_donated_step_allocates_nothing_of_the_size_of_the_model(factory: Any) -> None:
     tx, p = factory(weight_decay=0.1), {"w": torch.randn(1 << 21), "b": torch.randn(3)}
@@ -305,7 +305,7 @@ def test_a_donated_step_allocates_nothing_of_the_size_of_the_model(factory: Any)
     assert allocated(optimizer.step) < 1 << 20
 
 
-@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 @pytest.mark.parametrize(
     "case", ["plain", "no gradient", "integer", "tensor rate", "schedule", "shared"]
 )
@@ -313,8 +313,8 @@ def test_which_donated_steps_the_kernel_takes_at_once(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = []
-    real = _kernel.overwrite
-    monkeypatch.setattr(_kernel, "overwrite", lambda *a: answers.append(real(*a)) or answers[-1])
+    real = kernel.overwrite
+    monkeypatch.setattr(kernel, "overwrite", lambda *a: answers.append(real(*a)) or answers[-1])
     lr = torch.tensor(0.1) if case == "tensor rate" else 0.1
     tx = fa.adamax(lr=fa.constant_schedule(0.1) if case == "schedule" else lr)
     p = [torch.ones(3), torch.ones(2)]
@@ -335,7 +335,7 @@ def test_which_donated_steps_the_kernel_takes_at_once(
     assert answers == [case not in ("tensor rate", "schedule", "shared")]
 
 
-@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 @pytest.mark.parametrize(
     ("case", "taken"),
     {
@@ -362,7 +362,7 @@ def test_which_pure_steps_the_kernel_takes_at_once(
 ) -> None:
     """They have the bits of the rule, and what has no gradient stays the same tensor."""
     answers = []
-    real = _kernel.stepped
+    real = kernel.stepped
     lr: Any = {
         "tensor rate": torch.tensor([0.1]),
         "rate per leaf": [0.1, 0.2],
@@ -399,14 +399,14 @@ def test_which_pure_steps_the_kernel_takes_at_once(
                 return tx.update(g, state)
             return fa.step(tx, g, state, p)
 
-    monkeypatch.setattr(_kernel, "stepped", lambda *a: None)
+    monkeypatch.setattr(kernel, "stepped", lambda *a: None)
     if case in ("no gradient, wrong parameter", "missing parameter"):
-        monkeypatch.setattr(_kernel, "stepped", lambda *a: answers.append(real(*a)) or answers[-1])
+        monkeypatch.setattr(kernel, "stepped", lambda *a: answers.append(real(*a)) or answers[-1])
         with pytest.raises(ValueError, match=r"params\[1\] must fit its state"):
             run()
     else:
         wanted = run()  # which also proves the kernel for such leaves
-        monkeypatch.setattr(_kernel, "stepped", lambda *a: answers.append(real(*a)) or answers[-1])
+        monkeypatch.setattr(kernel, "stepped", lambda *a: answers.append(real(*a)) or answers[-1])
         found = run()
         if g[1] is None:
             assert found[0][1] is p[1]

@@ -15,21 +15,22 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _adamax, _hyper, _tree
-from .._adamax import AdamaxState
-from .._kernel import Group
-from .._plan import Plan
-from .._schedule import is_schedule
-from .._spelling import explains_misfits
-from .._transform import GradientTransformation
-from .._tree import Tree
+from .._core import hyper, pytree
+from .._core.plans import Plan
+from .._core.pytree import Tree
+from .._core.spelling import explains_misfits
+from .._core.transform import GradientTransformation
+from .._execution.native.kernel import Group
+from .._methods import adamax
+from .._methods.adamax import AdamaxState
+from .._schedules.scheduled import is_schedule
 from ._groups import check_group, uses_foreach, warn_about_group, warn_if_out_of_range
 from ._loading import restore, scalar_dtype
 from ._optimizer import Optimizer
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TorchAdamax(_adamax.Adamax):
+class TorchAdamax(adamax.Adamax):
     """Adamax with the options of a parameter group; ``step`` is kept as torch keeps it."""
 
     foreach: bool | None = None
@@ -39,7 +40,7 @@ class TorchAdamax(_adamax.Adamax):
     in_turn: ClassVar[bool] = True
 
     def init(self, params: Tree) -> AdamaxState:
-        leaves, spec = _tree.flatten(params)
+        leaves, spec = pytree.flatten(params)
         state: AdamaxState = self.fresh(spec, leaves)
         return state
 
@@ -130,7 +131,7 @@ class Adamax(Optimizer):
                 raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
         if not weight_decay >= 0.0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        _hyper.check_dtype("state_dtype", state_dtype)
+        hyper.check_dtype("state_dtype", state_dtype)
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -150,7 +151,7 @@ class Adamax(Optimizer):
         """Add a parameter group, as ``torch.optim.Optimizer.add_param_group`` does."""
         if isinstance(param_group, dict):
             _reject_schedule(param_group.get("lr"))
-            _hyper.check_dtype("state_dtype", param_group.get("state_dtype"))
+            hyper.check_dtype("state_dtype", param_group.get("state_dtype"))
         super().add_param_group(param_group)
         warn_about_group(self.param_groups[-1])
 
@@ -216,7 +217,7 @@ class Adamax(Optimizer):
     @staticmethod
     def plain(value: Any) -> Any:
         """Return a hyperparameter with Python's numbers for those of NumPy that have their bits."""
-        return value if isinstance(_rate(value), Tensor) else _hyper.plain(value)
+        return value if isinstance(_rate(value), Tensor) else hyper.plain(value)
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
         values = super()._values(group)
@@ -266,7 +267,7 @@ class Adamax(Optimizer):
             check_group(group, self.state, self.defaults["differentiable"])
             if position not in self._warned and warn_if_out_of_range(group, position):
                 self._warned.add(position)
-        used = [p for p in _tree.tensors(params) if p.grad is not None]
+        used = [p for p in pytree.tensors(params) if p.grad is not None]
         values = self._values(group)
         lr, foreach = _rate(group["lr"]), uses_foreach(group, used)
         if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _tree
-from .._tree import Tree
+from .._core import pytree
+from .._core.pytree import Tree
 
 
 class Gradients(NamedTuple):
@@ -20,7 +20,7 @@ class Gradients(NamedTuple):
     everyone: list[Tensor]  # all whose gradients the closure may change
 
     def __call__(self, values: Tree) -> Tree:
-        leaves, spec = _tree.flatten(values)
+        leaves, spec = pytree.flatten(values)
         rows = [(p, x) for p, x in zip(self.params, leaves, strict=True) if p is not None]
         kept = [p.detach().clone() for p, _ in rows]
         grads = [p.grad for p in self.everyone]
@@ -39,4 +39,4 @@ class Gradients(NamedTuple):
                     p.copy_(value)
             for p, grad in zip(self.everyone, grads, strict=True):
                 p.grad = grad
-        return _tree.unflatten(spec, found)
+        return pytree.unflatten(spec, found)

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from .._kernel import Group
+from .._execution.native.kernel import Group
 
 
 def advance_compiled(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
-    """Do what ``_kernel.advance`` does, by operators over many parameters.
+    """Do what ``_execution.native.kernel.advance`` does, by operators over many parameters.
 
     False, with nothing written, if the kernel is not to take them all.
     """
-    from .. import _operator  # which needs the compiler, and takes long to import
+    from .._execution import operator
 
     runs = []
     for group in groups:
@@ -26,7 +26,7 @@ def advance_compiled(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
         if not all(entries):
             return False
         m, u, t = ([entry[name] for entry in entries] for name in ("exp_avg", "exp_inf", "step"))
-        run = _operator.overwrite(group, (params, [p.grad for p in params], m, u, t))
+        run = operator.overwrite(group, (params, [p.grad for p in params], m, u, t))
         if run is None:
             return False
         runs.append(run)

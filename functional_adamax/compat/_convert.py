@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .. import _numerics, _transform, _tree
-from .._adamax import Adamax, AdamaxState
-from .._tree import Tree
+from .._core import numerics, pytree, transform
+from .._core.pytree import Tree
+from .._methods.adamax import Adamax, AdamaxState
 from ._entries import misfit
 from ._loading import scalar_dtype
 from ._saved import as_dict, pairs
@@ -60,8 +60,8 @@ def state_from_torch(
         tensor(0., dtype=torch.float64)
     """
     state_dict = as_dict(state_dict)
-    leaves, spec = _tree.flatten(params)
-    paths = _tree.paths(spec, "params")
+    leaves, spec = pytree.flatten(params)
+    paths = pytree.paths(spec, "params")
     cells = _cells(params, state_dtype)
     for i, key, _ in pairs(state_dict, params, order):
         saved = state_dict["state"].get(key, {})
@@ -75,13 +75,13 @@ def state_from_torch(
                 "as order="
             )
         step = torch.full_like(cells[i][0], float(saved["step"]))
-        dtype = _numerics.moment_dtype(p, state_dtype)
+        dtype = numerics.moment_dtype(p, state_dtype)
         moments = [
             saved[name].detach().to(device=p.device, dtype=dtype, copy=True)
             for name in ("exp_avg", "exp_inf")
         ]
         cells[i] = (step, *moments)
-    return AdamaxState(*(_tree.unflatten(spec, column) for column in zip(*cells, strict=True)))
+    return AdamaxState(*(pytree.unflatten(spec, column) for column in zip(*cells, strict=True)))
 
 
 def state_to_torch(
@@ -123,10 +123,10 @@ def state_to_torch(
             "pass .inner"
         )
     template = as_dict(state_dict)
-    spec = _tree.flatten(params)[1]
-    paths = _tree.paths(spec, "params")
+    spec = pytree.flatten(params)[1]
+    paths = pytree.paths(spec, "params")
     columns = [
-        _tree.match(spec, tree, f"state.{name}", "params")
+        pytree.match(spec, tree, f"state.{name}", "params")
         for name, tree in zip(AdamaxState._fields, state, strict=True)
     ]
     cells = _cells(params, None)
@@ -181,7 +181,7 @@ def hyperparameters_from_torch(
         0.1
     """
     state_dict = as_dict(state_dict)
-    leaves, spec = _tree.flatten(params)
+    leaves, spec = pytree.flatten(params)
     groups: list[Any] = [None] * len(leaves)
     for i, _, group in pairs(state_dict, params, order):
         groups[i] = group
@@ -199,9 +199,9 @@ def hyperparameters_from_torch(
     def tree(name: str, place: int | None = None) -> Any:
         values = [None if group is None else _plain(name, place, group[name]) for group in groups]
         known = [x for x, group in zip(values, groups, strict=True) if group is not None]
-        if known and all(_transform.same(value, known[0]) for value in known):
+        if known and all(transform.same(value, known[0]) for value in known):
             return known[0]
-        return _tree.unflatten(spec, values)
+        return pytree.unflatten(spec, values)
 
     return {
         "lr": tree("lr"),
@@ -230,9 +230,9 @@ def _plain(name: str, place: int | None, value: Any) -> Any:
 
 def _cells(params: Tree, state_dtype: torch.dtype | None) -> list[tuple[Any, ...]]:
     """The step and the moments of each parameter before its first gradient."""
-    leaves, spec = _tree.flatten(params)
+    leaves, spec = pytree.flatten(params)
     fresh = Adamax(state_dtype=state_dtype).fresh(spec, leaves)
-    return list(zip(*(_tree.flatten(tree)[0] for tree in fresh), strict=True))
+    return list(zip(*(pytree.flatten(tree)[0] for tree in fresh), strict=True))
 
 
 def _kept(cell: Sequence[Any]) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _check, _memory, _tree
-from .._tree import Tree
+from .._core import checks, memory, pytree
+from .._core.pytree import Tree
 from ._layout import STEPPED, Layout
 
 
@@ -37,7 +37,7 @@ def misfit(
         hyperparameters: their names, whose values a schedule leaves in the state.
     """
     if not isinstance(entry, dict):
-        return f"the entry of {what} must be a dict, got {_check.describe(entry)}"
+        return f"the entry of {what} must be a dict, got {checks.describe(entry)}"
     missing = [name for name in kept if name not in entry and name not in (*spare, STEPPED)]
     unknown = [x for x in entry if x not in kept and not _may_stay(x, hyperparameters)]
     if missing or unknown:
@@ -65,7 +65,7 @@ def misfits(
     """
     said = [x for x in layout.slots if x.parameter is None and _is_said(x.name, hyperparameters)]
     spare = {slot.name for slot in (*layout.counts, *said)}
-    kept = layout.entries(_tree.flatten(fresh)[0], params)
+    kept = layout.entries(pytree.flatten(fresh)[0], params)
     found = {
         p: misfit(entry, kept[p], titles[p], "its state", spare, hyperparameters)
         for p, entry in entries.items()
@@ -96,8 +96,8 @@ def _problem(name: str, value: Any, leaf: Any, like: str) -> str | None:
     if value.shape != leaf.shape:
         wanted = f"of {like}, {tuple(leaf.shape)}" if leaf.dim() else "()"
         return f"have the shape {wanted}, got {tuple(value.shape)}"
-    if _check.kind(value) != _check.kind(leaf):
-        return f"be {_check.kind(leaf)} tensor, got {_check.describe(value)}"
+    if checks.kind(value) != checks.kind(leaf):
+        return f"be {checks.kind(leaf)} tensor, got {checks.describe(value)}"
     return None
 
 
@@ -108,18 +108,18 @@ def is_step(name: Any) -> bool:
 
 def _is_number_of_steps(value: Any) -> bool:
     if isinstance(value, Tensor):
-        if value.numel() != 1 or _check.kind(value) not in ("a real floating", "an integer"):
+        if value.numel() != 1 or checks.kind(value) not in ("a real floating", "an integer"):
             return False
-        if not _memory.has_address(value):
+        if not memory.has_address(value):
             return True  # nothing to be read there
         value = value.item()
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Tensor) and value.numel() == 1 and _memory.has_address(value):
+    if isinstance(value, Tensor) and value.numel() == 1 and memory.has_address(value):
         return repr(value)
-    return _check.describe(value) if isinstance(value, Tensor) else repr(value)[:60]
+    return checks.describe(value) if isinstance(value, Tensor) else repr(value)[:60]
 
 
 def titles_of(param_groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .._links import checked_link
-from .._transform import GradientTransformation
+from .._core.links import checked_link
+from .._core.transform import GradientTransformation
 
 Factory = Callable[..., GradientTransformation]
 """A function from hyperparameters to a transform."""

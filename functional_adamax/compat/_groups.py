@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 
-from .. import _check, _context, _memory, _numerics
+from .._core import checks, context, memory, numerics
 
 
 def uses_foreach(group: dict[str, Any], params: list[Tensor]) -> bool:
@@ -52,7 +52,7 @@ def warn_if_out_of_range(group: dict[str, Any], position: int) -> bool:
             continue  # nothing here waits for a device
         end = 1.0 if name.startswith("betas") else math.inf
         if not (0.0 <= value < end or (value == math.inf and end == math.inf)):
-            _check.warn(
+            checks.warn(
                 f"{name} of parameter group {position} should be in [0, {end:g}), got {value}: the "
                 "step is taken with it, as torch.optim.Adamax takes it. A scheduler may have gone "
                 "too far"
@@ -77,7 +77,7 @@ def _check_parameter(
 ) -> None:
     if grad.is_sparse:
         raise RuntimeError(f"Adamax does not support sparse gradients, as {name} has")
-    if not _check.trainable(p):
+    if not checks.trainable(p):
         raise NotImplementedError(
             f"Adamax steps floating and complex parameters, but {name} is {p.dtype}: set its "
             "gradient to None"
@@ -98,14 +98,14 @@ def _check_parameter(
         raise RuntimeError(
             f"exp_avg and exp_inf of {name} must have the shape of their parameter and be "
             f"{'complex' if p.is_complex() else 'floating'} like it, but are "
-            f"{_check.describe(exp_avg)} and {_check.describe(exp_inf)}"
+            f"{checks.describe(exp_avg)} and {checks.describe(exp_inf)}"
         )
     if not isinstance(step, Tensor):
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors"
         )
     if "step" in state and step.numel() != 1:
-        raise RuntimeError(f"step of {name} must have one element, got {_check.describe(step)}")
+        raise RuntimeError(f"step of {name} must have one element, got {checks.describe(step)}")
     if differentiable and p.is_leaf and p.requires_grad:
         raise RuntimeError(
             "a leaf Variable that requires grad is being used in an in-place operation: "
@@ -129,7 +129,7 @@ def _check_parameter(
 
 def _are_moments(exp_avg: Any, exp_inf: Any, p: Tensor) -> bool:
     return all(
-        _check.trainable(x) and x.shape == p.shape and x.is_complex() == p.is_complex()
+        checks.trainable(x) and x.shape == p.shape and x.is_complex() == p.is_complex()
         for x in (exp_avg, exp_inf)
     )
 
@@ -153,7 +153,7 @@ def check_writable(x: Any, name: str) -> None:
 def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     """Raise what torch raises for numbers: a bias of zero, and what the moments cannot hold."""
     given = group["lr"], group["weight_decay"], group["betas"][0]
-    if _context.traced() or any(isinstance(x, Tensor) and not x.is_cpu for x in given):
+    if context.traced() or any(isinstance(x, Tensor) and not x.is_cpu for x in given):
         return  # a trace has no values, and nothing here waits for a device
     values: list[Any] = [
         x.detach().reshape(()) if isinstance(x, Tensor) else float(x) for x in given
@@ -161,9 +161,9 @@ def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     lr, decay, b1 = values
     foreach = uses_foreach(group, [p])
     lr = float(lr) if foreach else lr
-    t = (step.detach() + 1).item() if step.is_cpu and _memory.has_address(step) else 1.0
+    t = (step.detach() + 1).item() if step.is_cpu and memory.has_address(step) else 1.0
     rate = lr / (1 - b1**t)
-    dtype = _numerics.moment_dtype(p, group.get("state_dtype"))
+    dtype = numerics.moment_dtype(p, group.get("state_dtype"))
     if max(abs(rate), abs(decay)) <= torch.finfo(dtype).max:
         return
     x = torch.zeros((), dtype=dtype)
@@ -175,13 +175,13 @@ def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:
 
 def warn_about_group(group: dict[str, Any]) -> None:
     """Warn of an eps that rounds to zero, and of different parameters that are one memory."""
-    _check.warn_if_eps_vanishes(group["eps"], group["params"], group.get("state_dtype"))
+    checks.warn_if_eps_vanishes(group["eps"], group["params"], group.get("state_dtype"))
     params = list(dict.fromkeys(group["params"]))
-    pair = _memory.tied(params)
+    pair = memory.tied(params)
     if pair is not None:
         named = dict(zip(group["params"], names_of(group), strict=True))
         a, b = (named[params[i]] for i in pair)
-        _check.warn(
+        checks.warn(
             f"{a} and {b} are the same memory: each step writes it once for each of them, from a "
             "state of its own. Give the optimizer one of them"
         )

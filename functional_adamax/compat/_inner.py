@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.optimizer import Optimizer
 
-from .. import _adamax, _check, _context, _step, _tree
-from .._links import checked_link
-from .._transform import GradientTransformation
+from .. import _step
+from .._core import checks, context, pytree
+from .._core.links import checked_link
+from .._core.transform import GradientTransformation
+from .._methods import adamax
 from ._convert import hyperparameters_from_torch, state_from_torch
 
 
@@ -112,7 +114,7 @@ class InnerOptimizer:
 
 def _reject_transforms() -> None:
     """Refuse to run where gradients by ``torch.autograd`` do not exist."""
-    if _context.transforming():
+    if context.transforming():
         raise NotImplementedError(
             "inner_loop differentiates by torch.autograd, which does not see through torch.func: "
             "under grad, vmap and other transforms take functional_adamax.unroll"
@@ -171,7 +173,7 @@ def inner_loop(
             )
         order = [names[p] for p in given]
         own = hyperparameters_from_torch(optimizer, functional.params, order=order)
-        tx = _adamax.adamax(**{**own, **hyperparameters})
+        tx = adamax.adamax(**{**own, **hyperparameters})
         dtype = own["state_dtype"]
         state = state_from_torch(optimizer, functional.params, order=order, state_dtype=dtype)
     elif hyperparameters:
@@ -213,10 +215,10 @@ def hyperparameters_to_torch(
     if unknown:
         raise TypeError(f"unknown hyperparameters {sorted(unknown)}")
     params = dict(module.named_parameters())
-    position = {params[name]: i for i, name in enumerate(_tree.names(_tree.flatten(params)[1]))}
+    position = {params[name]: i for i, name in enumerate(pytree.names(pytree.flatten(params)[1]))}
 
     def of_group(name: str, value: Any, group: dict[str, Any]) -> float:
-        values = [_number(name, x) for x in _tree.spread(value, params, name)]
+        values = [_number(name, x) for x in pytree.spread(value, params, name)]
         found = {values[position[p]] for p in group["params"]}
         if len(found) != 1:
             raise ValueError(
@@ -240,5 +242,5 @@ def hyperparameters_to_torch(
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"{name} must have one element, got {_check.describe(value)}")
+        raise ValueError(f"{name} must have one element, got {checks.describe(value)}")
     return float(value.detach() if isinstance(value, Tensor) else value)

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _tree
-from .._inject import InjectState
-from .._links import note_missing
-from .._schedule import ScheduledState, is_schedule
-from .._transform import GradientTransformation
-from .._tree import EmptyState, Tree
+from .._core import pytree
+from .._core.links import note_missing
+from .._core.pytree import EmptyState, Tree
+from .._core.transform import GradientTransformation
+from .._schedules.scheduled import ScheduledState, is_schedule
+from .._transforms.inject import InjectState
 
 STEPPED = "stepped"
 """What the entry of a parameter holds for which the transform keeps nothing."""
@@ -56,10 +56,10 @@ class Layout(NamedTuple):
         counts: list[int] = []
 
         def walk(node: Tree, path: list[str]) -> None:
-            if _tree.is_node(node) and _tree.flatten(node)[1] == params:
+            if pytree.is_node(node) and pytree.flatten(node)[1] == params:
                 found.extend((path, i) for i in range(params.num_leaves))
-            elif _tree.is_node(node):
-                children, keys, _ = _tree.open_node(node)
+            elif pytree.is_node(node):
+                children, keys, _ = pytree.open_node(node)
                 if isinstance(node, (ScheduledState, InjectState)):
                     counts.append(len(found))  # their first field
                 for key, child in zip(keys, children, strict=True):
@@ -70,7 +70,7 @@ class Layout(NamedTuple):
         walk(state, [])
         ends = [path[-1] for path in {tuple(path) for path, _ in found} if path]
         slots = [Slot(_name(path, ends), i) for path, i in found]
-        spec = _tree.flatten(state)[1]
+        spec = pytree.flatten(state)[1]
         return cls(spec, params, slots, [slots[i] for i in counts], outline)
 
     def gather(self, state: Mapping[Any, dict[str, Any]], params: Sequence[Any]) -> Tree:
@@ -82,7 +82,7 @@ class Layout(NamedTuple):
             else next((x[name] for x in entries if name in x), EmptyState())
             for name, i in self.slots
         ]
-        return _tree.unflatten(self.spec, leaves)
+        return pytree.unflatten(self.spec, leaves)
 
     def check(self, state: Tree) -> None:
         """Check that an update returned a state of this layout.
@@ -90,7 +90,7 @@ class Layout(NamedTuple):
         Raises:
             ValueError: it has another structure.
         """
-        leaves, spec = _tree.flatten(state)
+        leaves, spec = pytree.flatten(state)
         if spec != self.spec:
             raise ValueError(
                 "update must return a state of the structure of the one it is given, got "
@@ -199,14 +199,14 @@ def without_memory(
     try:
         with torch.random.fork_rng(devices=[]):
             like = [None if p is None else torch.empty_like(p, device="meta") for p in params]
-            return tx.init(_tree.unflatten(spec, like))
+            return tx.init(pytree.unflatten(spec, like))
     except Exception:  # of whatever kind; ``with_memory`` raises what is the user's mistake
         return None
 
 
 def with_memory(tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any) -> Any:
     """The first state of ``params``."""
-    tree = _tree.unflatten(spec, [None if p is None else p.detach() for p in params])
+    tree = pytree.unflatten(spec, [None if p is None else p.detach() for p in params])
     if torch.compiler.is_compiling():
         return tx.init(tree)
     try:

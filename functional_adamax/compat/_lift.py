@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.optimizer import Optimizer
 
-from .. import _check, _context, _tree
-from .._node import public_node
-from .._plan import Plan, Planned
-from .._transform import GradientTransformation, Transform
-from .._tree import EmptyState, Tree
+from .._core import checks, context, pytree
+from .._core.node import public_node
+from .._core.plans import Plan, Planned
+from .._core.pytree import EmptyState, Tree
+from .._core.transform import GradientTransformation, Transform
 
 
 @public_node
@@ -41,9 +41,9 @@ class Lifted(Transform):
     keywords: dict[str, Any]
 
     def init(self, params: Tree) -> TorchState:
-        leaves, spec = _check.parameters(params)
+        leaves, spec = checks.parameters(params)
         self._reject_transforms()
-        where = [i for i, p in enumerate(leaves) if _check.trainable(p)]
+        where = [i for i, p in enumerate(leaves) if checks.trainable(p)]
         zeros, grads = ([torch.zeros_like(leaves[i]) for i in where] for _ in range(2))
         entries = self._stepped(zeros, grads, [{} for _ in zeros])  # only to see what it keeps
         rows: list[dict[str, Any]] = [{} for _ in leaves]
@@ -59,10 +59,10 @@ class Lifted(Transform):
         if params is None:
             raise ValueError("params must be given: the optimizer of torch steps parameters")
         new, after = self._advanced(updates, state, params)
-        olds, spec = _tree.flatten(params)
-        grads = _tree.match(spec, updates, "updates", "params")
-        rows = zip(grads, _tree.flatten(new)[0], olds, strict=True)
-        return _tree.unflatten(spec, [None if g is None else x - y for g, x, y in rows]), after
+        olds, spec = pytree.flatten(params)
+        grads = pytree.match(spec, updates, "updates", "params")
+        rows = zip(grads, pytree.flatten(new)[0], olds, strict=True)
+        return pytree.unflatten(spec, [None if g is None else x - y for g, x, y in rows]), after
 
     def plan(
         self, grads: Tree, state: Any, params: Tree, donate: bool = False, **extra: Any
@@ -74,12 +74,12 @@ class Lifted(Transform):
     def _advanced(self, grads: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
         """Return the parameters and the state that the class leaves."""
         self._reject_transforms()
-        leaves, spec = _check.parameters(params)
-        given = _tree.match(spec, grads, "grads", "params")
-        trainable = [p if _check.trainable(p) else None for p in leaves]
-        _check.gradients(spec, given, trainable, self._title())
-        flags = _tree.match(spec, state.stepped, "state.stepped", "params")
-        kept = {k: _tree.match(spec, x, f"state.{k}", "params") for k, x in state.state.items()}
+        leaves, spec = checks.parameters(params)
+        given = pytree.match(spec, grads, "grads", "params")
+        trainable = [p if checks.trainable(p) else None for p in leaves]
+        checks.gradients(spec, given, trainable, self._title())
+        flags = pytree.match(spec, state.stepped, "state.stepped", "params")
+        kept = {k: pytree.match(spec, x, f"state.{k}", "params") for k, x in state.state.items()}
         rows = [
             {k: x[i] for k, x in kept.items() if isinstance(x[i], Tensor)}
             for i in range(len(leaves))
@@ -91,9 +91,9 @@ class Lifted(Transform):
             [given[i].detach().to(leaves[i].dtype, copy=True) for i in where],
             [{k: x.clone() for k, x in rows[i].items()} if flags[i] else {} for i in where],
         )
-        new = _tree.unflatten(spec, _tree.placed(leaves, where, copies))
-        flags = _tree.placed(flags, where, [torch.tensor(True) for _ in where])
-        return new, _state(spec, flags, _tree.placed(rows, where, entries))
+        new = pytree.unflatten(spec, pytree.placed(leaves, where, copies))
+        flags = pytree.placed(flags, where, [torch.tensor(True) for _ in where])
+        return new, _state(spec, flags, pytree.placed(rows, where, entries))
 
     def _stepped(
         self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]
@@ -114,7 +114,7 @@ class Lifted(Transform):
         return [{k: x for k, x in e.items() if isinstance(x, Tensor)} for e in entries]
 
     def _reject_transforms(self) -> None:
-        if _context.traced():
+        if context.traced():
             raise RuntimeError(
                 f"{self._title()} writes in place, so it runs under no transform of torch.func, "
                 "no compiler and no forward-mode differentiation; take a transform of "
@@ -136,7 +136,7 @@ def _state(spec: Any, flags: list[Any], rows: list[dict[str, Any]]) -> TorchStat
     names = sorted({name for row in rows for name in row})
     columns = {name: [row.get(name, EmptyState()) for row in rows] for name in names}
     return TorchState(
-        _tree.unflatten(spec, flags), {k: _tree.unflatten(spec, x) for k, x in columns.items()}
+        pytree.unflatten(spec, flags), {k: pytree.unflatten(spec, x) for k, x in columns.items()}
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype
 
-from .. import _numerics
+from .._core import numerics
 from ._entries import is_step
 from ._layout import WHOLE
 
@@ -149,7 +149,7 @@ def _dtype(tensor: Tensor, name: Any, p: Tensor, group: dict[str, Any]) -> torch
     if name == "step":
         return torch.float32
     if name in _MOMENTS and group.get("state_dtype") is not None:
-        return _numerics.moment_dtype(p, group["state_dtype"])
+        return numerics.moment_dtype(p, group["state_dtype"])
     return p.dtype if p.is_floating_point() else tensor.dtype
 
 

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .. import _check, _context, _hyper, _kernel, _memory, _step, _tree
-from .._arguments import arguments
-from .._kernel import Group
-from .._masked import goes_by_path
-from .._method import Method
-from .._plan import Plan
-from .._spelling import explains_misfits
-from .._transform import GradientTransformation, Transform, Update, same
-from .._tree import Tree
+from .. import _step
+from .._core import checks, context, hyper, memory, pytree
+from .._core.plans import Plan
+from .._core.pytree import Tree
+from .._core.spelling import explains_misfits
+from .._core.transform import GradientTransformation, Transform, Update, same
+from .._execution.native import kernel
+from .._execution.native.kernel import Group
+from .._methods.method import Method
+from .._transforms.arguments import arguments
+from .._transforms.masked import goes_by_path
 from . import _loading, _schedules
 from ._closure import Gradients
 from ._compiled import advance_compiled
@@ -207,7 +209,7 @@ class Optimizer(Shell):
             _schedules.take(group, self._factory, values)
             self._evaluates |= not _schedules.takes_functions(self._factory, values)
             if "param_names" not in group and goes_by_path(self._factory(**self._values(group))):
-                _check.warn(
+                checks.warn(
                     "by_path is asked for the names of parameters, but a group has none, so it "
                     "gets their positions, '0' for example: give the optimizer "
                     "model.named_parameters()"
@@ -239,7 +241,7 @@ class Optimizer(Shell):
         if not compiling:
             self._begin()
         apart = self._init_group() if compiling else True
-        traced = not compiling and _context.traced()
+        traced = not compiling and context.traced()
         if torch.is_grad_enabled() or traced or any(map(_schedules.of, self.param_groups)):
             return False
         if self._couple == "all" and self.param_groups:
@@ -252,14 +254,14 @@ class Optimizer(Shell):
             groups.append(native)
         if compiling:
             return (apart or self._in_turn) and advance_compiled(groups, self.state)
-        written = _kernel.advance(groups, self.state, self._written)
+        written = kernel.advance(groups, self.state, self._written)
         self._written = written or []
         return written is not None
 
     @staticmethod
     def plain(value: Any) -> Any:
         """Return a hyperparameter with Python's numbers for those of NumPy."""
-        return _hyper.plain(value)
+        return hyper.plain(value)
 
     def transform_of(self, group: dict[str, Any]) -> Transform | None:
         """The transform of a group, where it is one of the library's."""
@@ -273,7 +275,7 @@ class Optimizer(Shell):
         transform = _transform_in(tx)
         if not isinstance(transform, Method):
             return None
-        return _kernel.group_of(transform, group["params"])
+        return kernel.group_of(transform, group["params"])
 
     def _prepare(
         self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
@@ -305,13 +307,13 @@ class Optimizer(Shell):
     def _are_apart(self) -> bool:
         """Whether no group is written where another reads parameters, or rates that are tensors."""
         params = [p for group in self.param_groups for p in group["params"]]
-        if not _memory.are_apart(params):
+        if not memory.are_apart(params):
             return False
-        rates = _tree.tensors([self._values(group) for group in self.param_groups])
+        rates = pytree.tensors([self._values(group) for group in self.param_groups])
         if not rates:
             return True
-        states = _tree.tensors([self.state.get(p, {}) for p in params])
-        return _memory.storages(rates).isdisjoint(_memory.storages(params + states))
+        states = pytree.tensors([self.state.get(p, {}) for p in params])
+        return memory.storages(rates).isdisjoint(memory.storages(params + states))
 
     def _step_unit(
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
@@ -328,7 +330,7 @@ class Optimizer(Shell):
         Under this name ``torch.compile`` runs it eagerly, and takes the answer for a constant.
         """
         self._make_state()
-        return _memory.are_apart([p for group in self.param_groups for p in group["params"]])
+        return memory.are_apart([p for group in self.param_groups for p in group["params"]])
 
     def _prepare_unit(
         self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
@@ -348,9 +350,9 @@ class Optimizer(Shell):
         if closure is not None:
             everyone = [p for group in self.param_groups for p in group["params"]]
             extra = {"grad_fn": Gradients(closure, used, everyone), **extra}
-        grads = _tree.unflatten(spec, [None if p is None else p.grad for p in used])
+        grads = pytree.unflatten(spec, [None if p is None else p.grad for p in used])
         state = layout.gather(self.state, leaves)
-        tree = _tree.unflatten(spec, used)
+        tree = pytree.unflatten(spec, used)
         run = self._plan(groups, tx, grads, state, tree, extra)
         run.check()
         if run.new is not None:
@@ -377,7 +379,7 @@ class Optimizer(Shell):
             tx = _schedules.transform(self._factory, values, evaluated)
             if made is not None:
                 made[place] = tx
-        return *_tree.flatten(params), tx, outline_of(values)
+        return *pytree.flatten(params), tx, outline_of(values)
 
     def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
         """Return the parameters of a group, and their state as the functional form has it.
@@ -409,7 +411,7 @@ class Optimizer(Shell):
         stepped = [p if self.state.get(p) else None for p in leaves]
         layout = Layout.of(self._init(tx, stepped, spec), spec, outline)
         state = layout.gather(self.state, leaves)
-        return _tree.unflatten(spec, [p.detach() for p in leaves]), state
+        return pytree.unflatten(spec, [p.detach() for p in leaves]), state
 
     def _init(self, tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any) -> Any:
         """A first state, to read its structure and dtypes off; without memory where possible."""
@@ -484,11 +486,11 @@ class Optimizer(Shell):
                 new = used
             else:
                 layout = Layout.of(shapes, spec, outline)
-                new = layout.incomplete(_tree.flatten(shapes)[0], self.state, used)
+                new = layout.incomplete(pytree.flatten(shapes)[0], self.state, used)
         if layout is None or any(p is not None for p in new):
             fresh = with_memory(tx, new, spec)
             layout = Layout.of(fresh, spec, outline)
-            layout.complete(_tree.flatten(fresh)[0], self.state, params, new)
+            layout.complete(pytree.flatten(fresh)[0], self.state, params, new)
         if not compiling:  # which would compile anew for what is kept
             self._layouts[groups[0]] = layout
         return layout
@@ -503,12 +505,12 @@ class Optimizer(Shell):
     ) -> None:
         """Run the step, and put its results where they belong; ``before`` is the count."""
         new_params, new_state = run()
-        leaves = _tree.flatten(new_state)[0]
-        for p, new in zip(used, _tree.flatten(new_params)[0], strict=True):
+        leaves = pytree.flatten(new_state)[0]
+        for p, new in zip(used, pytree.flatten(new_params)[0], strict=True):
             if p is not None and new is not p:
                 p.copy_(new)
         # what autograd recorded is never written over; what a compiler traces stays in its place
-        replace = self.defaults.get("differentiable", False) or not _context.traced()
+        replace = self.defaults.get("differentiable", False) or not context.traced()
         layout.keep(leaves, self.state, used, replace, run.in_place)
         if before is not None:
             for i in groups:

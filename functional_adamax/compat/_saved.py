@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from .. import _check, _tree
-from .._adamax import Adamax, AdamaxState
-from .._tree import Tree
+from .._core import checks, pytree
+from .._core.pytree import Tree
+from .._methods.adamax import Adamax, AdamaxState
 from ._optimizer import Optimizer as CompatOptimizer
 
 
@@ -61,18 +61,18 @@ def _check_form(given: Any) -> None:
     """
     what, wanted = "state_dict", "an optimizer, or what its state_dict() returned"
     if not isinstance(given, dict):
-        raise TypeError(f"{what} must be {wanted}, got {_check.describe(given)}")
+        raise TypeError(f"{what} must be {wanted}, got {checks.describe(given)}")
     for name, kind in (("param_groups", list), ("state", dict)):
         if not isinstance(given.get(name), kind):
             raise TypeError(
                 f"{what} must be {wanted}: {what}[{name!r}] must be a {kind.__name__}, "
-                f"got {_check.describe(given.get(name))}"
+                f"got {checks.describe(given.get(name))}"
             )
     for i, group in enumerate(given["param_groups"]):
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             raise TypeError(
                 f"{what} must be {wanted}: {what}['param_groups'][{i}] must be a dict with a list "
-                f"under 'params', got {_check.describe(group)}"
+                f"under 'params', got {checks.describe(group)}"
             )
 
 
@@ -88,8 +88,8 @@ def pairs(
 ) -> list[tuple[int, Any, dict[str, Any]]]:
     """Pair leaves with numbers: (position of the leaf, number in the state dict, its group)."""
     owners = [(key, group) for group in state_dict["param_groups"] for key in group["params"]]
-    leaves = _check.parameters(params)[0]
-    positions = [i for i in _tree.insertion_order(params) if leaves[i] is not None]
+    leaves = checks.parameters(params)[0]
+    positions = [i for i in pytree.insertion_order(params) if leaves[i] is not None]
     if len(owners) != len(positions):
         raise ValueError(
             f"the state dict has {len(owners)} parameters and params has {len(positions)} tensors"
@@ -99,7 +99,7 @@ def pairs(
     if order is None and all("param_names" in group for group in state_dict["param_groups"]):
         order = [name for group in state_dict["param_groups"] for name in group["param_names"]]
     if order is not None:
-        names = _tree.names(_tree.flatten(params)[1])
+        names = pytree.names(pytree.flatten(params)[1])
         by_name = {names[i]: i for i in positions}
         if sorted(order) != sorted(by_name):
             missing, unknown = sorted({*by_name} - {*order}), sorted({*order} - {*by_name})

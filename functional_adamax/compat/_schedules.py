@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _check
-from .._arguments import schedules_in
-from .._inject import Injected
-from .._schedule import is_schedule
-from .._transform import GradientTransformation, same
+from .._core import checks
+from .._core.transform import GradientTransformation, same
+from .._schedules.scheduled import is_schedule
+from .._transforms.arguments import schedules_in
+from .._transforms.inject import Injected
 from ._factory import Factory
 from ._shown import Said, chosen, is_same, shown
 from ._values import held, joined
@@ -148,7 +148,7 @@ def warn_of_schedulers(group: Group, place: int, found: dict[str, Any]) -> None:
         if initial(name) not in group or group.get(replaced, now) is None:
             continue
         group[replaced] = None
-        _check.warn(
+        checks.warn(
             f"{name} of parameter group {place} was set to {now} over its schedule, "
             f"{of(group)[name]!r}, while a scheduler of torch is attached: the scheduler rules "
             "from now on. To train by the schedule, attach a scheduler that leaves the rate alone, "

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _context, _hyper, _tree
-from .._schedule import Schedule, ask
-from .._transform import same
+from .._core import context, hyper, pytree
+from .._core.transform import same
+from .._schedules.scheduled import Schedule, ask
 
 
 class Said:
@@ -37,7 +37,7 @@ class _Asked:
     def __call__(self, count: Tensor) -> Any:
         if count.is_meta:  # nobody knows it, and the schedule may want to read it
             return self.now
-        if _context.traced():
+        if context.traced():
             return ask(self.schedule, count)
         number = count.item()
         if number not in self.said:
@@ -48,14 +48,16 @@ class _Asked:
 def shown(value: Any) -> Any:
     """A value as it is shown: a number, or under a compiler, which keeps none, a new tensor."""
     if torch.compiler.is_compiling():
-        return _tree.tree_map(lambda x: _copy(x) if isinstance(x, Tensor) else x, value)
-    return _tree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, _numbers(value))
+        return pytree.tree_map(lambda x: _copy(x) if isinstance(x, Tensor) else x, value)
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, _numbers(value))
 
 
 def _numbers(value: Any) -> Any:
     """A value with numbers in place of the tensors of one element."""
-    return _hyper.plain(
-        _tree.tree_map(lambda x: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x, value)
+    return hyper.plain(
+        pytree.tree_map(
+            lambda x: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x, value
+        )
     )
 
 
@@ -70,8 +72,8 @@ torch.library.register_fake("functional_adamax::copy", torch.empty_like)
 def is_same(now: Any, before: Any) -> bool | Tensor:
     """Whether two values are one. A tensor where a compiler cannot ask."""
     compiling = torch.compiler.is_compiling()
-    values, spec = _tree.flatten(now if compiling else _numbers(now))
-    others, other_spec = _tree.flatten(before if compiling else _numbers(before))
+    values, spec = pytree.flatten(now if compiling else _numbers(now))
+    others, other_spec = pytree.flatten(before if compiling else _numbers(before))
     if spec != other_spec:
         return False
     pairs = list(zip(values, others, strict=True))
@@ -101,9 +103,9 @@ def _tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 def chosen(rules: Tensor, schedule: Any, value: Any, count: Tensor) -> Any:
     """What the schedule says where it rules, else the value."""
-    said, spec = _tree.flatten(schedule(count))
-    pairs = zip(said, _tree.flatten(value)[0], strict=True)
-    return _tree.unflatten(spec, [_where(rules, x, y) for x, y in pairs])
+    said, spec = pytree.flatten(schedule(count))
+    pairs = zip(said, pytree.flatten(value)[0], strict=True)
+    return pytree.unflatten(spec, [_where(rules, x, y) for x, y in pairs])
 
 
 def _where(rules: Tensor, x: Any, y: Any) -> Any:

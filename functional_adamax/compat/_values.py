@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._transform import same
-from .._tree import Tree
+from .._core.pytree import Tree
+from .._core.transform import same
 
 _ROUNDING = 1e-12
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
-from .._arguments import arguments
+from .._transforms.arguments import arguments
 from ._factory import Factory, check_factory
 from ._optimizer import Optimizer
 

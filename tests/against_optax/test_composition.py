@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import functional_adamax as fa
+from functional_adamax._core import pytree
 
 optax = pytest.importorskip("optax", reason="optax is not installed")
 jax = pytest.importorskip("jax", reason="jax is not installed")
@@ -97,20 +98,20 @@ def test_the_trajectory_is_that_of_optax(name: str) -> None:
         }
 
     start = draw()
-    params = fa._tree.unflatten(*reversed(tensors(start)))
+    params = pytree.unflatten(*reversed(tensors(start)))
     theirs = jax.tree.map(jax.numpy.asarray, start)
     state, other_state = tx.init(params), other.init(theirs)
     for _ in range(12):
         grads = draw()
-        params, state = fa.step(tx, fa._tree.unflatten(*reversed(tensors(grads))), state, params)
+        params, state = fa.step(tx, pytree.unflatten(*reversed(tensors(grads))), state, params)
         updates, other_state = other.update(
             jax.tree.map(jax.numpy.asarray, grads), other_state, theirs
         )
         theirs = optax.apply_updates(theirs, updates)
-        for x, y in zip(fa._tree.tensors(params), jax.tree.leaves(theirs), strict=True):
+        for x, y in zip(pytree.tensors(params), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(x.numpy(), np.asarray(y), rtol=1e-9, atol=1e-10)
 
 
 def tensors(tree: Any) -> tuple[list[torch.Tensor], Any]:
-    leaves, spec = fa._tree.flatten(tree)
+    leaves, spec = pytree.flatten(tree)
     return [torch.as_tensor(x, dtype=torch.float64) for x in leaves], spec

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import functional_adamax as fa
-from functional_adamax import _kernel
+from functional_adamax._execution.native import kernel
 from functional_adamax.compat import Adamax, Optimizer
 
 CLASSES = (Adamax, torch.optim.Adamax)
@@ -135,7 +135,7 @@ def test_groups_coupled_that_cease_to_fit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_the_default_dtype_may_be_any(dtype: torch.dtype) -> None:
-    _kernel.is_active.cache_clear()
+    kernel.is_active.cache_clear()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -146,7 +146,7 @@ def test_the_default_dtype_may_be_any(dtype: torch.dtype) -> None:
             Adamax([p], eps=1e-4).step()
     finally:
         torch.set_default_dtype(before)
-        _kernel.is_active.cache_clear()
+        kernel.is_active.cache_clear()
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.1])

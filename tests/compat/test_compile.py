@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from trees import assert_close
 
 import functional_adamax as fa
-from functional_adamax import _kernel
+from functional_adamax._execution.native import kernel
 from functional_adamax.compat import Adamax, wrap
 
 AdamaxW = wrap(fa.adamaxw)
@@ -157,7 +157,7 @@ def test_a_pair_with_a_schedule_in_it_compiles() -> None:
     assert_close(p, wanted, torch.full((1,), 4.0))
 
 
-@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 @pytest.mark.parametrize("kind", [Adamax, AdamaxW])
 @pytest.mark.parametrize("taken", [True, False], ids=["the kernel", "the rule, at run time"])
 def test_many_parameters_are_a_few_operators(
@@ -185,7 +185,7 @@ def test_many_parameters_are_a_few_operators(
             if compiled and not taken:
                 with monkeypatch.context() as patch:
                     step() if i == 0 else None  # compiled with the kernel, and run without
-                    patch.setattr(_kernel, "_native", None)
+                    patch.setattr(kernel, "_native", None)
                     step() if i else None
             else:
                 step()
@@ -198,7 +198,7 @@ def test_many_parameters_are_a_few_operators(
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+@pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 def test_a_compiled_step_is_noticed_by_autograd() -> None:
     p = torch.nn.Parameter(torch.randn(3))
     optimizer = Adamax([p])

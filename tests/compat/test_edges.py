@@ -14,7 +14,7 @@ from torch import Tensor
 from twins import BOTH
 
 import functional_adamax as fa
-from functional_adamax import _kernel
+from functional_adamax._execution.native import kernel as _kernel
 from functional_adamax.compat import Adamax, Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:eps=")  # float16 without state_dtype, on purpose

@@ -10,24 +10,24 @@ import torch
 from torch import Tensor, nn
 
 import functional_adamax as fa
-from functional_adamax import _kernel
+from functional_adamax._execution.native import kernel
 from functional_adamax.compat import Adamax, Optimizer
 
-pytestmark = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+pytestmark = pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the kernel took each step so far."""
     answers: list[bool] = []
-    real = _kernel.advance
+    real = kernel.advance
 
     def noted(*args: Any) -> Any:
         written = real(*args)
         answers.append(written is not None)
         return written
 
-    monkeypatch.setattr(_kernel, "advance", noted)
+    monkeypatch.setattr(kernel, "advance", noted)
     return answers
 
 

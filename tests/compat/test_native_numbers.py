@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from functional_adamax import _kernel
-from functional_adamax._kernel import Group
+from functional_adamax._execution.native import kernel
+from functional_adamax._execution.native.kernel import Group
 from functional_adamax.compat import Adamax
 
-pytestmark = pytest.mark.skipif(_kernel._native is None, reason="built without a compiler")
+pytestmark = pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64]
 GIVEN = {"lr": 0.1, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
@@ -49,9 +49,9 @@ def advance(dtype: torch.dtype, change: dict[str, Any]) -> tuple[Any, list[Tenso
     """What the kernel answers to one step, and the tensors after it."""
     p, entry = tensors(dtype)
     for mode in range(3):
-        _kernel.is_active(dtype, dtype, mode)
+        kernel.is_active(dtype, dtype, mode)
     group = Group([p], **{**GIVEN, **change}, maximize=False, decoupled=False)
-    return _kernel.advance([group], {p: entry}, []), [p.detach(), *entry.values()]
+    return kernel.advance([group], {p: entry}, []), [p.detach(), *entry.values()]
 
 
 def torchs(dtype: torch.dtype, change: dict[str, Any]) -> list[Tensor]:
@@ -143,8 +143,8 @@ def test_counters_from_which_torch_cannot_correct_are_left_to_it(counter: float)
     p, entry = tensors(torch.float32)
     entry["step"] = torch.tensor(counter)
     group = Group([p], **GIVEN, maximize=False, decoupled=False)
-    assert _kernel.is_active(torch.float32, torch.float32, 0)
-    assert _kernel.advance([group], {p: entry}, []) is None
+    assert kernel.is_active(torch.float32, torch.float32, 0)
+    assert kernel.advance([group], {p: entry}, []) is None
 
 
 @pytest.mark.parametrize("name", ["exp_avg", "exp_inf", "step"])

@@ -1,0 +1,1 @@
+"""The ground: trees, transforms, checks, hyperparameters, arithmetic. It knows no method."""

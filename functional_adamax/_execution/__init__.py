@@ -1,0 +1,1 @@
+"""Who steps which leaves, and how: the record of work, the choice, the executors."""

@@ -1,0 +1,196 @@
+"""Who steps which leaves: the one place where that is decided.
+
+An executor is another spelling of ``rule.step``. It takes only what it can do with the same bits on
+a CPU (``tests/execution/test_executors.py``), and the rule itself takes the rest. Some take all the
+work or nothing, in one call that checks it, too. What they leave is checked and shared out: each
+executor in its order takes the leaves that it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._core import context, donation, memory, pytree
+from .._core.plans import OverTrees
+from .._core.pytree import Tree
+from . import batched, by_rule, foreach, inplace, recorded
+from .adamax_rule import AdamaxLeaf
+from .native import kernel
+from .triton import executor as triton
+from .work import Columns, Row, Work
+
+Executors: TypeAlias = tuple[ModuleType, ...]
+
+
+def _order() -> tuple[Executors, Executors]:
+    """The executors of pure steps: those for all the work, and those for some of the leaves.
+
+    The former have ``compute(work, add)``, which returns None or the results of all leaves; the
+    latter ``part(work, where, add)``, which returns the results of those that they take.
+    """
+    if torch.compiler.is_compiling():
+        from . import operator
+
+        return (operator,), (by_rule,)
+    if context.traced():
+        return (batched,), (by_rule,)
+    if torch.is_grad_enabled():
+        return (kernel,), (kernel, recorded, by_rule)
+    return (kernel,), (kernel, by_rule)
+
+
+def compute(work: Work, add: bool) -> Columns:
+    """Step ``work``, purely; with ``add``, the new parameters take the place of the updates."""
+    whole, parts = _order()
+    for executor in whole:
+        found: Columns | None = executor.compute(work, add)
+        if found is not None:
+            return found
+    work.check()
+    rows: dict[int, Row] = {}
+    left = work.stepped()
+    for executor in parts:
+        if left:
+            rows |= executor.part(work, left, add)
+            left = [i for i in left if i not in rows]
+    return work.columns(rows, add)
+
+
+class Step(OverTrees):
+    """A step of a method."""
+
+    def __init__(self, work: Work, trees: tuple[Tree, Any, Tree], donate: bool) -> None:
+        super().__init__(trees, donate)
+        self._work = work
+
+    def check(self) -> None:
+        if self._write is not None or self.new is not None:
+            return
+        work = self._work
+        if self._donate and self._may_write():
+            self._write, self.problem = plan(work, self._trees)
+        if self._write is None:
+            self.new = work.method.results(work, compute(work, add=True))
+
+    def _may_write(self) -> bool:
+        if torch.compiler.is_compiling():
+            return self._work.method.in_turn and not torch.is_grad_enabled()
+        return donation.may_write(*self._trees)
+
+    def __call__(self) -> tuple[Tree, Any]:
+        fresh = self._write is None and self.new is None
+        if self._donate and fresh and not context.traced() and kernel.overwrite(self._work):
+            self.in_place = True
+            _, state, params = self._trees
+            return params, state
+        return super().__call__()
+
+
+def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] | None, str | None]:
+    """Return what steps ``work`` over its trees, once all is checked and allocated.
+
+    None where a hyperparameter lies where the step would write, or autograd records it; or where
+    tensors share memory, with what says so, unless the method steps such leaves in turn.
+    """
+    method = work.method
+    if _is_learned(work):
+        return None, None
+    if not method.in_turn and any(g is None for g in work.g):  # which the kernel does not look at
+        problem = donation.shared_memory(*trees)
+        if problem is not None:
+            return None, problem
+    aliased = _follows_writes(work)
+    if not aliased and not method.foreach and not torch.compiler.is_compiling():
+        write = kernel.plan(work)
+        if write is not None:
+            return partial(_by_kernel, write, work), None
+    work.check()
+    if method.in_turn:
+        in_turn = aliased or not memory.are_apart(_written(work))
+        return _in_torch(work, work.stepped(), in_turn=in_turn), None
+    problem = donation.shared_memory(*trees)
+    if aliased or problem is not None:
+        return None, problem
+    return _in_torch(work, work.stepped()), None
+
+
+def _by_kernel(write: Callable[[], bool], work: Work) -> None:
+    if not write():  # an odd counter, or memory that was moved
+        _in_torch(work, work.stepped())()
+
+
+def _in_torch(
+    work: Work, where: list[int], by_triton: bool = True, in_turn: bool = False
+) -> Callable[[], None]:
+    """Plan in torch's operations, or in Triton's; ``in_turn`` what does not go by foreach."""
+    wanted = work.method.foreach
+    if in_turn and not wanted:
+        return partial(_in_turn, work, where)
+    if wanted is None and not torch.compiler.is_compiling():
+        wanted = all(_is_plain_cuda(work.p[i]) for i in where)
+        leaves = triton.part(work, where) if by_triton else {}
+        if leaves:
+            rest = _in_torch(work, [i for i in where if i not in leaves])
+            return partial(_by_triton, work, leaves, rest)
+    writes: list[Callable[[], None]] = []
+    if wanted:
+        taken, write = foreach.part(work, where)
+        writes.append(write)
+        where = [i for i in where if i not in set(taken)]
+    if in_turn:
+        return partial(_run, [*writes, partial(_in_turn, work, where)])
+    inside = inplace.part(work, where)
+    left = [i for i in where if i not in inside]
+    others = by_rule.written(work, left) if left else {}
+    return partial(_run, [*writes, *inside.values(), *others.values()])
+
+
+def _by_triton(work: Work, leaves: dict[int, AdamaxLeaf], rest: Callable[[], None]) -> None:
+    if not triton.write(list(leaves.values())):
+        _in_torch(work, list(leaves), by_triton=False)()
+    rest()
+
+
+def _in_turn(work: Work, where: list[int]) -> None:
+    """Step leaf after leaf, each of which sees what those before it wrote."""
+    for i in where:
+        _in_torch(work, [i])()
+
+
+def _run(writes: Iterable[Callable[[], None]]) -> None:
+    for write in writes:
+        write()
+
+
+def _written(work: Work) -> list[Any]:
+    columns = (work.p, work.g, *work.moments.values(), work.t)
+    return [column[i] for column in columns for i in work.stepped()]
+
+
+def _follows_writes(work: Work) -> bool:
+    """Whether a hyperparameter lies where a step would write."""
+    hyper = [x for x in work.rates.values() if not isinstance(x, (int, float))]
+    tensors = pytree.tensors(hyper) if hyper else []
+    if not tensors:
+        return False
+    columns = (work.p, *work.moments.values(), work.t)
+    written = memory.storages(chain.from_iterable(columns))
+    return not written.isdisjoint(memory.storages(tensors))
+
+
+def _is_learned(work: Work) -> bool:
+    """Whether autograd records a hyperparameter."""
+    return torch.is_grad_enabled() and any(
+        x.requires_grad for x in pytree.tensors(list(work.rates.values()))
+    )
+
+
+def _is_plain_cuda(p: Any) -> bool:
+    return type(p) in (Tensor, torch.nn.Parameter) and p.is_cuda

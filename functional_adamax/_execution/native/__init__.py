@@ -1,0 +1,1 @@
+"""The executor written in C: its sources, what calls it, and what proves its bits."""

@@ -1,0 +1,94 @@
+"""Whether the kernel of ``kernel.py`` has the bits of the rule on the machine it finds itself on.
+
+It steps, and differentiates, a few thousand random elements of all magnitudes, special values among
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from ..._core import numerics
+from .. import adamax_rule
+from ..adamax_rule import AdamaxLeaf, Pull
+
+_RATES = ((0.9, 0.999, 1e-8), (0.3, 0.7, 0.1))  # b1, b2 and eps
+_REAL = (torch.float32, torch.float64)
+_SPECIAL = (0.0, -0.0, 1e-45, 5e-324, 1e-38, 1e-30, 1e30, torch.inf, -torch.inf, torch.nan, 1.0)
+
+
+def holds(
+    value: torch.dtype,
+    moment: torch.dtype,
+    decay: float,
+    decoupled: bool,
+    step: Callable[..., list[list[Any]]],
+    pull: Callable[[list[Pull]], Any],
+) -> bool:
+    """Whether ``step`` and ``pull`` have the rule's bits, for dtypes of parameter and moments."""
+    with temporarily_clear_interpreter_stack(), torch.no_grad():  # a vmap may be running
+        for leaf, add in _steps(value, moment, decay, decoupled):
+            update, *state = adamax_rule.step(leaf)
+            wanted = [numerics.add(leaf.p, update) if add else update, *state]
+            (found,) = step([leaf], add)
+            if not all(map(_same_bits, found[:4], wanted)):
+                return False
+        if value != moment or moment not in _REAL:  # whose steps are differentiated as the rule is
+            return True
+        for x in _pulls(moment):
+            (found,) = pull([x])
+            if not all(map(_same_bits, found, adamax_rule.pull(x))):
+                return False
+    return True
+
+
+def _steps(
+    value: torch.dtype, moment: torch.dtype, decay: float, decoupled: bool
+) -> Iterator[tuple[AdamaxLeaf, bool]]:
+    """Leaves, with whether to add the update."""
+    generator = torch.Generator().manual_seed(0)
+    p, g = _row(value, 1, generator), _row(value, 0, generator)
+    m, u = _row(moment, 1, generator), _row(moment, 1, generator)
+    u = torch.complex(u.real.abs(), u.imag.abs()) if moment.is_complex else u.abs()
+    lrs = [0.002, *(torch.tensor(0.002, dtype=x, device="cpu") for x in _REAL)]
+    cases = product(_RATES, (False, True), (False, True), lrs)
+    for i, ((b1, b2, eps), maximize, add, lr) in enumerate(cases):
+        t = torch.tensor(float(i**2), dtype=torch.float64, device="cpu")
+        if not (maximize and value.is_complex):
+            rates = (lr, b1, b2, eps, decay)
+            yield AdamaxLeaf(p, g, m, u, t, *rates, None, maximize, decoupled), add
+
+
+def _pulls(dtype: torch.dtype) -> Iterator[Pull]:
+    """Steps to be differentiated, some with ties between the old and the new u."""
+    generator = torch.Generator().manual_seed(0)
+    g, d_out = _row(dtype, 0, generator), _row(dtype, 0, generator)
+    u, d_m, d_u, m_new = (_row(dtype, 1, generator) for _ in range(4))
+    u_new = m_new.flip(0)
+    for (b1, b2, eps), with_state in product(_RATES, (False, True)):
+        tied = torch.where(u > 0, (g.abs() + eps) / b2, u.abs())
+        x = Pull(g, tied, m_new, u_new, d_out, None, None, -0.02, b1, b2, eps, wants_state=True)
+        yield x._replace(d_m_new=d_m, d_u_new=d_u) if with_state else x
+
+
+def _row(dtype: torch.dtype, side: int, generator: torch.Generator) -> Tensor:
+    """Numbers of all magnitudes; all pairs of special values meet in rows of side 0 and 1."""
+    wide = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+    x, magnitude = torch.randn(2, 2004, generator=generator, dtype=wide, device="cpu")
+    special = torch.tensor(list(product(_SPECIAL, _SPECIAL)), dtype=wide, device="cpu")[:, side]
+    row = torch.cat([x * 10 ** (4 * magnitude), special, special[:1]])
+    return torch.view_as_complex(row.view(-1, 2)) if dtype.is_complex else row.to(dtype)
+
+
+def _same_bits(x: Tensor, y: Tensor) -> bool:
+    """Equality that tells zeros apart by their sign, and takes every NaN for the same."""
+    if x.is_complex():
+        x, y = torch.view_as_real(x), torch.view_as_real(y)
+    alike = (x == y) & (x.signbit() == y.signbit()) | (x.isnan() & y.isnan())
+    return x.dtype == y.dtype and bool(alike.all())

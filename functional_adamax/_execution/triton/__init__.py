@@ -1,0 +1,1 @@
+"""The executor written in Triton, for CUDA devices."""

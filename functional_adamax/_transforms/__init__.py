@@ -1,0 +1,1 @@
+"""What a chain holds beside methods: stages, guards, averages, wrappers."""
