@@ -19,7 +19,6 @@ _PACKAGE = __name__.split(".")[0]
 _FOLDERS = ("_methods", "_transforms", "_schedules", "_core")
 _RENAMED = {
     "_schedule": ("_schedules.scheduled",),
-    "_schedules": ("_schedules.formulas",),
     "_variants": ("_methods.amsmax", "_transforms.cautious", "_transforms.sign"),
 }
 

@@ -19,6 +19,9 @@ ORDER = "; update takes (grads, state, params), and step returns (params, state)
 FITTING = "; a missing gradient is None, and dict(zip(params, grads)) gives a tuple its keys"
 """What makes gradients fit: the end of a message."""
 
+INITIAL = "the params that init was given"
+"""What trees must have the structure of, as messages call it."""
+
 _PACKAGE = __name__.split(".")[0]
 
 
@@ -188,6 +191,34 @@ def same_places(spec: Any, leaves: list[Any], like: list[Any], name: str) -> Non
             raise ValueError(
                 f"{pytree.paths(spec, name)[i]} must fit its state, {placed(x)}, got {placed(y)}"
             )
+
+
+def beside(
+    spec: Any, kept: list[Any], params: Tree, updates: Tree, what: str
+) -> tuple[list[Any], list[Any]]:
+    """Return the leaves of ``params`` and of ``updates``, which fit what is kept beside them.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: they do not fit.
+    """
+    leaves = pytree.match(spec, params, "params", INITIAL)
+    given = pytree.match(spec, updates, "updates", INITIAL)
+    gradients(spec, given, kept, what, "updates")
+    same_places(spec, leaves, kept, "params")
+    return leaves, given
+
+
+def states(given: Any, names: list[str]) -> None:
+    """Check that the state of named transforms is a dict with one for each.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(given, dict) or given.keys() != set(names):
+        raise ValueError(
+            f"state must be the dict of the states that init returned, with the keys {names}, "
+            f"got {list(given) if isinstance(given, dict) else type(given).__name__}{ORDER}"
+        )
 
 
 def moments(spec: Any, columns: dict[str, list[Any]]) -> None:

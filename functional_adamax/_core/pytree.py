@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import optree
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from . import traced_pytree
 from .node import LEAVES, EmptyState, Tree, is_node, open_node
+
+T = TypeVar("T")
 
 __all__ = ["EmptyState", "Tree", "is_node", "open_node"]
 
@@ -180,6 +182,15 @@ def split(tree: Tree) -> tuple[Layout, list[Tensor]]:
 def tensors(tree: Tree) -> list[Tensor]:
     """Return the tensors of ``tree``."""
     return [x for x in flatten(tree)[0] if isinstance(x, Tensor)]
+
+
+def instances(tree: Tree, kind: type[T]) -> list[T]:
+    """Return the containers of a kind in ``tree``, none of them within another."""
+    if isinstance(tree, kind):
+        return [tree]
+    if not is_node(tree):
+        return []
+    return [found for child in open_node(tree)[0] for found in instances(child, kind)]
 
 
 def count(tree: Tree) -> Tensor:

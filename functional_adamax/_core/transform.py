@@ -10,6 +10,7 @@ hyperparameters, pickles, copies, and can be built inside traced code.
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -48,7 +49,11 @@ class Data:
     """A frozen dataclass of hyperparameters: compares by value, prints them, pickles, copies."""
 
     name: ClassVar[str]
-    """The public function that makes it; ``repr`` prints it."""
+    """The public function that makes it, which ``repr`` prints. Default: that of the class."""
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     def _values(self) -> dict[str, Any]:
         fields = dataclasses.fields(cast(Any, self))

@@ -36,7 +36,6 @@ class AdamState(NamedTuple):
 class Adam(Method):
     """Adam with coupled weight decay."""
 
-    name: ClassVar[str] = "adam"
     state: ClassVar[type[Any]] = AdamState
 
     lr: Hyperparameter | Schedule = 1e-3
@@ -80,7 +79,6 @@ class AdamW(Adam):
 class ScaleByAdam(Direction):
     """The direction of Adam: the update of ``Adam`` with a learning rate of -1."""
 
-    name: ClassVar[str] = "scale_by_adam"
     kind: ClassVar[type[Method]] = Adam
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)

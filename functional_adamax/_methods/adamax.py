@@ -37,7 +37,6 @@ class AdamaxState(NamedTuple):
 class Adamax(Method):
     """Adamax with coupled weight decay."""
 
-    name: ClassVar[str] = "adamax"
     title: ClassVar[str] = "Adamax"
     state: ClassVar[type[Any]] = AdamaxState
     rule = staticmethod(adamax_rule.adamax)
@@ -69,7 +68,6 @@ class AdamaxW(Adamax):
 class ScaleByAdamax(Direction):
     """The direction of Adamax: the update of ``Adamax`` with a learning rate of -1."""
 
-    name: ClassVar[str] = "scale_by_adamax"
     kind: ClassVar[type[Method]] = Adamax
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)

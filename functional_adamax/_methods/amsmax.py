@@ -17,7 +17,6 @@ from .method import Direction, Method
 class ScaleByAmsmax(Direction):
     """The direction of Adamax over the largest u so far, which is Adamax with b2 = 1."""
 
-    name: ClassVar[str] = "scale_by_amsmax"
     kind: ClassVar[type[Method]] = Adamax
 
     beta: Hyperparameter = 0.9

@@ -34,7 +34,6 @@ class LionState(NamedTuple):
 class Lion(Method):
     """Lion with decoupled weight decay."""
 
-    name: ClassVar[str] = "lion"
     state: ClassVar[type[Any]] = LionState
     decoupled: ClassVar[bool] = True
 
@@ -63,7 +62,6 @@ class Lion(Method):
 class ScaleByLion(Direction):
     """The direction of Lion: the update of ``Lion`` with a learning rate of -1."""
 
-    name: ClassVar[str] = "scale_by_lion"
     kind: ClassVar[type[Method]] = Lion
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99)

@@ -121,7 +121,7 @@ class Method(Transform):
         """Match the structures of the trees, and record what is to be done."""
         checks.state(state, self.state)
         steps, spec = pytree.flatten(state.step)
-        given = "the params that init was given"
+        given = checks.INITIAL
         g = pytree.match(spec, grads, "grads", given, checks.FITTING)
         p: list[Any] = [None] * len(steps)
         if params is not None:

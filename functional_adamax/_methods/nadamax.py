@@ -35,7 +35,6 @@ class NadamaxState(NamedTuple):
 class Nadamax(Method):
     """Nadamax with coupled weight decay."""
 
-    name: ClassVar[str] = "nadamax"
     state: ClassVar[type[Any]] = NadamaxState
 
     lr: Hyperparameter | Schedule = 2e-3
@@ -67,7 +66,6 @@ class Nadamax(Method):
 class ScaleByNadamax(Direction):
     """The direction of Nadamax: the update of ``Nadamax`` with a learning rate of -1."""
 
-    name: ClassVar[str] = "scale_by_nadamax"
     kind: ClassVar[type[Method]] = Nadamax
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999)

@@ -35,7 +35,6 @@ class RmspropState(NamedTuple):
 class Rmsprop(Method):
     """RMSprop with coupled weight decay."""
 
-    name: ClassVar[str] = "rmsprop"
     state: ClassVar[type[Any]] = RmspropState
 
     lr: Hyperparameter | Schedule = 1e-2
@@ -77,7 +76,6 @@ class Rmsprop(Method):
 class ScaleByRms(Direction):
     """The direction of RMSprop: the update of ``Rmsprop`` with a learning rate of -1."""
 
-    name: ClassVar[str] = "scale_by_rms"
     kind: ClassVar[type[Method]] = Rmsprop
 
     alpha: Hyperparameter = 0.99

@@ -34,7 +34,6 @@ class SgdState(NamedTuple):
 class Sgd(Method):
     """Gradient descent with momentum."""
 
-    name: ClassVar[str] = "sgd"
     state: ClassVar[type[Any]] = SgdState
 
     lr: Hyperparameter | Schedule

@@ -52,8 +52,6 @@ class Polynomial(Curve):
 class ExponentialDecay(Curve):
     """A constant factor for every ``transition_steps`` steps."""
 
-    name: ClassVar[str] = "exponential_decay"
-
     init_value: Scalar
     transition_steps: Scalar
     decay_rate: Scalar

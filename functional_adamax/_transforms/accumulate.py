@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,8 +40,6 @@ class MultiStepsState(NamedTuple):
 class MultiSteps(Transform):
     """Run a transform on every k-th update, on all since the last."""
 
-    name: ClassVar[str] = "multi_steps"
-
     inner: GradientTransformation
     every_k: int | Schedule
     use_grad_mean: bool = True
@@ -63,7 +61,7 @@ class MultiSteps(Transform):
         checks.state(state, MultiStepsState)
         before, spec = pytree.flatten(state.acc_grads)
         checks.moments(spec, {"acc_grads": before})
-        leaves = pytree.match(spec, updates, "updates", "the params that init was given")
+        leaves = pytree.match(spec, updates, "updates", checks.INITIAL)
         checks.gradients(spec, leaves, before, self.name, "updates")
         k = self.every_k
         if callable(k):

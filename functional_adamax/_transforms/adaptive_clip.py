@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from .stage import Seen, Stage
 @dataclass(frozen=True, eq=False, repr=False)
 class AdaptiveGradClip(Stage):
     """Bound the norm of each unit by a multiple of the norm of its weights."""
-
-    name: ClassVar[str] = "adaptive_grad_clip"
 
     clipping: Hyperparameter
     eps: Hyperparameter = 1e-3

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,10 +53,7 @@ class Averaging(Transform):
         checks.state(state, AverageState)
         checks.params_given(params, f"to {self.name}")
         averages, spec = pytree.flatten(state.average)
-        leaves = pytree.match(spec, params, "params", "the params that init was given")
-        given = pytree.match(spec, updates, "updates", "the params that init was given")
-        checks.gradients(spec, given, averages, self.name, "updates")
-        checks.same_places(spec, leaves, averages, "params")
+        leaves, given = checks.beside(spec, averages, params, updates, self.name)
         count = state.count + 1
         copy, due, weights = self._weights(count, state.average, averages)
         for i, (p, u, weight) in enumerate(zip(leaves, given, weights, strict=True)):
@@ -77,8 +74,6 @@ class Averaging(Transform):
 @dataclass(frozen=True, eq=False, repr=False)
 class ParamsEma(Averaging):
     """An exponential moving average."""
-
-    name: ClassVar[str] = "params_ema"
 
     decay: Hyperparameter
     debias: bool = False
@@ -102,8 +97,6 @@ class ParamsEma(Averaging):
 @dataclass(frozen=True, eq=False, repr=False)
 class ParamsAverage(Averaging):
     """The mean."""
-
-    name: ClassVar[str] = "params_average"
 
     every: int = 1
     start: int = 0
@@ -225,7 +218,7 @@ def averaged(state: Any, params: Tree = None) -> Tree:
         >>> averaged(params_average().init({"w": torch.ones(1), "n": None}))
         {'w': tensor([1.]), 'n': None}
     """
-    found = _find(state)
+    found = pytree.instances(state, AverageState)
     if len(found) != 1:
         raise ValueError(
             f"state must hold the state of one params_ema or params_average, got {len(found)} "
@@ -235,15 +228,7 @@ def averaged(state: Any, params: Tree = None) -> Tree:
     averages, spec = pytree.flatten(found[0].average)
     if params is None:
         return pytree.unflatten(spec, [x if isinstance(x, Tensor) else None for x in averages])
-    leaves = pytree.match(spec, params, "params", "the params that init was given")
+    leaves = pytree.match(spec, params, "params", checks.INITIAL)
     checks.same_places(spec, leaves, averages, "params")
     pairs = zip(averages, leaves, strict=True)
     return pytree.unflatten(spec, [x.to(p.dtype) if isinstance(x, Tensor) else p for x, p in pairs])
-
-
-def _find(state: Any) -> list[AverageState]:
-    if isinstance(state, AverageState):
-        return [state]
-    if not pytree.is_node(state):
-        return []
-    return [found for child in pytree.open_node(state)[0] for found in _find(child)]

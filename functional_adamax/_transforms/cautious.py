@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from .._core.transform import GradientTransformation, Transform
 @dataclass(frozen=True, eq=False, repr=False)
 class Cautious(Transform):
     """``inner`` without the elements of its updates that go against the gradient."""
-
-    name: ClassVar[str] = "cautious"
 
     inner: GradientTransformation
     ascending: bool = False

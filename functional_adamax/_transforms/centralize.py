@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,8 +14,6 @@ from .stage import Seen, Stage
 @dataclass(frozen=True, eq=False, repr=False)
 class Centralize(Stage):
     """Subtract the mean of each unit."""
-
-    name: ClassVar[str] = "centralize"
 
     def rule(self, x: Seen) -> Tensor:
         return x.u if x.u.dim() < 2 else _centered(x.u)

@@ -20,8 +20,6 @@ from .stage import Seen, Stage
 class Identity(Stateless):
     """Updates pass as they are."""
 
-    name: ClassVar[str] = "identity"
-
     def update(
         self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, EmptyState]:
@@ -32,8 +30,6 @@ class Identity(Stateless):
 @dataclass(frozen=True, eq=False, repr=False)
 class Chain(Transform):
     """Transforms applied one after another."""
-
-    name: ClassVar[str] = "chain"
 
     links: tuple[GradientTransformation, ...]
 
@@ -64,8 +60,6 @@ class Chain(Transform):
 class NamedChain(Transform):
     """A chain whose states are found by name."""
 
-    name: ClassVar[str] = "named_chain"
-
     links: tuple[tuple[str, GradientTransformation], ...]
 
     def init(self, params: Tree) -> dict[str, Any]:
@@ -75,12 +69,7 @@ class NamedChain(Transform):
         self, updates: Tree, state: dict[str, Any], params: Tree = None, **extra: Any
     ) -> tuple[Tree, dict[str, Any]]:
         names = [name for name, _ in self.links]
-        if not isinstance(state, dict) or state.keys() != set(names):
-            raise ValueError(
-                f"state must be the dict of the states that init returned, with the keys {names}, "
-                f"got {list(state) if isinstance(state, dict) else type(state).__name__}"
-                + checks.ORDER
-            )
+        checks.states(state, names)
         states = {}
         for name, link in self.links:
             updates, states[name] = call_update(link, updates, state[name], params, extra)
@@ -94,7 +83,6 @@ class NamedChain(Transform):
 class SetToZero(Stage):
     """No step at all."""
 
-    name: ClassVar[str] = "set_to_zero"
     strict: ClassVar[bool] = False
 
     def rule(self, x: Seen) -> Tensor:

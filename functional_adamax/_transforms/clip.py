@@ -7,7 +7,7 @@ is never clipped, so that clipping is differentiable there too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from .stage import Seen, Stage
 class Clip(Stage):
     """Bound each element."""
 
-    name: ClassVar[str] = "clip"
-
     max_value: Hyperparameter
 
     def rule(self, x: Seen) -> Tensor:
@@ -34,8 +32,6 @@ class Clip(Stage):
 @dataclass(frozen=True, eq=False, repr=False)
 class ClipByGlobalNorm(Stage):
     """Bound the norm of all updates together."""
-
-    name: ClassVar[str] = "clip_by_global_norm"
 
     max_norm: float | Tensor
 
@@ -55,8 +51,6 @@ class ClipByGlobalNorm(Stage):
 @dataclass(frozen=True, eq=False, repr=False)
 class ClipByBlockRms(Stage):
     """Bound the root mean square of each leaf."""
-
-    name: ClassVar[str] = "clip_by_block_rms"
 
     threshold: Hyperparameter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ class ConditionalState(NamedTuple):
 @dataclass(frozen=True, eq=False, repr=False)
 class Conditionally(Transform):
     """A transform applied where a condition on the count holds."""
-
-    name: ClassVar[str] = "conditionally"
 
     inner: GradientTransformation
     condition: Callable[[Tensor], Any]

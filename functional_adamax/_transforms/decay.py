@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -18,8 +18,6 @@ from .stage import Seen, Stage
 @dataclass(frozen=True, eq=False, repr=False)
 class AddDecayedWeights(Stage):
     """Add a multiple of the parameters."""
-
-    name: ClassVar[str] = "add_decayed_weights"
 
     weight_decay: Hyperparameter = 0.0
 

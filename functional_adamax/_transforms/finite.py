@@ -43,7 +43,6 @@ class ApplyIfFiniteState(NamedTuple):
 class ZeroNans(Keeping):
     """Replace what is not a number by zero."""
 
-    name: ClassVar[str] = "zero_nans"
     state: ClassVar[type[Any]] = ZeroNansState
 
     infinities: bool = False
@@ -64,8 +63,6 @@ class ZeroNans(Keeping):
 @dataclass(frozen=True, eq=False, repr=False)
 class ApplyIfFinite(Transform):
     """Run a transform on finite updates only."""
-
-    name: ClassVar[str] = "apply_if_finite"
 
     inner: GradientTransformation
     max_consecutive_errors: int

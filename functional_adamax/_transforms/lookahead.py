@@ -7,7 +7,7 @@ any other. A synchronisation is selected and not branched to: no code depends on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +35,6 @@ class LookaheadState(NamedTuple):
 class Lookahead(Transform):
     """A transform whose steps are taken back in part."""
 
-    name: ClassVar[str] = "lookahead"
-
     inner: GradientTransformation
     sync_period: int
     slow_step_size: Hyperparameter
@@ -54,15 +52,12 @@ class Lookahead(Transform):
         checks.state(state, LookaheadState)
         checks.params_given(params, "to lookahead")
         slow, spec = pytree.flatten(state.slow)
-        leaves = pytree.match(spec, params, "params", "the params that init was given")
-        given = pytree.match(spec, updates, "updates", "the params that init was given")
-        checks.gradients(spec, given, slow, self.name, "updates")
-        checks.same_places(spec, leaves, slow, "params")
+        leaves, _ = checks.beside(spec, slow, params, updates, self.name)
         sizes = hyper.per_leaf("slow_step_size", self.slow_step_size, state.slow, slow)
         new, inner = call_update(self.inner, updates, state.inner, params, extra)
         count = state.count + 1
         due = count % self.sync_period == 0
-        steps = pytree.match(spec, new, "the updates of inner", "the params that init was given")
+        steps = pytree.match(spec, new, "the updates of inner", checks.INITIAL)
         for i, (p, u, size) in enumerate(zip(leaves, steps, sizes, strict=True)):
             if u is not None:
                 steps[i], slow[i] = _step(due.to(p.device), p, u, slow[i], size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -53,8 +53,6 @@ def goes_by_path(value: Any) -> bool:
 class Masked(Transform):
     """A transform of some leaves; the others pass."""
 
-    name: ClassVar[str] = "masked"
-
     inner: GradientTransformation
     mask: Mask
 
@@ -76,8 +74,6 @@ class Masked(Transform):
 class Partition(Transform):
     """A transform for each label."""
 
-    name: ClassVar[str] = "partition"
-
     transforms: Mapping[str, GradientTransformation]
     labels: Tree | Callable[[Tree], Tree]
 
@@ -88,12 +84,7 @@ class Partition(Transform):
     def update(
         self, updates: Tree, state: dict[str, Any], params: Tree = None, **extra: Any
     ) -> tuple[Tree, dict[str, Any]]:
-        if not isinstance(state, dict) or state.keys() != self.transforms.keys():
-            raise ValueError(
-                "state must be the dict of the states that init returned, with the keys "
-                f"{list(self.transforms)}, got "
-                f"{list(state) if isinstance(state, dict) else type(state).__name__}{checks.ORDER}"
-            )
+        checks.states(state, list(self.transforms))
         updates = _like_params(updates, params)
         parts = self._parts(updates if params is None else params)
         new, states = [], {}
@@ -124,8 +115,6 @@ class Partition(Transform):
 @dataclass(frozen=True, eq=False, repr=False)
 class Freeze(Stateless):
     """Zero updates for some leaves."""
-
-    name: ClassVar[str] = "freeze"
 
     mask: Mask
 

@@ -66,7 +66,6 @@ class Accumulating(Keeping):
 class Ema(Accumulating):
     """An exponential moving average of the updates."""
 
-    name: ClassVar[str] = "ema"
     state: ClassVar[type[Any]] = EmaState
 
     decay: Hyperparameter
@@ -91,7 +90,6 @@ class Ema(Accumulating):
 class Trace(Accumulating):
     """A decaying sum of the updates."""
 
-    name: ClassVar[str] = "trace"
     state: ClassVar[type[Any]] = TraceState
 
     decay: Hyperparameter

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,6 @@ class NoiseState(NamedTuple):
 @dataclass(frozen=True, eq=False, repr=False)
 class AddNoise(Transform):
     """Add Gaussian noise whose variance decays."""
-
-    name: ClassVar[str] = "add_noise"
 
     eta: Hyperparameter
     gamma: Hyperparameter

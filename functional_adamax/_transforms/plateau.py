@@ -9,7 +9,7 @@ ensemble has its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +36,6 @@ class ReduceOnPlateauState(NamedTuple):
 @dataclass(frozen=True, eq=False, repr=False)
 class ReduceOnPlateau(Transform):
     """Scale by a factor that falls on a plateau."""
-
-    name: ClassVar[str] = "reduce_on_plateau"
 
     factor: Scalar
     patience: Scalar

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from .._core.transform import GradientTransformation, Transform
 @dataclass(frozen=True, eq=False, repr=False)
 class Sam(Transform):
     """A transform on the gradients of a point uphill."""
-
-    name: ClassVar[str] = "sam"
 
     inner: GradientTransformation
     rho: Hyperparameter = 0.05

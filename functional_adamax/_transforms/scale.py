@@ -19,7 +19,6 @@ from .stage import Seen, Stage
 class Scale(Stage):
     """Multiply by a factor."""
 
-    name: ClassVar[str] = "scale"
     strict: ClassVar[bool] = False
 
     factor: Hyperparameter
@@ -32,7 +31,6 @@ class Scale(Stage):
 class ScaleByLearningRate(Stage):
     """Multiply by the negative learning rate."""
 
-    name: ClassVar[str] = "scale_by_learning_rate"
     strict: ClassVar[bool] = False
 
     lr: Hyperparameter | Schedule

@@ -13,7 +13,7 @@ Where ``b1`` changes from one step to the next, x is what stays, and c in the fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,8 +46,6 @@ class ScheduleFreeState(NamedTuple):
 @dataclass(frozen=True, eq=False, repr=False)
 class ScheduleFree(Transform):
     """A transform whose iterates are averaged."""
-
-    name: ClassVar[str] = "schedule_free"
 
     inner: GradientTransformation
     lr: Hyperparameter | Schedule
@@ -83,14 +81,11 @@ class ScheduleFree(Transform):
             pytree.match(spec, getattr(state, name), f"state.{name}", "state.z")
             for name in ("b1", "max_lr", "weight_sum")
         )
-        ys = pytree.match(spec, params, "params", "the params that init was given")
-        given = pytree.match(spec, updates, "updates", "the params that init was given")
-        checks.gradients(spec, given, zs, self.name, "updates")
-        checks.same_places(spec, ys, zs, "params")
+        ys, _ = checks.beside(spec, zs, params, updates, self.name)
         rates = _wide("lr", self.lr, state.z, zs)
         betas = _wide("b1", self.b1, state.z, zs)
         new, inner = call_update(self.inner, updates, state.inner, params, extra)
-        steps = pytree.match(spec, new, "the updates of inner", "the params that init was given")
+        steps = pytree.match(spec, new, "the updates of inner", checks.INITIAL)
         for i, u in enumerate(steps):
             if u is not None:
                 largest[i] = torch.maximum(largest[i], rates[i])
@@ -217,7 +212,7 @@ def schedule_free_eval_params(state: Any, params: Tree) -> Tree:
         >>> schedule_free_eval_params(tx.init(params), params)
         tensor([1.])
     """
-    found = _find(state)
+    found = pytree.instances(state, ScheduleFreeState)
     if len(found) != 1:
         raise ValueError(
             f"state must hold the state of one schedule_free, got {len(found)} of them: pass "
@@ -225,7 +220,7 @@ def schedule_free_eval_params(state: Any, params: Tree) -> Tree:
         )
     zs, spec = pytree.flatten(found[0].z)
     betas = pytree.match(spec, found[0].b1, "state.b1", "state.z")
-    ys = pytree.match(spec, params, "params", "the params that init was given")
+    ys = pytree.match(spec, params, "params", checks.INITIAL)
     checks.same_places(spec, ys, zs, "params")
     for i, (z, b1) in enumerate(zip(zs, betas, strict=True)):
         if isinstance(z, Tensor):
@@ -233,11 +228,3 @@ def schedule_free_eval_params(state: Any, params: Tree) -> Tree:
             y, z = ys[i].to(wide), z.to(wide)
             ys[i] = (z + numerics.scaled(y - z, 1 / b1)).to(ys[i].dtype)
     return pytree.unflatten(spec, ys)
-
-
-def _find(state: Any) -> list[ScheduleFreeState]:
-    if isinstance(state, ScheduleFreeState):
-        return [state]
-    if not pytree.is_node(state):
-        return []
-    return [found for child in pytree.open_node(state)[0] for found in _find(child)]

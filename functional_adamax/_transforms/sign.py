@@ -17,7 +17,6 @@ from .stage import Seen, Stage
 class ScaleBySign(Stage):
     """The sign of each element."""
 
-    name: ClassVar[str] = "scale_by_sign"
     strict: ClassVar[bool] = False
 
     def rule(self, x: Seen) -> Tensor:

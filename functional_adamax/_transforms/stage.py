@@ -107,7 +107,7 @@ class Keeping(Transform):
             for name in others
         }
         kept[last] = column
-        given = pytree.match(spec, updates, "updates", "the params that init was given")
+        given = pytree.match(spec, updates, "updates", checks.INITIAL)
         like = self.fitting(spec, kept, given)
         checks.gradients(spec, given, like, self.name, "updates")
         rows = _rows(self.hyper(), tree, like)

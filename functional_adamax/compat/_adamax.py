@@ -33,6 +33,8 @@ from ._optimizer import Optimizer
 class TorchAdamax(adamax.Adamax):
     """Adamax with the options of a parameter group; ``step`` is kept as torch keeps it."""
 
+    name: ClassVar[str] = "adamax"
+
     foreach: bool | None = None
     differentiable: bool = False
     capturable: bool = False
