@@ -1,4 +1,4 @@
-"""The recipes of ``docs/layout.md`` for a stage and a method, followed to the letter."""
+"""The recipes of ``docs/layout.md`` for a stage, a method, an executor, followed to the letter."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.func import grad, vmap
 from trees import assert_equal, grads_like, params
 
 import functional_adamax as fa
+from functional_adamax._execution import by_rule, choice
 from functional_adamax.compat import Optimizer
 
 PAGE = Path(__file__).parents[1] / "docs/layout.md"
@@ -83,3 +84,25 @@ def test_a_recipe_is_an_optimizer(made: Any) -> None:
     wanted = fa.step(tx, w.grad, tx.init(w.detach()), w.detach())[0]
     optimizer.step()
     assert torch.equal(w.detach(), wanted)
+
+
+@pytest.mark.parametrize("method", [fa.adamax(0.1), fa.adam(0.1, maximize=True), fa.lion(0.1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recipe_is_an_executor(
+    method: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = types.ModuleType("made_executor")
+    exec(compile(block("def part(work"), str(PAGE), "exec"), module.__dict__)
+    taken: list[int] = []
+
+    def part(*arguments: Any) -> Any:
+        rows = module.part(*arguments)
+        taken.extend(rows)
+        return rows
+
+    p = {"a": torch.ones(2, dtype=dtype), "b": torch.ones(0, 3, dtype=dtype)}
+    g, state = grads_like(p), method.init(p)
+    wanted = method.update(g, state, p), fa.step(method, g, state, p)
+    monkeypatch.setattr(choice, "_order", lambda: ((), (types.SimpleNamespace(part=part), by_rule)))
+    assert_equal((method.update(g, state, p), fa.step(method, g, state, p)), wanted)
+    assert taken == [1, 1]

@@ -75,13 +75,12 @@ class Work:
             checks.same_places(spec, self.p, like, "params")
         checks.gradients(spec, self.g, like, self.method.title)
         checks.scalars(spec, self.t, like, "state.step")
-        self.hyper = {name: self._column(name, x, like) for name, x in self.rates.items()}
-
-    def _column(self, name: str, value: Any, like: list[Any]) -> list[Any]:
-        """A hyperparameter for each leaf."""
-        if isinstance(value, (int, float)) or name == "derivative_floor":
-            return [value] * len(like)
-        return hyper.per_leaf(name, value, self.tree, like)
+        self.hyper = {
+            name: [x] * len(like)
+            if isinstance(x, (int, float)) or name == "derivative_floor"
+            else hyper.per_leaf(name, x, self.tree, like)
+            for name, x in self.rates.items()
+        }
 
     def like(self) -> list[Any]:
         """The tensors to which gradients and hyperparameters are fitted."""
