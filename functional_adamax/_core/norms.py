@@ -1,8 +1,10 @@
 """Norms that neither overflow nor vanish, and whose derivative at zero is zero.
 
-A norm is a pair ``(unit, root)``, of which it is the product: ``unit`` is the largest absolute
-value, a constant to differentiation, and ``root`` the norm of what is left when all values are
-divided by it. So even a norm too large for its dtype can be divided by.
+A norm is a pair ``(unit, root)``, of which it is the product: ``unit`` is a constant to
+differentiation, and ``root`` the norm of what is left when all values are divided by it. So even a
+norm too large for its dtype can be divided by. Squares are added up in float64, in the order of
+``sums.py``. Those of float64 numbers could overflow or vanish there: their unit is the largest
+absolute value. That of other dtypes is 1, except for norms at the bounds of float32.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, numerics, pytree, sharded
+from . import checks, numerics, pytree, sharded, sums
 from .numerics import root
 from .pytree import Tree
 
@@ -51,10 +53,35 @@ def of_leaves(leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
     if not parts:
         return torch.ones(()), torch.zeros(())
     dtype, device = reduce(torch.promote_types, (x.dtype for x in parts)), parts[0].device
-    largest = [sharded.largest(x.detach().abs()).to(device=device, dtype=dtype) for x in parts]
-    unit = _unit(sharded.combined(torch.maximum, largest))
-    squares = [(x.to(dtype) / unit.to(x.device)).square().sum().to(device) for x in parts]
-    return unit, root(sharded.combined(torch.add, squares))
+    wide = numerics.step_dtype(device)
+    if dtype == wide:  # in which squares may overflow or vanish
+        largest = [sharded.largest(x.detach().abs()).to(device, dtype) for x in parts]
+        unit = _unit(sharded.combined(torch.maximum, largest))
+        parts = [x.to(dtype) / unit.to(x.device) for x in parts]
+        return unit, root(_sum_of_squares(parts, dtype))
+    length = root(_sum_of_squares(parts, wide))
+    size = length.detach()
+    ordinary = (size > _TINY) & (size < 1 / _TINY)
+    unit = torch.where(ordinary | ~(size > 0), 1.0, size.clamp(_TINY**2, 1 / _TINY**2))
+    return unit.to(dtype), (length / unit).to(dtype)
+
+
+_TINY = 2.0**-60
+"""The smallest norm that is the root itself; its square is far from the bounds of float32."""
+
+
+def _sum_of_squares(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Of all elements together, on the device of the first."""
+    device = parts[0].device
+    plain: dict[torch.device, list[Tensor]] = {}
+    spread: list[Tensor] = []
+    for x in parts:
+        if sharded.is_sharded(x):
+            spread.append(x.to(dtype).square().sum().to(device))
+        else:
+            plain.setdefault(x.device, []).append(x)
+    totals = [sums.of_squares(some, dtype).to(device) for some in plain.values()]
+    return sharded.combined(torch.add, [*totals, *spread])
 
 
 def over(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
