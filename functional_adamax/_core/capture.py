@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch._C import _len_torch_function_stack
-from torch._functorch.autograd_function import custom_function_call
 from torch.func import vjp
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._pytree import tree_iter, tree_map
+from torch.overrides import TorchFunctionMode
 
 from . import context
+from .private import modes, trees
 
 Unknown = Callable[[Tensor, Callable[..., Any]], None]
 """What to do about a tensor from outside, and the function that was given it."""
@@ -45,7 +43,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
         for item in tree:
             yield from _tensors(item)
     elif tree is not None and not isinstance(tree, (int, float, str)):
-        yield from (x for x in tree_iter(tree) if isinstance(x, Tensor))
+        yield from (x for x in trees.leaves(tree) if isinstance(x, Tensor))
 
 
 class Closure(TorchFunctionMode):
@@ -67,8 +65,8 @@ class Closure(TorchFunctionMode):
         self.at = at
         self.table = {id(x): y for x, y in zip(old, new, strict=True)}
         self.unknown = unknown
-        modes = reversed(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
-        self.around = [mode for mode in modes if isinstance(mode, Closure)]
+        around = reversed(modes.function_mode_stack())
+        self.around = [mode for mode in around if isinstance(mode, Closure)]
         self.start = context.node_number(None)
         self.inside: dict[int, weakref.ref[Tensor]] = {}
         self._enter(arguments)
@@ -107,7 +105,7 @@ class Closure(TorchFunctionMode):
             else:
                 _refuse_transformed(root)
         if any(id(x) in self.table for x in _tensors(given)):
-            given = tree_map(lambda x: self.table.get(id(x), x), given)
+            given = trees.mapped(lambda x: self.table.get(id(x), x), given)
         result = func(*given[0], **given[1])
         self._enter(result)
         return result
@@ -127,7 +125,7 @@ def closed_over(
     found: dict[int, Tensor] = {}
 
     def note(x: Tensor, func: Callable[..., Any]) -> None:
-        if func is custom_function_call and refuse_applied is not None:
+        if refuse_applied is not None and modes.applies(func):
             refuse_applied(x)
         found[id(x)] = x
 
@@ -168,7 +166,7 @@ def refuse_applied(x: Tensor) -> None:
 
 def apply(function: Any, *inputs: Any) -> Any:
     """Apply an autograd function, to which a mode would not see its tensors go."""
-    if _len_torch_function_stack():
+    if modes.function_modes():
         inputs = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs)
     return function.apply(*inputs)
 

@@ -7,37 +7,25 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
-from torch._C._functorch import (
-    CVmapInterpreterPtr,
-    TransformType,
-    get_interpreter_stack,
-    get_unwrapped,
-    is_functorch_wrapped_tensor,
-    is_legacy_batchedtensor,
-    maybe_current_level,
-    maybe_get_level,
-    peek_interpreter_stack,
-    unwrap_if_dead,
-)
+
+from .private import modes, transforms
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def transforming() -> bool:
     """Whether a transform of ``torch.func`` is running."""
-    return peek_interpreter_stack() is not None
+    return transforms.innermost() is not None
 
 
 def forward_mode() -> bool:
     """Whether forward-mode differentiation is going on, in either form."""
-    jvp = any(layer.key() == TransformType.Jvp for layer in get_interpreter_stack() or [])
-    return jvp or torch.autograd.forward_ad._current_level >= 0
+    return transforms.jvp_is_running() or modes.dual_level() >= 0
 
 
 def batching() -> bool:
     """Whether ``vmap`` is going on."""
-    return any(layer.key() == TransformType.Vmap for layer in get_interpreter_stack() or [])
+    return transforms.vmap_is_running()
 
 
 def uncompiled(function: Function) -> Function:
@@ -49,11 +37,8 @@ def uncompiled(function: Function) -> Function:
 
 
 def constant(function: Function) -> Function:
-    """Return ``function``, whose result a compiler takes for a constant.
-
-    As ``torch.compiler.assume_constant_result`` does, which would import the compiler.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    """Return ``function``, whose result a compiler takes for a constant."""
+    modes.mark_constant(function)
     return function
 
 
@@ -61,10 +46,10 @@ def traced() -> bool:
     """Whether a compiler, a tracer or a transform follows what is computed."""
     return bool(
         torch.compiler.is_compiling()
-        or peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state()
-        or _len_torch_dispatch_stack()
+        or transforms.innermost() is not None
+        or modes.dual_level() >= 0
+        or modes.tracing()
+        or modes.dispatch_modes()
     )
 
 
@@ -77,24 +62,19 @@ def only_vmap() -> tuple[int, int] | None:
     """The level and the batch size of a ``vmap``, if nothing else follows what is computed."""
     if torch.compiler.is_compiling() or not transforming():
         return None
-    layers = get_interpreter_stack() or []
-    if len(layers) != 1 or layers[0].key() != TransformType.Vmap:
+    if modes.tracing() or modes.dispatch_modes() or forward_mode():
         return None
-    if torch._C._get_tracing_state() or _len_torch_dispatch_stack() or forward_mode():
-        return None
-    return layers[0].level(), CVmapInterpreterPtr(layers[0]).batchSize()
+    return transforms.lone_vmap()
 
 
 def level() -> int:
     """The number of the innermost running transform, 0 outside of all."""
-    current: int | None = maybe_current_level()
-    return current or 0
+    return transforms.level() or 0
 
 
 def living(x: Tensor) -> Tensor:
     """Return ``x``, or what it wraps where the transform that wrapped it has ended."""
-    unwrapped: Tensor = unwrap_if_dead(x)
-    return unwrapped
+    return transforms.living(x)
 
 
 def followed_outside(x: Any, at: int) -> Tensor | None:
@@ -105,28 +85,23 @@ def followed_outside(x: Any, at: int) -> Tensor | None:
     """
     if not isinstance(x, Tensor):
         return None
-    while is_functorch_wrapped_tensor(x) and maybe_get_level(x) > at:
-        if maybe_get_level(x) == at + 1:
+    while transforms.wraps(x) and transforms.level_of(x) > at:
+        if transforms.level_of(x) == at + 1:
             return None
-        x = get_unwrapped(x)
-    return x if is_functorch_wrapped_tensor(x) or x.requires_grad else None
+        x = transforms.unwrapped(x)
+    return x if transforms.wraps(x) or x.requires_grad else None
 
 
 def tracked(x: Tensor) -> bool:
     """Whether ``x`` may be differentiated, at any level."""
-    while is_functorch_wrapped_tensor(x) and not x.requires_grad:
-        x = get_unwrapped(x)
+    while transforms.wraps(x) and not x.requires_grad:
+        x = transforms.unwrapped(x)
     return x.requires_grad
 
 
 def batched_by_autograd(tensors: Iterable[Tensor | None]) -> bool:
     """Whether ``torch.autograd.grad(is_grads_batched=True)`` made one of ``tensors``."""
-    return any(x is not None and is_legacy_batchedtensor(x) for x in tensors)
-
-
-def saved_tensors_are_hooked() -> bool:
-    """Whether what autograd saves may come back otherwise than it was, in layout or dtype."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return any(x is not None and transforms.may_be_batched_by_autograd(x) for x in tensors)
 
 
 def node_number(x: Tensor | None) -> int:
@@ -138,4 +113,4 @@ def node_number(x: Tensor | None) -> int:
         with torch.enable_grad():
             x = torch.zeros((), requires_grad=True).view(())
     node = x.grad_fn
-    return -1 if node is None else int(node._sequence_nr())
+    return -1 if node is None else modes.number(node)

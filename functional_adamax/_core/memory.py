@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .private import transforms
+
 
 def has_address(leaf: Any) -> bool:
     """Whether ``leaf`` is a tensor whose address may be read here.
@@ -23,7 +25,7 @@ def extent(leaf: Any) -> tuple[int, int] | None:
     """Return where a tensor begins and ends in memory, if it has an address; no compiler asks."""
     if (
         not isinstance(leaf, Tensor)
-        or torch._C._functorch.is_functorch_wrapped_tensor(leaf)
+        or transforms.wraps(leaf)
         or leaf.layout != torch.strided
         or type(leaf).__torch_dispatch__ is not Tensor.__torch_dispatch__
         or torch.nn.parameter.is_lazy(leaf)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, get_type_hints
 
 import optree
 import torch
-from torch.utils import _pytree
+
+from .private import trees
 
 Tree: TypeAlias = Any
 """Any pytree known to optree: dict, list, tuple, NamedTuple, registered node, or one leaf."""
@@ -24,9 +25,7 @@ def public_node(kind: Kind) -> Kind:
     """
     kind.__annotations__ = get_type_hints(kind)  # which are looked up in the module it names
     kind.__module__ = kind.__module__.split("._")[0]
-    register = getattr(_pytree, "_register_namedtuple", None)  # which is private to torch
-    if register is not None:
-        register(kind, serialized_type_name=f"{kind.__module__}.{kind.__name__}")
+    trees.register(kind, f"{kind.__module__}.{kind.__name__}")
     torch.serialization.add_safe_globals([kind])
     return kind
 

@@ -6,12 +6,14 @@ with the hyperparameters of its member: the bits are those of a loop over the me
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .._core import context
+from .._core.private import transforms
 from .adamax_rule import AdamaxLeaf
 from .native import kernel
 from .work import Columns, Work, leaves_of
@@ -31,28 +33,32 @@ def compute(work: Work, add: bool) -> Columns | None:
     if not leaves or not all(map(_is_batched, leaves)):
         return None
     level, members = batch
-    with temporarily_clear_interpreter_stack():
-        stacked = [_stacked(leaf, members) for leaf in leaves]
-        if torch.is_grad_enabled() and any(
-            x.requires_grad for leaf in stacked for x in leaf if isinstance(x, Tensor)
-        ):
-            return None
-        ready = kernel.as_read(stacked, members)
-        if ready is None:
-            return None
-        found = kernel.step(ready, add, members=members)
-    rows = [[_add_batch_dim(x, 0, level) for x in row[:4]] for row in found]
+    found = transforms.outside(partial(_stepped, leaves, members, add))
+    if found is None:
+        return None
+    rows = [[transforms.batched(x, 0, level) for x in row[:4]] for row in found]
     for leaf, row in zip(leaves, rows, strict=True):
-        if not is_batchedtensor(leaf.t):
+        if not transforms.is_batched(leaf.t):
             row[1] = leaf.t + 1
     first, t, m, u = map(list, zip(*rows, strict=True))
     return first, t, m, u
 
 
+def _stepped(leaves: list[AdamaxLeaf], members: int, add: bool) -> list[list[Any]] | None:
+    """The rows of leaves that are stacked, or None where the kernel does not take them."""
+    stacked = [_stacked(leaf, members) for leaf in leaves]
+    if torch.is_grad_enabled() and any(
+        x.requires_grad for leaf in stacked for x in leaf if isinstance(x, Tensor)
+    ):
+        return None
+    ready = kernel.as_read(stacked, members)
+    return None if ready is None else kernel.step(ready, add, members=members)
+
+
 def _is_batched(leaf: AdamaxLeaf) -> bool:
     """Whether each member has its own tensors, and hyperparameters of shape () at most."""
     own = leaf[1:4] if leaf.p is None else leaf[:4]
-    return all(isinstance(x, Tensor) and is_batchedtensor(x) for x in own) and not any(
+    return all(isinstance(x, Tensor) and transforms.is_batched(x) for x in own) and not any(
         isinstance(x, Tensor) and x.dim() for x in leaf[5:10]
     )
 
@@ -67,8 +73,8 @@ def _stacked(leaf: AdamaxLeaf, members: int) -> AdamaxLeaf:
 
 def _whole(x: Tensor) -> Tensor:
     """The tensor of all members, the members first; one that they share as it is."""
-    if not is_batchedtensor(x):
+    if not transforms.is_batched(x):
         return x
-    whole: Tensor = get_unwrapped(x)
-    place = maybe_get_bdim(x)
+    whole = transforms.unwrapped(x)
+    place = transforms.place_of_batch(x)
     return whole if place == 0 else whole.movedim(place, 0)

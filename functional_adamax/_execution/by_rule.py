@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
-
 from .._core.numerics import add
+from .._core.private import foreach
 from . import rule
 from .work import Row, Work
 
@@ -31,6 +30,6 @@ def written(work: Work, where: list[int]) -> dict[int, Callable[[], None]]:
 def _copy(work: Work, i: int, row: Row) -> None:
     p, t, *moments = row
     work.p[i].copy_(p)
-    torch._foreach_copy_([work.t[i]], [t])  # Dynamo may drop a copy_ into a float64 scalar
+    foreach.copy_([work.t[i]], [t])  # Dynamo may drop a copy_ into a float64 scalar
     for column, x in zip(work.moments.values(), moments, strict=True):
         column[i].copy_(x)

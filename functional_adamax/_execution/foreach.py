@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._core import memory
 from .._core.numerics import real_views
+from .._core.private import foreach as many
 from . import inplace
 from .adamax_rule import AdamaxLeaf
 from .inplace import scale
@@ -27,7 +28,8 @@ from .work import Work, leaves_of
 
 def part(work: Work, where: list[int]) -> tuple[list[int], Callable[[], None]]:
     """Return which of the leaves are taken, as ``inplace.takes`` says, and what steps them."""
-    taken = {i: leaf for i, leaf in leaves_of(work, where).items() if inplace.takes(leaf)}
+    found = leaves_of(work, where).items() if many.IS_WHOLE else ()
+    taken = {i: leaf for i, leaf in found if inplace.takes(leaf)}
     groups: dict[Any, list[AdamaxLeaf]] = defaultdict(list)
     for leaf in taken.values():
         hyper = (leaf.b1, leaf.b2, leaf.eps, leaf.weight_decay)
@@ -51,11 +53,11 @@ def _planned(group: list[AdamaxLeaf], counted_once: bool) -> Callable[[], None]:
     if p[0].is_complex():
         p, g, m, u = real_views(*p), real_views(*g), real_views(*m), real_views(*u)
     if maximize:
-        g = list(torch._foreach_neg(g))
+        g = list(many.neg(g))
     if weight_decay != 0:
-        g = list(torch._foreach_add(g, p, alpha=weight_decay))
-    sizes = torch._foreach_abs(g)
-    torch._foreach_add_(sizes, eps)
+        g = list(many.add(g, p, alpha=weight_decay))
+    sizes = many.abs_of(g)
+    many.add_(sizes, eps)
     one = torch.ones((), dtype=t[0].dtype, device="cpu")
     scales = [-scale(leaf.lr, b1, leaf.t + 1) for leaf in group] if counted_once else None
     return partial(_write, group, p, g, m, u, t, sizes, one, scales)
@@ -73,9 +75,9 @@ def _write(
     scales: list[float] | None,
 ) -> None:
     b1, b2 = group[0].b1, group[0].b2
-    torch._foreach_add_(t, one, alpha=1.0)
-    torch._foreach_lerp_(m, g, 1 - b1)
-    torch._foreach_mul_(u, b2)
-    torch._foreach_maximum_(u, sizes)
+    many.add_(t, one, alpha=1.0)
+    many.lerp_(m, g, 1 - b1)
+    many.mul_(u, b2)
+    many.maximum_(u, sizes)
     scales = scales or [-scale(leaf.lr, b1, leaf.t) for leaf in group]
-    torch._foreach_addcdiv_(p, m, u, scales)
+    many.addcdiv_(p, m, u, scales)

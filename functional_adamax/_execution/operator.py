@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from .._core import context, hyper, numerics, pytree
-from . import adamax_rule, symbols
+from .._core.private import compiler
+from . import adamax_rule
 from .adamax_rule import AdamaxLeaf
 from .native import kernel
 from .native.kernel import Group
@@ -155,7 +155,7 @@ def _split(rates: list[tuple[Any, ...]]) -> tuple[list[float], list[Tensor], lis
     tensors: list[Tensor] = []
     places: list[int] = []
     for x in (x for row in rates for x in row):
-        if not isinstance(x, Tensor) and not has_static_value(x):
+        if not isinstance(x, Tensor) and not compiler.is_static(x):
             x = torch.ones((), dtype=torch.float64, device="cpu") * x
         if isinstance(x, Tensor):
             places.append(len(numbers))
@@ -223,7 +223,7 @@ def _fake(
     p: list[Tensor], g: list[Tensor], m: list[Tensor], u: list[Tensor], t: list[Tensor], *how: Any
 ) -> Lists:
     """Return new tensors for the results; the last of ``how`` is ``add``."""
-    symbols.leave_unread(t)
+    compiler.leave_unread(t)
     first = (p or g) if how[-1] else map(numerics.wide, m)
     return _four([torch.empty_like(x) for x in column] for column in (first, t, m, u))
 
@@ -249,7 +249,7 @@ torch.library.impl(_STEP_, "cpu", _step_)
 
 @torch.library.register_fake(_STEP_)  # type: ignore[untyped-decorator]
 def _(*arguments: Any) -> None:
-    symbols.leave_unread(arguments[4])
+    compiler.leave_unread(arguments[4])
 
 
 def _joined(numbers: list[float], tensors: list[Tensor], places: list[int]) -> list[Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._core import capture, context, numerics
+from .._core.private import modes
 from . import adamax_rule
 from .adamax_rule import AdamaxLeaf, Pull
 from .native import kernel
@@ -109,7 +110,7 @@ class _Steps(torch.autograd.Function):
     ) -> Any:
         _, g, _, u, scales = _columns(inputs, 5)
         out, _, m_new, u_new, factors = zip(*results, strict=True)
-        ctx.native, ctx.scales = native and not context.saved_tensors_are_hooked(), factors
+        ctx.native, ctx.scales = native and not modes.may_be_hooked(), factors
         ctx.numbers = list(zip(*leaves, strict=True))[6:9]  # b1, b2 and eps
         ctx.save_for_backward(*g, *u, *m_new, *u_new, *scales)
         ctx.set_materialize_grads(False)

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _default_to_fused_or_foreach, _get_capturable_supported_devices
 
 from .._core import checks, context, memory, numerics
+from .._core.private import optim
 
 
 def uses_foreach(group: dict[str, Any], params: list[Tensor]) -> bool:
     """Whether torch would step ``params`` by its foreach form."""
     foreach: bool | None = group["foreach"]
     if foreach is None:
-        foreach = _default_to_fused_or_foreach(params, group["differentiable"], use_fused=False)[1]
+        foreach = optim.fused_or_foreach(params, group["differentiable"], use_fused=False)[1]
     return foreach
 
 
@@ -117,7 +117,7 @@ def _check_parameter(
     for x, what in ((p, name), *((state[k], f"{k} of {name}") for k in state)):
         check_writable(x, what)
     if group["capturable"]:
-        devices = _get_capturable_supported_devices(supports_xla=not uses_foreach(group, [p]))
+        devices = optim.capturable_devices(supports_xla=not uses_foreach(group, [p]))
         if not (p.device.type == step.device.type and p.device.type in devices):
             raise AssertionError(
                 "If capturable=True, params and state_steps must be on supported devices: "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._core import pytree
 from .._core.links import note_missing
+from .._core.private import foreach
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation
 from .._schedules.scheduled import ScheduledState, is_schedule
@@ -146,7 +147,7 @@ class Layout(NamedTuple):
                 if replace or not isinstance(old, Tensor) or old.shape != leaf.shape:
                     state[p][slot.name] = leaf
                 elif old is not leaf:
-                    torch._foreach_copy_([old], [leaf])  # Dynamo may drop a copy_ into a scalar
+                    foreach.copy_([old], [leaf])  # Dynamo may drop a copy_ into a scalar
 
     def entries(
         self, leaves: Sequence[Any], params: Sequence[Tensor | None]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, _get_scalar_dtype
+from torch.optim.optimizer import Optimizer
 
 from .._core import numerics
 from ._entries import is_step
@@ -33,8 +33,7 @@ class _Shielded:
 
 def scalar_dtype() -> torch.dtype:
     """The dtype torch.optim gives ``step``: float32, or float64 where that is the default dtype."""
-    dtype: torch.dtype = _get_scalar_dtype()  # type: ignore[no-untyped-call]
-    return dtype
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
 def shield(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

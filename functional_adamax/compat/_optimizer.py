@@ -6,7 +6,6 @@ it as on any other. Its state lies in ``optimizer.state`` as torch keeps state, 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 from .. import _step
 from .._core import checks, context, hyper, memory, pytree
 from .._core.plans import Plan
+from .._core.private import optim
 from .._core.pytree import Tree
 from .._core.spelling import explains_misfits
 from .._core.transform import GradientTransformation, Transform, Update, same
@@ -117,14 +117,8 @@ class Optimizer(Shell):
 
     def state_dict(self) -> dict[str, Any]:
         """Return a checkpoint, as in torch; of schedules it has what they left in the groups."""
-        hooks = self._optimizer_state_dict_post_hooks
-        self._optimizer_state_dict_post_hooks = OrderedDict(
-            {-1: _schedules.without_functions, **hooks}
-        )
-        try:
+        with optim.state_hook(self, _schedules.without_functions):
             return super().state_dict()
-        finally:
-            self._optimizer_state_dict_post_hooks = hooks
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups")

@@ -7,13 +7,13 @@ written before all of it is prepared.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer as TorchOptimizer
 
+from .._core.private import optim
 from ._loading import shield
 
 Run = Callable[[], None]
@@ -24,7 +24,7 @@ class Shell(TorchOptimizer):
 
     def _run(self, closure: Callable[[], Any] | None, extra: dict[str, Any]) -> Any:
         """Take one step and return what ``closure`` returned."""
-        self._accelerator_graph_capture_health_check()
+        optim.check_capture(self)
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             loss = None
             if closure is not None:
@@ -56,12 +56,9 @@ class Shell(TorchOptimizer):
                 what torch checks.
         """
         before = self.state, self.param_groups
-        hooks = self._optimizer_load_state_dict_pre_hooks
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict({**hooks, -1: shield})
         try:
-            super().load_state_dict(state_dict)
+            with optim.load_hook(self, shield):
+                super().load_state_dict(state_dict)
         except BaseException:
             self.state, self.param_groups = before
             raise
-        finally:
-            self._optimizer_load_state_dict_pre_hooks = hooks

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..._core import context, memory, numerics
+from ..._core.private import modes, transforms
 from ..adamax_rule import AdamaxLeaf, Pull, adamax
 from ..rule import decays
 from ..work import Columns, MethodLike, Row, Work, leaves_of
@@ -26,8 +27,7 @@ if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
     with contextlib.suppress(ImportError):  # built without a compiler
         from . import _native
 
-# in C, so that neither a signal nor another thread comes between the count and the write
-_increment = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
+_increment = modes.increment_version
 _LARGE_PAGE = 2**21  # bytes
 _PLAIN = {Tensor, torch.nn.Parameter}
 _NO_DECAY, _COUPLED, _DECOUPLED = range(3)
@@ -296,7 +296,8 @@ def is_active(value: torch.dtype, moment: torch.dtype, mode: int) -> bool:
     if _native is None or mode not in _KINDS.get(kind, ()):
         return False
     decay = 0.0 if mode == _NO_DECAY else 0.1
-    if not proof.holds(value, moment, decay, mode == _DECOUPLED, step, pull):
+    held = partial(proof.holds, value, moment, decay, mode == _DECOUPLED, step, pull)
+    if not transforms.outside(held):  # a vmap may be running
         return False
     _native.activate(list(_KINDS).index(kind), mode)
     return True

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ..._core import numerics
 from .. import adamax_rule
@@ -32,7 +31,7 @@ def holds(
     pull: Callable[[list[Pull]], Any],
 ) -> bool:
     """Whether ``step`` and ``pull`` have the rule's bits, for dtypes of parameter and moments."""
-    with temporarily_clear_interpreter_stack(), torch.no_grad():  # a vmap may be running
+    with torch.no_grad():
         for leaf, add in _steps(value, moment, decay, decoupled):
             update, *state = adamax_rule.step(leaf)
             wanted = [numerics.add(leaf.p, update) if add else update, *state]

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..._core import memory, numerics
+from ..._core.private import foreach
 from ..adamax_rule import AdamaxLeaf
 from ..work import Work, leaves_of
 from . import kernel, proof, table
@@ -175,7 +176,7 @@ def _step(groups: dict[Common, list[AdamaxLeaf]], capturing: bool) -> bool:
         _launch(common, *placed, leaves[0].maximize)
     at_hand = [leaf.t for leaf in leaves if _is_at_hand(leaf.t)]
     if at_hand:
-        torch._foreach_add_(at_hand, torch.ones((), device="cpu"), alpha=1.0)
+        foreach.add_(at_hand, torch.ones((), device="cpu"), alpha=1.0)
     return True
 
 

@@ -1,0 +1,115 @@
+"""The transforms of ``torch.func``: which are running, and what their tensors wrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import debug_unwrap
+
+from . import stand_ins
+from .stand_ins import Missing
+
+Result = TypeVar("Result")
+
+_DEAD = -2  # the level of a tensor whose transform has ended
+_functorch = getattr(torch._C, "_functorch", None)
+_kinds: Any = getattr(_functorch, "TransformType", None)
+_layers: Any = getattr(_functorch, "get_interpreter_stack", None)
+_as_vmap: Any = getattr(_functorch, "CVmapInterpreterPtr", None)
+_cleared: Any = None
+with suppress(ImportError):
+    from torch._functorch import pyfunctorch
+
+    _cleared = getattr(pyfunctorch, "temporarily_clear_interpreter_stack", None)
+
+
+def _innermost() -> Any:
+    return stand_ins.transforming() or None
+
+
+def _level() -> int | None:
+    if _layers is not None:
+        layers = _layers()
+        return layers[-1].level() if layers else None
+    return None if innermost() is None else Missing("maybe_current_level")()
+
+
+def _wraps(x: Tensor) -> bool:
+    return debug_unwrap(x, recurse=False) is not x
+
+
+def _unwrapped(x: Tensor) -> Tensor:
+    return debug_unwrap(x, recurse=False)
+
+
+def _living(x: Tensor) -> Tensor:
+    return unwrapped(x) if wraps(x) and level_of(x) == _DEAD else x
+
+
+def _may_be(x: Tensor) -> bool:
+    del x
+    return True
+
+
+innermost: Callable[[], Any] = getattr(_functorch, "peek_interpreter_stack", _innermost)
+"""The innermost running transform, or None."""
+level: Callable[[], int | None] = getattr(_functorch, "maybe_current_level", _level)
+"""The number of the innermost running transform, or None."""
+wraps: Callable[[Tensor], bool] = getattr(_functorch, "is_functorch_wrapped_tensor", _wraps)
+"""Whether a tensor belongs to a transform, running or not."""
+unwrapped: Callable[[Tensor], Tensor] = getattr(_functorch, "get_unwrapped", _unwrapped)
+"""What a tensor of a transform wraps."""
+level_of: Callable[[Tensor], int] = getattr(
+    _functorch, "maybe_get_level", Missing("maybe_get_level")
+)
+"""The number of the transform that a tensor belongs to."""
+living: Callable[[Tensor], Tensor] = getattr(_functorch, "unwrap_if_dead", _living)
+"""A tensor, or what it wraps where its transform has ended."""
+may_be_batched_by_autograd: Callable[[Tensor], bool] = getattr(
+    _functorch, "is_legacy_batchedtensor", _may_be
+)
+"""Whether ``torch.autograd.grad(is_grads_batched=True)`` may have made a tensor."""
+is_batched: Any = getattr(_functorch, "is_batchedtensor", None)
+"""Whether a tensor has a dimension for the members of a ``vmap``."""
+place_of_batch: Any = getattr(_functorch, "maybe_get_bdim", None)
+"""Which dimension that is."""
+batched: Any = getattr(_functorch, "_add_batch_dim", None)
+"""A tensor, one of its dimensions and the level of a ``vmap`` to a tensor of its members."""
+
+
+def jvp_is_running() -> bool:
+    """Whether ``torch.func.jvp`` is running; where it is not listed, a dual level tells as much."""
+    if _layers is None or _kinds is None:
+        return False
+    return any(layer.key() == _kinds.Jvp for layer in _layers() or [])
+
+
+def vmap_is_running() -> bool:
+    """Whether ``vmap`` is running."""
+    if _layers is None or _kinds is None:
+        return stand_ins.batching()
+    return any(layer.key() == _kinds.Vmap for layer in _layers() or [])
+
+
+def lone_vmap() -> tuple[int, int] | None:
+    """The level and batch size of a ``vmap``, if it runs alone and its tensors can be taken out."""
+    if None in (_kinds, _layers, _as_vmap, is_batched, place_of_batch, batched):
+        return None
+    layers = _layers() or []
+    if len(layers) != 1 or layers[0].key() != _kinds.Vmap:
+        return None
+    return layers[0].level(), _as_vmap(layers[0]).batchSize()
+
+
+def outside(function: Callable[[], Result]) -> Result:
+    """Call ``function`` outside of all transforms; the modes may be those of a new thread."""
+    if _cleared is None:
+        with ThreadPoolExecutor(1) as thread:  # which no transform is running in
+            return thread.submit(function).result()
+    with _cleared():
+        return function()
