@@ -8,9 +8,9 @@ executor in its order takes the leaves that it can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -21,12 +21,14 @@ from .._core import context, donation, memory, pytree
 from .._core.plans import OverTrees
 from .._core.pytree import Tree
 from . import batched, by_rule, foreach, inplace, recorded
-from .adamax_rule import AdamaxLeaf
+from .adamax_rule import AdamaxLeaf, adamax
 from .native import kernel
+from .native.kernel import Group
 from .triton import executor as triton
 from .work import Columns, Row, Work
 
 Executors: TypeAlias = tuple[ModuleType, ...]
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def _order() -> tuple[Executors, Executors]:
@@ -61,6 +63,20 @@ def compute(work: Work, add: bool) -> Columns:
             rows |= executor.part(work, left, add)
             left = [i for i in left if i not in rows]
     return work.columns(rows, add)
+
+
+def advance(
+    groups: list[Group], state: Mapping[Tensor, Any], known: list[Tensor]
+) -> list[Tensor] | None:
+    """Step, in place, whole groups of an optimizer, or write nothing and return None.
+
+    What is returned was written by the kernel, and is ``known`` in the next step.
+    """
+    if torch.compiler.is_compiling():
+        from . import operator
+
+        return [] if operator.advance(groups, state) else None
+    return kernel.advance(groups, state, known)
 
 
 class Step(OverTrees):
@@ -103,11 +119,12 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
     if _is_learned(work):
         return None, None
     if not method.in_turn and any(g is None for g in work.g):  # which the kernel does not look at
-        problem = donation.shared_memory(*trees)
+        problem = _shared_memory(work, trees)
         if problem is not None:
             return None, problem
     aliased = _follows_writes(work)
-    if not aliased and not method.foreach and not torch.compiler.is_compiling():
+    known = method.rule is adamax and not method.foreach  # to the kernel
+    if known and not aliased and not torch.compiler.is_compiling():
         write = kernel.plan(work)
         if write is not None:
             return partial(_by_kernel, write, work), None
@@ -115,7 +132,7 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
     if method.in_turn:
         in_turn = aliased or not memory.are_apart(_written(work))
         return _in_torch(work, work.stepped(), in_turn=in_turn), None
-    problem = donation.shared_memory(*trees)
+    problem = _shared_memory(work, trees)
     if aliased or problem is not None:
         return None, problem
     return _in_torch(work, work.stepped()), None
@@ -133,6 +150,8 @@ def _in_torch(
     wanted = work.method.foreach
     if in_turn and not wanted:
         return partial(_in_turn, work, where)
+    if work.method.rule is not adamax:  # which the other executors are written for
+        return partial(_run, by_rule.written(work, where).values())
     if wanted is None and not torch.compiler.is_compiling():
         wanted = all(_is_plain_cuda(work.p[i]) for i in where)
         leaves = triton.part(work, where) if by_triton else {}
@@ -169,6 +188,18 @@ def _run(writes: Iterable[Callable[[], None]]) -> None:
         write()
 
 
+def _shared_memory(work: Work, trees: tuple[Tree, Any, Tree]) -> str | None:
+    """Return what ``donation.shared_memory`` does, asked only where two storages overlap."""
+    columns = work.p, work.g, work.t, *work.moments.values()
+    tensors = [x for x in chain.from_iterable(columns) if isinstance(x, Tensor)]
+    if all(type(x) in _PLAIN and x.layout is torch.strided for x in tensors):
+        storages = [x.untyped_storage() for x in tensors]
+        places = sorted((x.data_ptr(), x.nbytes()) for x in storages)
+        if all(start + size <= after for (start, size), (after, _) in pairwise(places)):
+            return None
+    return donation.shared_memory(*trees)
+
+
 def _written(work: Work) -> list[Any]:
     columns = (work.p, work.g, *work.moments.values(), work.t)
     return [column[i] for column in columns for i in work.stepped()]
@@ -193,4 +224,4 @@ def _is_learned(work: Work) -> bool:
 
 
 def _is_plain_cuda(p: Any) -> bool:
-    return type(p) in (Tensor, torch.nn.Parameter) and p.is_cuda
+    return type(p) in _PLAIN and p.is_cuda

@@ -3,12 +3,14 @@
 The compiler sees an opaque operation, so the graph is small whatever the number of leaves, and the
 bits are those of the kernel. Under ``vmap`` and where a derivative is wanted it sees the rule. A
 compiler spends its time by the bytecode it follows, so there is little of it for each leaf.
+
+The file is longer than others: what a compiler follows, what it is told of an operator, and what
+then runs have to agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -75,23 +77,31 @@ def _is_one_shape(p: Any, m: Any, u: Any) -> bool:
     return isinstance(p, Tensor) and isinstance(u, Tensor) and p.shape == m.shape == u.shape
 
 
-def overwrite(group: Group, columns: Columns) -> Callable[[], None] | None:
-    """Return what steps leaves over their p, m, u and t, or None where the kernel is not to.
+def advance(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
+    """Step, in place, all parameters of ``groups`` that have a gradient.
 
-    ``columns`` are those of p, g, m, u and t; all leaves have gradients.
+    False, with nothing written, where the kernel is not to take them all, or one has no state.
     """
-    rates = tuple(map(hyper.single, group[1:6]))
-    if any(x is None for x in rates) or not _fit(columns, [rates], group):
-        return None
-    numbers, tensors, places = _split([rates])
-    starts = range(0, len(columns[0]), _PART)
-    parts = [[column[i : i + _PART] for column in columns] for i in starts]
-    return partial(_run, parts, (tensors, places, numbers, group.maximize, group.decoupled))
-
-
-def _run(parts: list[list[list[Tensor]]], how: tuple[Any, ...]) -> None:
+    parts: list[tuple[Any, ...]] = []
+    for group in groups:
+        params = [p for p in group.params or () if p.grad is not None]
+        if not params:
+            continue
+        entries = [state.get(p) or {} for p in params]
+        if not all(entries):
+            return False
+        m, u, t = ([entry[name] for entry in entries] for name in ("exp_avg", "exp_inf", "step"))
+        columns = params, [p.grad for p in params], m, u, t
+        rates = tuple(map(hyper.single, group[1:6]))
+        if any(x is None for x in rates) or not _fit(columns, [rates], group):
+            return False
+        numbers, tensors, places = _split([rates])
+        how = tensors, places, numbers, group.maximize, group.decoupled
+        for i in range(0, len(params), _PART):
+            parts.append((*(column[i : i + _PART] for column in columns), *how))
     for part in parts:
-        torch.ops.functional_adamax.step_.default(*part, *how)
+        torch.ops.functional_adamax.step_.default(*part)
+    return True
 
 
 def _fit(columns: Columns, rates: list[tuple[Any, ...]], group: Group) -> bool:

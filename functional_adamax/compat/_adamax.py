@@ -1,60 +1,31 @@
 """``torch.optim.Adamax`` on top of the functional step.
 
-It is the ``Optimizer`` of a transform that keeps torch's conventions: where torch keeps ``step``,
-in which words it raises, when it uses its foreach form, and what it does to parameters that are
-one memory.
+It is the ``Optimizer`` of a transform that keeps torch's conventions, see ``_conventions.py``; here
+are its signature, the words in which it raises, and its checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .._core import hyper, pytree
-from .._core.plans import Plan
-from .._core.pytree import Tree
+from .._core import hyper
+from .._core.numerics import moment_dtype
 from .._core.spelling import explains_misfits
 from .._core.transform import GradientTransformation
-from .._execution.native.kernel import Group
-from .._methods import adamax
 from .._methods.adamax import AdamaxState
 from .._schedules.scheduled import is_schedule
-from ._groups import check_group, uses_foreach, warn_about_group, warn_if_out_of_range
-from ._loading import restore, scalar_dtype
+from ._conventions import AdamaxUnit, TorchAdamax, rate
+from ._groups import warn_about_group
+from ._loading import Place
 from ._optimizer import Optimizer
 
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TorchAdamax(adamax.Adamax):
-    """Adamax with the options of a parameter group; ``step`` is kept as torch keeps it."""
-
-    name: ClassVar[str] = "adamax"
-
-    foreach: bool | None = None
-    differentiable: bool = False
-    capturable: bool = False
-
-    in_turn: ClassVar[bool] = True
-
-    def init(self, params: Tree) -> AdamaxState:
-        leaves, spec = pytree.flatten(params)
-        state: AdamaxState = self.fresh(spec, leaves)
-        return state
-
-    def start(self, p: Tensor) -> list[Tensor]:
-        device = p.device if self.capturable else "cpu"
-        _, *moments = super().start(p)
-        return [torch.zeros((), dtype=scalar_dtype(), device=device), *moments]
-
-    def rates(self) -> dict[str, Any]:
-        rates = super().rates()
-        given = {**rates, "lr": _rate(self.lr), "weight_decay": _decay(self.weight_decay)}
-        return {name: x if x is None else _scalar(x) for name, x in given.items()}
+_ADDED = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
+"""What groups of older checkpoints of torch lack."""
 
 
 def _factory(**options: Any) -> GradientTransformation:
@@ -104,6 +75,7 @@ class Adamax(Optimizer):
     Source: Kingma & Ba 2015, arXiv 1412.6980, Algorithm 2, as in ``torch.optim.Adamax``.
     """
 
+    _unit = AdamaxUnit
     _in_turn = True
 
     @explains_misfits
@@ -180,10 +152,8 @@ class Adamax(Optimizer):
 
     def _complete_groups(self) -> None:
         for i, group in enumerate(self.param_groups):
-            group.setdefault("foreach", None)
-            group.setdefault("maximize", False)
-            group.setdefault("differentiable", False)
-            group.setdefault("capturable", False)
+            for name, value in _ADDED.items():
+                group.setdefault(name, value)
             missing = [name for name in ("lr", "betas", "eps", "weight_decay") if name not in group]
             if missing:
                 raise ValueError(
@@ -191,8 +161,14 @@ class Adamax(Optimizer):
                     f"missing {missing}: load the state dict of an Adamax"
                 )
 
-    def _copy_loaded(self) -> None:
-        restore(self.state, self.param_groups)
+    @staticmethod
+    def _place(x: Tensor, name: Any, p: Tensor, group: dict[str, Any]) -> Place:
+        """As torch casts, but moments stay in the ``state_dtype`` of their group."""
+        if name == "step":
+            return (p.device, torch.float32) if group["capturable"] else (x.device, x.dtype)
+        if name in ("exp_avg", "exp_inf") and group.get("state_dtype") is not None:
+            return p.device, moment_dtype(p, group["state_dtype"])
+        return p.device, p.dtype if p.is_floating_point() else x.dtype
 
     def step(  # type: ignore[override]  # as in torch, no arguments for the transform
         self, closure: Callable[[], Any] | None = None
@@ -219,7 +195,7 @@ class Adamax(Optimizer):
     @staticmethod
     def plain(value: Any) -> Any:
         """Return a hyperparameter with Python's numbers for those of NumPy that have their bits."""
-        return value if isinstance(_rate(value), Tensor) else hyper.plain(value)
+        return value if isinstance(rate(value), Tensor) else hyper.plain(value)
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
         values = super()._values(group)
@@ -245,39 +221,6 @@ class Adamax(Optimizer):
                 if missing:  # loaded from the checkpoint of another optimizer, perhaps
                     raise KeyError(missing[0])
 
-    def _native(self, group: dict[str, Any]) -> Group | None:
-        capturable = group["capturable"] and not torch.compiler.is_compiling()  # which shows True
-        if group["foreach"] or group["differentiable"] or capturable:
-            return None
-        b1, b2 = group["betas"]
-        rates = (_rate(group["lr"]), b1, b2, group["eps"], _decay(group["weight_decay"]))
-        return Group(group["params"], *rates, group["maximize"], False)
-
-    def _plan(
-        self,
-        groups: list[int],
-        tx: GradientTransformation,
-        grads: Tree,
-        state: AdamaxState,
-        params: Tree,
-        extra: dict[str, Any],
-    ) -> Plan:
-        del tx  # made anew, of the form that torch would take
-        (position,) = groups
-        group = self.param_groups[position]
-        if not torch.compiler.is_compiling():
-            check_group(group, self.state, self.defaults["differentiable"])
-            if position not in self._warned and warn_if_out_of_range(group, position):
-                self._warned.add(position)
-        used = [p for p in pytree.tensors(params) if p.grad is not None]
-        values = self._values(group)
-        lr, foreach = _rate(group["lr"]), uses_foreach(group, used)
-        if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):
-            lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device
-        fastest = group["foreach"] is None and any(p.is_cuda for p in used)
-        values |= {"lr": lr, "foreach": None if fastest else foreach}
-        return super()._plan(groups, _factory(**values), grads, state, params, extra)
-
 
 def _reject_schedule(lr: Any) -> None:
     if is_schedule(lr):
@@ -285,25 +228,3 @@ def _reject_schedule(lr: Any) -> None:
             f"lr must be a number or a tensor, as in torch, got {lr!r}: "
             "compat.Optimizer(params, functional_adamax.adamax, lr=...) takes schedules"
         )
-
-
-def _decay(decay: Any) -> Any:
-    """The weight decay, of a tensor its number, which torch takes for ``alpha``."""
-    if isinstance(decay, Tensor) and not (torch.compiler.is_compiling() or decay.requires_grad):
-        return decay.item()
-    return decay
-
-
-def _rate(lr: Any) -> Any:
-    """A learning rate; NumPy's float32 divides as such, like a tensor of it."""
-    if isinstance(lr, (int, float, Tensor)) or not hasattr(lr, "dtype"):
-        return lr
-    rate = torch.as_tensor(lr)
-    return rate if rate.is_floating_point() else lr
-
-
-def _scalar(value: Any) -> Any:
-    """A tensor of one element as one of shape (); a number as one of Python."""
-    if isinstance(value, Tensor):
-        return value.reshape(())
-    return value if isinstance(value, (int, float)) else float(value)

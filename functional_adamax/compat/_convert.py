@@ -132,7 +132,7 @@ def state_to_torch(
     cells = _cells(params, None)
     entries: dict[Any, dict[str, Tensor]] = {}
     for i, key, group in pairs(template, params, order):
-        step, exp_avg, exp_inf = row = [column[i] for column in columns]
+        step, exp_avg, _ = row = [column[i] for column in columns]
         if not isinstance(step, Tensor):
             continue
         kept = _kept(cells[i])
@@ -144,11 +144,8 @@ def state_to_torch(
             capturable = group.get("capturable", False)
             dtype = torch.float32 if capturable else scalar_dtype()
             device = exp_avg.device if capturable else torch.device("cpu")
-            entries[key] = {
-                "step": step.detach().to(dtype=dtype, device=device, copy=True),
-                "exp_avg": exp_avg.detach().clone(),
-                "exp_inf": exp_inf.detach().clone(),
-            }
+            entries[key] = {name: x.detach().clone() for name, x in entry.items()}
+            entries[key]["step"] = step.detach().to(dtype=dtype, device=device, copy=True)
     return {"state": entries, "param_groups": copy.deepcopy(template["param_groups"])}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from .._core.transform import GradientTransformation
 
 Factory = Callable[..., GradientTransformation]
 """A function from hyperparameters to a transform."""
+
+_PACKAGE = __name__.split(".")[0]
+_CONSTANTS = (int, float, bool, str, torch.dtype, type(None))
+"""What cannot be changed in place."""
 
 
 def check_factory(given: Any) -> Factory:
@@ -35,6 +40,21 @@ def check_factory(given: Any) -> Factory:
         )
     factory: Factory = given
     return factory
+
+
+def is_settled(factory: Factory, values: dict[str, Any]) -> bool:
+    """Whether ``factory`` makes the same of the same ``values`` whenever it is called.
+
+    The library does, of constants; a factory of somebody else may read what changes.
+    """
+    if isinstance(factory, partial):
+        return factory.func is _itself
+    ours = isinstance(factory, FunctionType) and factory.__module__.split(".")[0] == _PACKAGE
+    return ours and all(map(_is_constant, values.values()))
+
+
+def _is_constant(value: Any) -> bool:
+    return type(value) in _CONSTANTS or (type(value) is tuple and all(map(_is_constant, value)))
 
 
 def _itself(transform: GradientTransformation) -> GradientTransformation:

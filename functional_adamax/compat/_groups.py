@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -39,8 +39,7 @@ def check_group(
     if group["foreach"] and group["differentiable"]:
         raise AssertionError("_foreach ops don't support autograd")
     for name, p in zip(names_of(group), group["params"], strict=True):
-        if p.grad is not None:
-            _check_parameter(name, p, p.grad, state.get(p, {}), group, differentiable)
+        _check_parameter(name, p, state.get(p, {}), group, differentiable)
 
 
 def warn_if_out_of_range(group: dict[str, Any], position: int) -> bool:
@@ -68,13 +67,11 @@ def names_of(group: dict[str, Any]) -> list[str]:
 
 
 def _check_parameter(
-    name: str,
-    p: Tensor,
-    grad: Tensor,
-    state: dict[str, Any],
-    group: dict[str, Any],
-    differentiable: bool,
+    name: str, p: Tensor, state: dict[str, Any], group: dict[str, Any], differentiable: bool
 ) -> None:
+    grad = p.grad
+    if grad is None:
+        return
     if grad.is_sparse:
         raise RuntimeError(f"Adamax does not support sparse gradients, as {name} has")
     if not checks.trainable(p):
@@ -114,8 +111,7 @@ def _check_parameter(
             "functional pair: tx = functional_adamax.adamax(...), "
             "params, state = functional_adamax.step(tx, grads, state, params)"
         )
-    for x, what in ((p, name), *((state[k], f"{k} of {name}") for k in state)):
-        check_writable(x, what)
+    check_writable([(name, p), *((f"{k} of {name}", x) for k, x in state.items())])
     if group["capturable"]:
         devices = optim.capturable_devices(supports_xla=not uses_foreach(group, [p]))
         if not (p.device.type == step.device.type and p.device.type in devices):
@@ -134,20 +130,21 @@ def _are_moments(exp_avg: Any, exp_inf: Any, p: Tensor) -> bool:
     )
 
 
-def check_writable(x: Any, name: str) -> None:
+def check_writable(named: Iterable[tuple[str, Any]]) -> None:
     """Raise what torch raises where it would write to an expanded tensor, or one of inference."""
-    if not isinstance(x, Tensor) or x.layout != torch.strided:
-        return
-    if any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride(), strict=True)):
-        raise RuntimeError(
-            "unsupported operation: more than one element of the written-to tensor refers to a "
-            f"single memory location. Please clone() {name} before the step"
-        )
-    if x.is_inference() and not torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "Inplace update to inference tensor outside InferenceMode is not allowed: "
-            f"{name} was made in torch.inference_mode()"
-        )
+    for name, x in named:
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
+            continue
+        if any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride(), strict=True)):
+            raise RuntimeError(
+                "unsupported operation: more than one element of the written-to tensor refers to a "
+                f"single memory location. Please clone() {name} before the step"
+            )
+        if x.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "Inplace update to inference tensor outside InferenceMode is not allowed: "
+                f"{name} was made in torch.inference_mode()"
+            )
 
 
 def _check_range(p: Tensor, step: Tensor, group: dict[str, Any]) -> None:

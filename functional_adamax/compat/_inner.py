@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,20 +73,14 @@ def _places(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, str]:
     return found
 
 
+@dataclass(eq=False, repr=False)
 class InnerOptimizer:
     """Steps a ``FunctionalModule``, differentiably. ``tx`` and ``state`` may be assigned."""
 
-    def __init__(
-        self,
-        module: FunctionalModule,
-        tx: GradientTransformation,
-        state: Any,
-        first_order: bool = False,
-    ) -> None:
-        self.module = module
-        self.tx = tx
-        self.state = state
-        self.first_order = first_order
+    module: FunctionalModule
+    tx: GradientTransformation
+    state: Any
+    first_order: bool = False
 
     def step(self, loss: Tensor, **extra: Any) -> None:
         """Take one step down ``loss``, a scalar computed with the module.

@@ -45,11 +45,6 @@ class Layout(NamedTuple):
     counts: list[Slot]  # of the schedules
     outline: Any  # of the hyperparameters that made the transform
 
-    @property
-    def clock(self) -> Slot | None:
-        """The count by which the groups show what their schedules say."""
-        return self.counts[0] if self.counts else None
-
     @classmethod
     def of(cls, state: Tree, params: Any, outline: Any) -> Layout:
         """Read the layout off a state for parameters of the structure ``params``."""
@@ -83,7 +78,7 @@ class Layout(NamedTuple):
             else next((x[name] for x in entries if name in x), EmptyState())
             for name, i in self.slots
         ]
-        return pytree.unflatten(self.spec, leaves)
+        return self.spec.unflatten(leaves)
 
     def check(self, state: Tree) -> None:
         """Check that an update returned a state of this layout.
@@ -221,9 +216,5 @@ def _name(path: list[str], ends: list[str]) -> str:
     """The name of a leaf: its last key if that tells what it stands for, else its path."""
     if not any(path):
         return WHOLE
-    return path[-1] if _tells(path[-1], ends) else ".".join(path)
-
-
-def _tells(name: str, names: list[str]) -> bool:
-    """Whether a name tells what it stands for, alone."""
-    return names.count(name) == 1 and not name.isdigit()
+    tells = ends.count(path[-1]) == 1 and not path[-1].isdigit()  # what it stands for, alone
+    return path[-1] if tells else ".".join(path)

@@ -101,7 +101,7 @@ class Lifted(Transform):
         """Step ``params`` in place; return the new state of each."""
         if not params:
             return []
-        optimizer = self._made(params)
+        optimizer = self.optimizer(params, **self.keywords)
         for p, g, entry in zip(params, grads, states, strict=True):
             p.grad = g
             if entry:
@@ -120,9 +120,6 @@ class Lifted(Transform):
                 "no compiler and no forward-mode differentiation; take a transform of "
                 "functional_adamax instead"
             )
-
-    def _made(self, params: list[Tensor]) -> Optimizer:
-        return self.optimizer(params, **self.keywords)
 
     def _title(self) -> str:
         return getattr(self.optimizer, "__name__", "the optimizer")

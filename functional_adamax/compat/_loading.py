@@ -10,20 +10,19 @@ the optimizer before.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .._core import numerics
 from ._entries import is_step
 from ._layout import WHOLE
 
-_MOMENTS = ("exp_avg", "exp_inf")
+Place: TypeAlias = tuple[torch.device, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -119,48 +118,28 @@ def make_steps_tensors(state: MutableMapping[Any, Any]) -> None:
                 entry[name] = _Shielded(step.reshape(()))
 
 
-def restore(state: MutableMapping[Any, Any], param_groups: list[dict[str, Any]]) -> None:
+def restore(
+    state: MutableMapping[Any, Any],
+    param_groups: list[dict[str, Any]],
+    place: Callable[..., Place],
+) -> None:
     """Turn loaded or unpickled state into that of live parameters, in place.
 
-    Wrapped tensors are copied and cast: ``step`` to float32 on the device of its parameter if
-    the group is capturable, else as it is; moments to ``state_dtype``, or the parameter's dtype;
-    any other tensor as torch casts it.
+    Wrapped tensors are copied, those of a parameter to the device and the dtype that ``place`` says
+    for a tensor, its name, its parameter and the group.
     """
     groups = {p: group for group in param_groups for p in group["params"]}
-    for key, value in state.items():
-        state[key] = _unwrap(value, None, key, groups.get(key))
-
-
-def _unwrap(value: Any, name: Any, p: Any, group: dict[str, Any] | None) -> Any:
-    if isinstance(value, dict):
-        return {k: _unwrap(v, k, p, group) for k, v in value.items()}
-    if not isinstance(value, _Shielded):
-        return value
-    tensor = value.value
-    if not isinstance(tensor, Tensor):
-        return tensor
-    if group is None or (name == "step" and not group["capturable"]):
-        return tensor.clone()
-    return tensor.to(device=p.device, dtype=_dtype(tensor, name, p, group), copy=True)
-
-
-def _dtype(tensor: Tensor, name: Any, p: Tensor, group: dict[str, Any]) -> torch.dtype:
-    if name == "step":
-        return torch.float32
-    if name in _MOMENTS and group.get("state_dtype") is not None:
-        return numerics.moment_dtype(p, group["state_dtype"])
-    return p.dtype if p.is_floating_point() else tensor.dtype
-
-
-def restore_exactly(state: MutableMapping[Any, Any]) -> None:
-    """Copy loaded tensors to the devices of their parameters, in place; dtypes stay."""
     for p, value in state.items():
-        state[p] = _copied(value, p.device if isinstance(p, Tensor) else None)
+        state[p] = _restored(value, None, p, groups.get(p), place)
 
 
-def _copied(value: Any, device: torch.device | None) -> Any:
+def _restored(
+    value: Any, name: Any, p: Any, group: dict[str, Any] | None, place: Callable[..., Place]
+) -> Any:
     if isinstance(value, dict):
-        return {k: _copied(v, device) for k, v in value.items()}
-    if isinstance(value, _Shielded) and isinstance(value.value, Tensor):
-        return value.value.to(device=device or value.value.device, copy=True)
-    return opened(value)
+        return {k: _restored(v, k, p, group, place) for k, v in value.items()}
+    x = opened(value)
+    if x is value or not isinstance(x, Tensor):
+        return x
+    device, dtype = (x.device, x.dtype) if group is None else place(x, name, p, group)
+    return x.to(device=device, dtype=dtype, copy=True)

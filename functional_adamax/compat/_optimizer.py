@@ -2,46 +2,41 @@
 
 A group's parameters are a list, or a dict by their names, and that is a tree: the transform runs on
 it as on any other. Its state lies in ``optimizer.state`` as torch keeps state, see ``_layout.py``.
+Here is torch's protocol: construction, groups, checkpoints, and the order of a step. How groups are
+stepped that are one tree is in ``_unit.py``. The file is longer than others: torch wants all of the
+protocol in one class, and a public class is documented.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from operator import is_
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer as TorchOptimizer
 from torch.optim.optimizer import ParamsT
 
-from .. import _step
 from .._core import checks, context, hyper, memory, pytree
-from .._core.plans import Plan
 from .._core.private import optim
 from .._core.pytree import Tree
 from .._core.spelling import explains_misfits
-from .._core.transform import GradientTransformation, Transform, Update, same
-from .._execution.native import kernel
-from .._execution.native.kernel import Group
-from .._methods.method import Method
+from .._core.transform import GradientTransformation, Transform
+from .._execution import choice
 from .._transforms.arguments import arguments
 from .._transforms.masked import goes_by_path
 from . import _loading, _schedules
-from ._closure import Gradients
-from ._compiled import advance_compiled
-from ._entries import misfits, titles_of
+from ._entries import titles_of
 from ._factory import Factory, check_factory
-from ._groups import check_writable, names_of
-from ._layout import Layout, outline_of, with_memory, without_memory
-from ._shell import Run, Shell
 from ._shown import Said
-from ._values import advice_on, held, tree_of
-
-Made = dict[tuple[int, ...], GradientTransformation]
-"""Transforms by the groups, each by its id, that they step."""
+from ._unit import Run, Unit, transform_in
+from ._values import advice_on, held
 
 
-class Optimizer(Shell):
+class Optimizer(TorchOptimizer):
     """A transform, or a factory of transforms, as a ``torch.optim.Optimizer``.
 
     Args:
@@ -79,6 +74,9 @@ class Optimizer(Shell):
         tensor([0.8990, 1.8980])
     """
 
+    _unit: ClassVar[type[Unit]] = Unit
+    """What steps groups whose parameters are one tree."""
+
     _in_turn = False
     """Whether parameters that share memory are stepped one after the other."""
 
@@ -104,10 +102,7 @@ class Optimizer(Shell):
         _schedules.check_names(given)
         self._names = list(given)  # of the hyperparameters
         self._evaluates = False  # the schedules, for a factory that takes no functions
-        self._layouts: dict[int, Layout] = {}  # by the first group of a unit
-        self._written: list[Tensor] = []  # by the native kernel in the last step
-        self._checked: dict[int, Any] = {}  # by the group, what was set over its schedules
-        self._begin()
+        self._forget()
         with advice_on(params):
             super().__init__(params, given)
 
@@ -125,11 +120,15 @@ class Optimizer(Shell):
         if before is not None:
             _schedules.take_over(state["param_groups"], before, self._names)
         super().__setstate__(state)
-        self._layouts, self._written, self._checked = {}, [], {}
-        self._begin()
+        self._forget()
         recording = torch.is_grad_enabled()  # which leaving inference mode would switch on
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
             self._restore(before)  # what it makes is written outside of inference mode
+
+    def _forget(self) -> None:
+        """Forget what was kept of other state."""
+        self._kept: list[Unit] = []
+        self._written: list[Tensor] = []  # by the native kernel in the last step
 
     def _restore(self, before: list[dict[str, Any]] | None) -> None:
         """Make a loaded state that of live parameters, and loaded groups complete.
@@ -141,15 +140,18 @@ class Optimizer(Shell):
         _loading.make_steps_tensors(self.state)
         if before is not None:
             self._check_entries(before)
-        self._copy_loaded()
+        _loading.restore(self.state, self.param_groups, self._place)
 
     def _complete_groups(self) -> None:
         for group in self.param_groups:  # a checkpoint may be older than a hyperparameter
             for name in self._names:
                 group.setdefault(name, self.defaults[name])
 
-    def _copy_loaded(self) -> None:
-        _loading.restore_exactly(self.state)
+    @staticmethod
+    def _place(x: Tensor, name: Any, p: Tensor, group: dict[str, Any]) -> _loading.Place:
+        """The device and the dtype of a loaded tensor."""
+        del name, group
+        return p.device, x.dtype
 
     def _check_entries(self, before: list[dict[str, Any]]) -> None:
         """Check that loaded entries are what the transforms of the loaded groups keep.
@@ -176,20 +178,10 @@ class Optimizer(Shell):
 
     def _misfits(self, param_groups: list[dict[str, Any]]) -> dict[Tensor, str]:
         """What sets entries apart from what the transforms of ``param_groups`` keep."""
-        loaded, self.param_groups = self.param_groups, param_groups
         titles = titles_of(param_groups)
         found: dict[Tensor, str] = {}
-        try:
-            for groups in self._units():
-                if any(self.state.get(p) for i in groups for p in param_groups[i]["params"]):
-                    leaves, spec, tx, outline = self._unit(groups)
-                    stepped = [p if self.state.get(p) else None for p in leaves]
-                    fresh = self._init(tx, stepped, spec)
-                    layout = Layout.of(fresh, spec, outline)
-                    entries = {p: _loading.opened(self.state[p]) for p in stepped if p is not None}
-                    found |= misfits(layout, fresh, stepped, entries, titles, self._names)
-        finally:
-            self.param_groups = loaded
+        for unit in self._divided(param_groups):
+            found |= unit.misfits(titles, self._names)
         return {p: found[p] for p in titles if p in found}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -211,7 +203,6 @@ class Optimizer(Shell):
         except Exception:
             self.param_groups.pop()
             raise
-        self._layouts = {}
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
         """Take one step. Nothing is written unless all groups pass their checks.
@@ -225,30 +216,36 @@ class Optimizer(Shell):
         """
         return self._run(closure, extra)
 
-    def _begin(self) -> None:
-        """Forget what was made and said in the last step."""
-        self._made: Made = {}
-        self._said = Said()
+    def _run(self, closure: Callable[[], Any] | None, extra: dict[str, Any]) -> Any:
+        """Take one step and return what ``closure`` returned."""
+        optim.check_capture(self)
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            loss, said = None, Said()
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            if not self._advance(said):
+                for run in self._prepare(closure, loss, extra, said):
+                    run()
+        return loss
 
-    def _advance(self) -> bool:
+    def _advance(self, said: Said) -> bool:
+        """Let one executor step all groups, or write nothing and return False."""
         compiling = torch.compiler.is_compiling()
-        if not compiling:
-            self._begin()
         apart = self._init_group() if compiling else True
         traced = not compiling and context.traced()
-        if torch.is_grad_enabled() or traced or any(map(_schedules.of, self.param_groups)):
+        scheduled = any(_schedules.KEY in group for group in self.param_groups)
+        if torch.is_grad_enabled() or traced or scheduled or not (apart or self._in_turn):
             return False
-        if self._couple == "all" and self.param_groups:
-            self._hyperparameters(list(range(len(self.param_groups))))  # which checks that they fit
         groups = []
-        for group in self.param_groups:
-            native = self._native(group)
-            if native is None:
+        for unit in self._units():
+            offered = unit.offered(said)
+            if offered is None:
                 return False
-            groups.append(native)
-        if compiling:
-            return (apart or self._in_turn) and advance_compiled(groups, self.state)
-        written = kernel.advance(groups, self.state, self._written)
+            groups += offered
+        if compiling:  # which would compile anew for what is kept
+            return choice.advance(groups, self.state, []) is not None
+        written = choice.advance(groups, self.state, self._written)
         self._written = written or []
         return written is not None
 
@@ -259,44 +256,46 @@ class Optimizer(Shell):
 
     def transform_of(self, group: dict[str, Any]) -> Transform | None:
         """The transform of a group, where it is one of the library's."""
-        return _transform_in(self._factory(**self._values(group)))
-
-    def _native(self, group: dict[str, Any]) -> Group | None:
-        """The step of a group as the native kernel takes it, if its transform has one."""
-        tx = self._factory(**self._values(group))
-        if not torch.compiler.is_compiling():
-            self._made[(id(group),)] = tx  # for the step that is taken without one
-        transform = _transform_in(tx)
-        if not isinstance(transform, Method):
-            return None
-        return kernel.group_of(transform, group["params"])
+        return transform_in(self._factory(**self._values(group)))
 
     def _prepare(
-        self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
+        self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any], said: Said
     ) -> list[Run]:
+        """Check everything, compute or plan the step, and return what then writes."""
         if closure is not None:
             extra = {"value": loss, **extra}
-        units = self._units()
+        units, given = self._units(), (closure, extra, said)
+        in_turn: list[Run] = [partial(unit.step, *given) for unit in units]
         if torch.compiler.is_compiling():  # which makes state, and compares memory, beforehand
             if len(units) > 1 and not self._init_group():
-                return [partial(self._step_unit, unit, closure, extra) for unit in units]
-            return [self._prepare_unit(unit, closure, extra) for unit in units]
+                return in_turn
+            return [unit.prepare(*given) for unit in units]
         known = set(self.state)
         try:
             self._make_state()
-            plans = [self._prepare_unit(unit, closure, extra) for unit in units]
-            if len(units) > 1 and not self._are_apart():
-                return [partial(self._step_unit, unit, closure, extra) for unit in units]
-            return plans
+            plans = [unit.prepare(*given) for unit in units]
+            return plans if len(units) == 1 or self._are_apart() else in_turn
         except Exception:
             for p in set(self.state) - known:
                 del self.state[p]
             raise
 
-    def _units(self) -> list[list[int]]:
-        """The groups whose parameters are one tree, together."""
-        everything = list(range(len(self.param_groups)))
-        return [everything] if self._couple == "all" and everything else [[i] for i in everything]
+    def _units(self) -> list[Unit]:
+        """The groups, those whose parameters are one tree together; a unit stays while they do."""
+        groups = self.param_groups
+        if torch.compiler.is_compiling():  # which would compile anew for what is kept
+            return self._divided(groups)
+        kept = [group for unit in self._kept for group in unit.groups]
+        if len(kept) != len(groups) or not all(map(is_, kept, groups)):
+            self._kept = self._divided(groups)
+        return self._kept
+
+    def _divided(self, groups: list[dict[str, Any]]) -> list[Unit]:
+        """Units of ``groups``, which do not keep the optimizer from being freed."""
+        owner = self if torch.compiler.is_compiling() else weakref.proxy(self)
+        if self._couple == "all":
+            return [self._unit(owner, groups[:], 0)] if groups else []
+        return [self._unit(owner, [group], i) for i, group in enumerate(groups)]
 
     def _are_apart(self) -> bool:
         """Whether no group is written where another reads parameters, or rates that are tensors."""
@@ -309,12 +308,6 @@ class Optimizer(Shell):
         states = pytree.tensors([self.state.get(p, {}) for p in params])
         return memory.storages(rates).isdisjoint(memory.storages(params + states))
 
-    def _step_unit(
-        self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
-    ) -> None:
-        """Step some groups after those before them, whose parameters may be the same memory."""
-        self._prepare_unit(groups, closure, extra)()
-
     def _make_state(self) -> None:
         """Make state that is not the transform's to make, before any group is looked at."""
 
@@ -325,55 +318,6 @@ class Optimizer(Shell):
         """
         self._make_state()
         return memory.are_apart([p for group in self.param_groups for p in group["params"]])
-
-    def _prepare_unit(
-        self, groups: list[int], closure: Callable[[], Any] | None, extra: dict[str, Any]
-    ) -> Run:
-        """Plan the step of some groups, whose parameters are one tree."""
-        made = None if torch.compiler.is_compiling() else self._made
-        leaves, spec, tx, outline = self._unit(groups, made)
-        layout = self._layout(groups, tx, outline, leaves, spec)
-        used = [p if self.state.get(p) else None for p in leaves]
-        if all(p is None for p in used):
-            return _nothing
-        if not torch.compiler.is_compiling():  # which cannot ask
-            names = [name for i in groups for name in names_of(self.param_groups[i])]
-            for name, p in zip(names, leaves, strict=True):
-                if p.grad is not None:
-                    check_writable(p, name)
-        if closure is not None:
-            everyone = [p for group in self.param_groups for p in group["params"]]
-            extra = {"grad_fn": Gradients(closure, used, everyone), **extra}
-        grads = pytree.unflatten(spec, [None if p is None else p.grad for p in used])
-        state = layout.gather(self.state, leaves)
-        tree = pytree.unflatten(spec, used)
-        run = self._plan(groups, tx, grads, state, tree, extra)
-        run.check()
-        if run.new is not None:
-            layout.check(run.new[1])
-        count = None if layout.clock is None else layout.read(layout.clock, self.state, used)
-        before = count.clone() if isinstance(count, Tensor) else None
-        return partial(self._store, run, layout, used, groups, before)
-
-    def _unit(
-        self, groups: list[int], made: Made | None = None
-    ) -> tuple[list[Tensor], Any, GradientTransformation, Any]:
-        """Parameters and structure of some groups as one tree, their transform, its outline.
-
-        The transform is taken from those that were ``made`` for this step, if it is there.
-        """
-        members = [self.param_groups[i] for i in groups]
-        params = tree_of(members, [group["params"] for group in members])
-        values = self._hyperparameters(groups)
-        scheduled = [name for group in members for name in _schedules.of(group)]
-        evaluated = dict.fromkeys(scheduled if self._evaluates else ())
-        place = () if made is None else tuple(map(id, members))
-        tx = (made or {}).get(place)
-        if tx is None:
-            tx = _schedules.transform(self._factory, values, evaluated)
-            if made is not None:
-                made[place] = tx
-        return *pytree.flatten(params), tx, outline_of(values)
 
     def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
         """Return the parameters of a group, and their state as the functional form has it.
@@ -399,121 +343,28 @@ class Optimizer(Shell):
             >>> fa.schedule_free_eval_params(state, params)
             [tensor([0.5000])]
         """
-        place = range(len(self.param_groups))[group]
-        groups = next(unit for unit in self._units() if place in unit)
-        leaves, spec, tx, outline = self._unit(groups)
-        stepped = [p if self.state.get(p) else None for p in leaves]
-        layout = Layout.of(self._init(tx, stepped, spec), spec, outline)
-        state = layout.gather(self.state, leaves)
-        return pytree.unflatten(spec, [p.detach() for p in leaves]), state
-
-    def _init(self, tx: GradientTransformation, params: Sequence[Tensor | None], spec: Any) -> Any:
-        """A first state, to read its structure and dtypes off; without memory where possible."""
-        state = without_memory(tx, params, spec)
-        return with_memory(tx, params, spec) if state is None else state
-
-    def _plan(
-        self,
-        groups: list[int],
-        tx: GradientTransformation,
-        grads: Tree,
-        state: Any,
-        params: Tree,
-        extra: dict[str, Any],
-    ) -> Plan:
-        """The step of some groups. What shares memory steps from the old values; the last stays."""
-        del groups
-        return _step.plan(tx, grads, state, params, donate=True, **extra)
+        found = self.param_groups[group]
+        unit = next(unit for unit in self._units() if any(x is found for x in unit.groups))
+        return unit.functional()
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]:
         values = {name: group[name] for name in self._names if name in group}
         return {**values, "lr": held(group, "lr")} if "lr" in values else values
 
-    def _hyperparameters(self, groups: list[int]) -> dict[str, Any]:
-        """The values for the factory; a tree with one for each parameter where groups differ."""
-        members = [self.param_groups[i] for i in groups]
-        if len(members) == 1 and not _schedules.of(members[0]):
-            return self._values(members[0])
-        values = {
-            name: _schedules.together(members, name, self._said)
-            for name in self._values(members[0])
-        }
-        for i in groups if not torch.compiler.is_compiling() else []:
-            self._check_overriding(i)
-        return values
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint, as in torch, except for three things.
 
-    def _check_overriding(self, place: int) -> None:
-        """Check what somebody set over the schedules of a group, which the factory takes for one.
+        Its tensors are copied, never adopted. Where both sides have names, parameters are paired by
+        name within their group. A load that raises leaves the optimizer as it was.
 
-        A value that was checked is not checked again, so that a step calls the factory once.
+        Raises:
+            ValueError: number, names or state of the parameters do not fit; in torch's words for
+                what torch checks.
         """
-        group = self.param_groups[place]
-        found = _schedules.overriding(group)
-        if found and not same(found, self._checked.get(place)):
-            self._factory(**self._values(group))
-            self._checked[place] = found
-        _schedules.warn_of_schedulers(group, place, found)
-
-    def _layout(
-        self,
-        groups: list[int],
-        tx: GradientTransformation,
-        outline: Any,
-        params: list[Tensor],
-        spec: Any,
-    ) -> Layout:
-        """Return where the state lies, and make what of it there is not yet.
-
-        State is made for parameters that have a first gradient, and for all when a change of the
-        hyperparameters switched a stage of the transform on.
-        """
-        compiling = torch.compiler.is_compiling()  # which knows other structures of trees
-        layout: Layout | None = None if compiling else self._layouts.get(groups[0])
-        if layout is not None and (layout.outline != outline or layout.params != spec):
-            layout = None
-        new: list[Tensor | None]
-        new = [p if p.grad is not None and not self.state.get(p) else None for p in params]
-        if layout is None:
-            used = [p if self.state.get(p) else q for p, q in zip(params, new, strict=True)]
-            shapes = None if compiling else without_memory(tx, used, spec)
-            if shapes is None:
-                new = used
-            else:
-                layout = Layout.of(shapes, spec, outline)
-                new = layout.incomplete(pytree.flatten(shapes)[0], self.state, used)
-        if layout is None or any(p is not None for p in new):
-            fresh = with_memory(tx, new, spec)
-            layout = Layout.of(fresh, spec, outline)
-            layout.complete(pytree.flatten(fresh)[0], self.state, params, new)
-        if not compiling:  # which would compile anew for what is kept
-            self._layouts[groups[0]] = layout
-        return layout
-
-    def _store(
-        self,
-        run: Plan,
-        layout: Layout,
-        used: list[Tensor | None],
-        groups: list[int],
-        before: Tensor | None,
-    ) -> None:
-        """Run the step, and put its results where they belong; ``before`` is the count."""
-        new_params, new_state = run()
-        leaves = pytree.flatten(new_state)[0]
-        for p, new in zip(used, pytree.flatten(new_params)[0], strict=True):
-            if p is not None and new is not p:
-                p.copy_(new)
-        # what autograd recorded is never written over; what a compiler traces stays in its place
-        replace = self.defaults.get("differentiable", False) or not context.traced()
-        layout.keep(leaves, self.state, used, replace, run.in_place)
-        if before is not None:
-            for i in groups:
-                _schedules.show(self.param_groups[i], before, self._said)
-
-
-def _transform_in(tx: GradientTransformation) -> Transform | None:
-    return tx.update.transform if isinstance(tx.update, Update) else None
-
-
-def _nothing() -> None:
-    """The step of parameters without gradients."""
+        before = self.state, self.param_groups
+        try:
+            with optim.load_hook(self, _loading.shield):
+                super().load_state_dict(state_dict)
+        except BaseException:
+            self.state, self.param_groups = before
+            raise

@@ -13,18 +13,15 @@ from .._core.transform import same
 from .._schedules.scheduled import Schedule, ask
 
 
-class Said:
+class Said(list["_Asked"]):
     """What schedules say in one step: each is asked once for a count."""
-
-    def __init__(self) -> None:
-        self._asked: list[_Asked] = []
 
     def by(self, schedule: Schedule, now: Any) -> Schedule:
         """The schedule, which remembers what it said; ``now`` is what its group shows."""
-        asked = next((x for x in self._asked if same(x.schedule, schedule)), None)
+        asked = next((x for x in self if same(x.schedule, schedule)), None)
         if asked is None:
             asked = _Asked(schedule, now, {})
-            self._asked.append(asked)
+            self.append(asked)
         return asked
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections import UserDict
 from typing import Any
 
@@ -122,6 +124,60 @@ def test_a_decay_of_zero_is_none_as_a_tensor_too() -> None:
         return [a]
 
     both(run)
+
+
+@pytest.mark.parametrize("name", ["adamax", "adam"])
+def test_hyperparameters_are_obeyed_however_they_are_changed(name: str) -> None:
+    """Numbers that are replaced, a list or a tensor that is changed in place, another group."""
+    make = getattr(fa, name)
+
+    def moved(change: Any, **options: Any) -> torch.Tensor:
+        w = parameter(3)
+        optimizer = Optimizer([w], make, **options)
+        for _ in range(2):
+            take(optimizer, [w])
+            optimizer.state.clear()
+            w.data = parameter(3).data
+        change(optimizer)
+        take(optimizer, [w])
+        return w.detach()
+
+    def replace(optimizer: Any) -> None:
+        optimizer.param_groups[0] = {**optimizer.param_groups[0], "lr": 0.5}
+
+    def spoil(optimizer: Any) -> None:
+        optimizer.param_groups[0]["betas"][0] = 1.5
+
+    lr = torch.tensor(0.1)
+    new = moved(lambda _: None, lr=0.5)
+    assert torch.equal(moved(lambda x: x.param_groups[0].update(lr=0.5), lr=0.1), new)
+    assert torch.equal(moved(replace, lr=0.1), new)
+    torch.testing.assert_close(moved(lambda _: lr.fill_(0.5), lr=lr), new)
+    with pytest.raises(ValueError, match=r"betas\[0\] must be in \[0, 1\), got 1.5"):
+        moved(spoil, betas=[0.9, 0.9])
+
+
+def test_an_optimizer_is_freed_when_nobody_holds_it() -> None:
+    w = parameter(3)
+    for make in (Adamax, lambda params: Optimizer(params, fa.adam)):
+        optimizer = make([w])
+        take(optimizer, [w], 2)
+        gc.collect()
+        gc.disable()
+        try:
+            seen = weakref.ref(optimizer)
+            del optimizer
+            assert seen() is None
+        finally:
+            gc.enable()
+
+
+def test_a_parameter_that_cannot_be_written_is_named() -> None:
+    w, expanded = parameter(3), nn.Parameter(torch.ones(1).expand(3), requires_grad=False)
+    optimizer = Optimizer([("w", w), ("expanded", expanded)], fa.sgd, lr=0.1)
+    w.grad = expanded.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match=r"clone\(\) expanded before"):
+        optimizer.step()
 
 
 def test_groups_coupled_that_cease_to_fit() -> None:
