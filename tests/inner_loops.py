@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch.func import functional_call
 
 D = torch.float64
+CHECKPOINTS = pytest.mark.parametrize("checkpoint", [False, True, 1, 3], ids=str)
 
 
 def parabola(p: torch.Tensor, batch: Any) -> torch.Tensor:

@@ -66,7 +66,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "A5": (
         "a checkpoint of another optimizer, or a broken one, is refused by the entry's name",
         {
-            "compat/test_loading.py": [
+            "compat/test_entries.py": [
                 "a_checkpoint_of_another_optimizer_is_refused",
                 "a_method_with_a_part_of_the_state_is_refused_too",
                 "a_broken_entry_is_refused_by_its_name",
@@ -119,10 +119,12 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "A10": (
         "conversions refuse what is no state",
         {
-            "compat/test_conversion.py": [
-                "a_broken_entry",
+            "compat/test_saved.py": [
                 "what_is_no_state_dict",
                 "parameters_and_entries_that_do_not_belong_together",
+            ],
+            "compat/test_convert.py": [
+                "a_broken_entry",
                 "hyperparameters_that_are_none",
                 "a_functional_state_that_is_not_one_of_the_params",
             ],
@@ -168,7 +170,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "B3": (
         "threads that exchange memory meanwhile do no harm",
         {
-            "execution/test_kernel_memory.py": [
+            "execution/test_native_kernel_memory.py": [
                 "another_thread_may_exchange_what_is_stepped",
                 "memory_exchanged_while_versions_are_counted_is_not_written",
             ],
@@ -177,7 +179,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "B4": (
         "versions are counted before the write",
         {
-            "execution/test_kernel_memory.py": [
+            "execution/test_native_kernel_memory.py": [
                 "versions_are_counted_once_and_before_the_write",
                 "a_plan_that_does_not_fit_counts_no_version",
             ],
@@ -186,7 +188,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "B5": (
         "misaligned memory is left to torch",
         {
-            "execution/test_kernel_memory.py": [
+            "execution/test_native_kernel_memory.py": [
                 "misaligned_memory_is_left_to_torch",
                 "no_way_into_the_kernel_takes_misaligned_memory",
             ],
@@ -219,7 +221,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "compat/test_group_schedules.py": [
                 "parameters_without_memory_keep_the_rate_shown",
             ],
-            "schedules/test_schedules.py": [
+            "schedules/test_scheduled.py": [
                 "a_scheduled_transform_steps_what_has_no_memory",
             ],
         },
@@ -301,7 +303,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
                 "a_missing_gradient_is_named_with_the_cure",
                 "the_functional_form_names_it_too",
             ],
-            "compat/test_loading.py": [
+            "compat/test_layout.py": [
                 "a_state_without_fields_has_a_name",
             ],
         },
@@ -309,7 +311,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "C12": (
         "a first step needs the memory of the state",
         {
-            "compat/test_loading.py": [
+            "compat/test_layout.py": [
                 "a_first_step_needs_the_memory_of_the_state_and_no_more",
             ],
         },
@@ -358,7 +360,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "execution/test_batched.py": [
                 "members_at_the_same_step_have_each_their_own_bias",
             ],
-            "compat/test_checkpoints.py": [
+            "compat/test_convert.py": [
                 "conversion_shares_no_tensor_and_no_group",
             ],
         },

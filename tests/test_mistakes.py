@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +12,6 @@ import torch
 
 import functional_adamax as fa
 from functional_adamax import compat
-from functional_adamax._core.spelling import explains_misfits
 
 
 def tree() -> dict[str, torch.Tensor]:
@@ -35,7 +32,6 @@ NAMED = fa.named_chain(("direction", fa.scale_by_adamax()), ("rate", fa.scale(-0
 LABELLED = fa.partition({"a": TX, "b": fa.set_to_zero()}, {"w": "a", "b": "b"})
 INJECTED = fa.inject_hyperparams(fa.adamax)(lr=0.1)
 ORDER = ("update takes (grads, state, params)", "step returns (params, state)")
-
 Mistake = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
 
 
@@ -54,57 +50,6 @@ def wrong_state(
 
 
 MISTAKES: dict[str, list[Mistake]] = {
-    "the words of other libraries": [
-        (
-            lambda: fa.adamax(learning_rate=0.1),
-            TypeError,
-            ("adamax()", "'learning_rate'", "it takes lr, betas, eps", "learning_rate is lr here"),
-        ),
-        (lambda: fa.adamax(b1=0.9), TypeError, ("'b1'", "b1 is betas[0] here")),
-        (lambda: fa.lion(0.1, b2=0.9), TypeError, ("'b2'", "b2 is betas[1] here")),
-        (lambda: fa.adamax(momentum=0.9), TypeError, ("momentum is betas[0] here",)),
-        (lambda: fa.rmsprop(0.1, decay=0.9), TypeError, ("decay is alpha here",)),
-        (lambda: fa.adam(0.1, mu_dtype=None), TypeError, ("mu_dtype is state_dtype here",)),
-        (lambda: fa.clip(max_delta=1.0), TypeError, ("max_delta is max_value here",)),
-        (lambda: fa.scale(step_size=1.0), TypeError, ("step_size is factor here",)),
-        (lambda: fa.lookahead(fast_optimizer=TX), TypeError, ("fast_optimizer is inner here",)),
-        (lambda: fa.multi_steps(TX, every_k_schedule=2), TypeError, ("is every_k here",)),
-        (lambda: fa.partition({}, param_labels={}), TypeError, ("is labels here",)),
-        (lambda: fa.adamw(0.1, mask={}), TypeError, ("masked(tx, mask) takes a mask",)),
-        (lambda: fa.adamax(foreach=True), TypeError, ("an option of compat.Adamax",)),
-        (lambda: fa.adamax(weigth_decay=0.1), TypeError, ("did you mean weight_decay?",)),
-        (
-            lambda: fa.cosine_decay_schedule(0.1),
-            TypeError,
-            ("'decay_steps'", "it takes init_value"),
-        ),
-        (lambda: fa.centralize(TX), TypeError, ("it takes nothing",)),
-        (
-            lambda: compat.Adamax(weights(), learning_rate=0.1),
-            TypeError,
-            ("Adamax.__init__() got an unexpected", "learning_rate is lr here"),
-        ),
-        (
-            lambda: compat.Optimizer(weights(), fa.adamaxw, learning_rate=0.1),
-            TypeError,
-            ("adamaxw", "'learning_rate'", "it takes lr", "learning_rate is lr here"),
-        ),
-        (
-            lambda: compat.wrap(fa.adamaxw)(weights(), learning_rate=0.1),
-            TypeError,
-            ("adamaxw", "learning_rate is lr here"),
-        ),
-        (
-            lambda: fa.inject_hyperparams(fa.adamax)(learning_rate=0.1),
-            TypeError,
-            ("adamax", "learning_rate is lr here"),
-        ),
-        (
-            lambda: fa.set_hyperparams(INJECTED.init(tree()), learning_rate=0.1),
-            KeyError,
-            ("'learning_rate'", "'lr'", "learning_rate is lr here"),
-        ),
-    ],
     "parameters where a transform has hyperparameters": [
         (lambda: fa.adamax(weights()), TypeError, ("lr must be a real number", "init(params)")),
         (
@@ -356,53 +301,3 @@ def test_a_group_refused_for_its_missing_names_is_not_added() -> None:
     with pytest.raises(UserWarning, match="by_path"):  # warnings are errors
         optimizer.add_param_group({"params": list(weights()), "decays": True})
     assert len(optimizer.param_groups) == 1
-
-
-FACTORIES = {
-    name: value
-    for name in fa.__all__
-    if inspect.isfunction(value := getattr(fa, name))
-    and inspect.signature(value).return_annotation
-    in ("GradientTransformation", "Curve", "Callable[..., GradientTransformation]")
-}
-
-
-def test_the_factories_are_found() -> None:
-    assert len(FACTORIES) >= 61
-    assert {"adamax", "chain", "linear_schedule", "inject_hyperparams", "clip"} <= set(FACTORIES)
-
-
-@pytest.mark.parametrize("name", FACTORIES)
-def test_every_factory_says_what_it_takes_and_stays_a_function(name: str) -> None:
-    factory = FACTORIES[name]
-    with pytest.raises(TypeError) as caught:
-        factory(not_an_argument=1)
-    taken = list(inspect.signature(factory).parameters)
-    assert f"it takes {', '.join(taken) or 'nothing'}" in str(caught.value)
-    assert pickle.loads(pickle.dumps(factory)) is factory
-    assert factory.__name__ == name
-    assert factory.__doc__
-
-
-def test_an_error_from_inside_passes_as_it_is() -> None:
-    error = TypeError("from inside")
-
-    @explains_misfits
-    def raising(x: int) -> None:
-        raise error
-
-    with pytest.raises(TypeError) as caught:
-        raising(1)
-    assert caught.value is error
-
-
-def test_factories_are_called_in_one_graph() -> None:
-    def once(lr: Any, grads: Any, state: Any, params: Any) -> Any:
-        tx = fa.chain(fa.clip(max_value=1.0), fa.adamax(lr=lr, betas=(0.9, 0.99)))
-        return fa.step(tx, grads, state, params)
-
-    state = fa.chain(fa.clip(1.0), fa.adamax()).init(tree())
-    args = torch.tensor(0.1), tree(), state, tree()
-    torch._dynamo.reset()
-    got = torch.compile(once, fullgraph=True, backend="eager")(*args)
-    assert torch.equal(got[0]["w"], once(*args)[0]["w"])

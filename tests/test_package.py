@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import functional_adamax as fa
-from functional_adamax._execution.native import kernel as _kernel
+from functional_adamax._execution.native import kernel
 from functional_adamax._execution.triton import executor as triton
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +36,8 @@ def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    kernel = f"{NATIVE}/_native.abi3.so"
-    assert kernel in files or _kernel._native is None, "this one was built with a compiler"
+    built = f"{NATIVE}/_native.abi3.so"
+    assert built in files or kernel._native is None, "this one was built with a compiler"
     packages = ("functional_adamax", "compat")
     wanted = {
         str(path.relative_to(ROOT))
@@ -45,7 +45,7 @@ def test_the_wheel_holds_both_import_names_and_nothing_else(tmp_path: Path) -> N
         for pattern in ("*.py", "*.pyi", "py.typed")
         for path in (ROOT / package).rglob(pattern)
     }
-    assert files - {kernel} == wanted
+    assert files - {built} == wanted
 
 
 def test_what_the_sdist_holds_is_what_an_installation_needs(tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_what_the_sdist_holds_is_what_an_installation_needs(tmp_path: Path) -> N
 
 
 def test_the_stub_of_the_kernel_names_its_functions() -> None:
-    if _kernel._native is None:
+    if kernel._native is None:
         pytest.skip("built without a compiler")
     stub = ast.parse((ROOT / NATIVE / "_native.pyi").read_text())
     functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
-    assert functions == {name for name in dir(_kernel._native) if not name.startswith("_")}
+    assert functions == {name for name in dir(kernel._native) if not name.startswith("_")}
 
 
 def test_the_public_names_are_those_of_the_stub() -> None:
@@ -104,7 +104,7 @@ def test_both_names_import_in_a_fresh_process() -> None:
 
 def test_the_report_says_which_executors_run() -> None:
     command = [sys.executable, "-m", "functional_adamax"]
-    for switch, word in (("1", "yes" if _kernel._native else "no: built"), ("0", "no: switched")):
+    for switch, word in (("1", "yes" if kernel._native else "no: built"), ("0", "no: switched")):
         env = os.environ | {"FUNCTIONAL_ADAMAX_NATIVE": switch}
         printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert f"native kernel, CPU, float32: {word}" in printed.stdout

@@ -55,6 +55,14 @@ def test_a_recipe_is_short(name: str, most: int) -> None:
     assert len(lines) <= most
 
 
+def test_a_recipe_does_what_it_says(made: Any) -> None:
+    """The sign of the gradient, or of its average, which begins at zero."""
+    tx, g = made(), torch.tensor([2.0, -0.5, 0.0])
+    updates, _ = tx.update(g, tx.init(torch.zeros(3)), torch.zeros(3))
+    stage = tx.init(torch.zeros(3)) == fa.EmptyState()
+    assert torch.equal(updates, g.sign() if stage else -0.1 * g.sign())
+
+
 def test_a_recipe_steps_in_every_way(made: Any) -> None:
     tx, p = made(), params()
     g, state = grads_like(p), tx.init(p)

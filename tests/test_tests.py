@@ -1,4 +1,7 @@
-"""Every test can fail: it asserts, expects an error or a warning, or calls a helper that does."""
+"""Every test can fail, and every module has tests of its name.
+
+A test asserts, expects an error or a warning, or calls a helper that does.
+"""
 
 from __future__ import annotations
 
@@ -98,3 +101,49 @@ def test_a_test_without_a_check_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
         "test_that_is_helped checks nothing",
         "test_that_leaves leaves early in line 7",
     ]
+
+
+PACKAGE = HERE.parent / "functional_adamax"
+ELSEWHERE = {  # modules that are tested in what they are parts of
+    "compat/_conventions": "compat/test_twin.py",
+    "compat/_unit": "compat/test_changes_in_mid_run.py",
+}
+
+
+def untested(tests: set[str]) -> list[str]:
+    """The modules of the package that no file of ``tests`` is named after.
+
+    ``tests/core/test_sharded_alone.py`` is named after ``_core/sharded.py``,
+    ``tests/execution/test_native_kernel.py`` after ``_execution/native/kernel.py``, and
+    ``tests/core/test_private.py`` after all that is in ``_core/private``.
+    """
+    missing = []
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        *room, file = [part.lstrip("_") for part in name.split("/")]
+        start = "/".join([*room[:1], "test_"])
+        whole = f"{start}{'_'.join(room[1:])}.py"
+        wanted = start + "_".join([*room[1:], file])
+        found = whole in tests or any(test.startswith(wanted) for test in tests)
+        if not (found or name.endswith("__")):
+            missing.append(name)
+    return sorted(missing)
+
+
+def test_every_module_has_tests_of_its_name() -> None:
+    tests = {path.relative_to(HERE).as_posix() for path in HERE.rglob("test_*.py")}
+    assert tests >= set(ELSEWHERE.values())
+    assert set(untested(tests)) <= set(ELSEWHERE)
+
+
+def test_a_module_without_tests_is_found() -> None:
+    tests = {path.relative_to(HERE).as_posix() for path in HERE.rglob("test_*.py")}
+    lost = {"core/test_norms.py", "execution/test_native_proof.py", "test_moved.py"}
+    found = set(untested(tests - lost)) - set(ELSEWHERE)
+    assert found == {"_core/norms", "_execution/native/proof", "_moved"}
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """By which pytest imports them."""
+    names = [path.name for path in HERE.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -14,7 +14,7 @@ from torch import Tensor
 from twins import BOTH
 
 import functional_adamax as fa
-from functional_adamax._execution.native import kernel as _kernel
+from functional_adamax._execution.native import kernel
 from functional_adamax.compat import Adamax, Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:eps=")  # float16 without state_dtype, on purpose
@@ -229,15 +229,15 @@ def test_a_rate_that_is_memory_of_the_step_changes_while_it_steps_as_in_torch(
 COUNTERS = [-5.0, -1.0, 0.0, math.nan, math.inf, 2.0**24]
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "torch"])
 @pytest.mark.parametrize("foreach", [None, True])
 @pytest.mark.parametrize("t", COUNTERS)
 def test_odd_counters_do_what_they_do_in_torch(
-    t: float, foreach: bool | None, kernel: bool, monkeypatch: pytest.MonkeyPatch
+    t: float, foreach: bool | None, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also that other parameters are stepped, or none is where torch raises."""
-    if not kernel:
-        monkeypatch.setattr(_kernel, "_native", None)
+    if not native:
+        monkeypatch.setattr(kernel, "_native", None)
 
     def outcome(cls: Any) -> tuple[Any, list[Tensor], list[Tensor]]:
         params = [torch.nn.Parameter(torch.ones(n)) for n in (2, 3, 4)]
@@ -261,21 +261,21 @@ def test_odd_counters_do_what_they_do_in_torch(
         assert not torch.equal(results[0], before[0])
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "torch"])
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor(0.1, dtype=torch.float64)])
 @pytest.mark.parametrize("t", COUNTERS)
 def test_donated_steps_from_odd_counters_have_the_bits_of_the_rule(
-    t: float, lr: Any, kernel: bool, monkeypatch: pytest.MonkeyPatch
+    t: float, lr: Any, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tx = fa.adamax(lr)
     g = [torch.full((3,), 0.5), torch.full((2,), -2.0)]
     params, state = fa.step(tx, g, tx.init([x * 2 for x in g]), [torch.ones(3), torch.ones(2)])
     state.step[0].fill_(t)
     with monkeypatch.context() as patch:
-        patch.setattr(_kernel, "_native", None)
+        patch.setattr(kernel, "_native", None)
         wanted = fa.step(tx, g, state, params)
-    if not kernel:
-        monkeypatch.setattr(_kernel, "_native", None)
+    if not native:
+        monkeypatch.setattr(kernel, "_native", None)
     given = [x.clone() for x in params], fa.AdamaxState(*([x.clone() for x in y] for y in state))
     for donate in (False, True):
         new, after = fa.step(tx, g, given[1], given[0], donate=donate)

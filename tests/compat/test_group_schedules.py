@@ -1,4 +1,4 @@
-"""Schedules in the groups of a wrapped transform: what they leave, and who rules."""
+"""Schedules as hyperparameters of a group: what is shown, what is set over them, and who rules."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scheduled_groups import FALLING, HALF, rates, stepped
 from torch import nn
 from wrapped import parameters
 
@@ -32,9 +33,6 @@ def test_the_rate_shown_is_that_of_the_schedule() -> None:
 def clipped_decay(wd: float = 0.0, lr: float = 0.1) -> fa.GradientTransformation:
     stages = fa.clip_by_global_norm(1.0), fa.add_decayed_weights(wd)
     return fa.chain(*stages, fa.scale_by_learning_rate(lr))
-
-
-HALF = fa.exponential_decay(0.5, transition_steps=1, decay_rate=0.5)
 
 
 @pytest.mark.parametrize(
@@ -106,16 +104,6 @@ def test_who_rules_is_kept(again: Any, value: float | None) -> None:
     assert optimizer.param_groups[0]["lr"] == (value or 0.125)
 
 
-def test_a_checkpoint_without_a_schedule_is_taken_up_by_one() -> None:
-    (w,), (v,) = parameters(3), parameters(3)
-    constant = compat.Optimizer([w], fa.adam, lr=0.3)
-    constant.step()
-    scheduled = compat.Optimizer([v], fa.adam, lr=HALF)
-    scheduled.load_state_dict(constant.state_dict())
-    scheduled.step()
-    assert scheduled.param_groups[0]["lr"] == 0.5
-
-
 def test_a_schedule_in_one_group_and_a_number_in_the_other() -> None:
     a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     groups = [{"params": [a], "wd": HALF}, {"params": [b], "wd": 1.0}]
@@ -144,76 +132,12 @@ def test_a_value_set_in_the_group_rules_over_a_schedule() -> None:
     assert steps == pytest.approx([1.0, 0.0, 0.5, 0.25])
 
 
-FALLING = fa.linear_schedule(0.1, 0.0, 100)
-
-
-def stepped(optimizer: Any, times: int = 1) -> Any:
-    for _ in range(times):
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = torch.full_like(p, 0.3)
-        optimizer.step()
-    return optimizer
-
-
-def rates(optimizer: Any) -> list[Any]:
-    return [group["lr"] for group in optimizer.param_groups]
-
-
-def test_a_run_goes_on_with_another_schedule() -> None:
-    short, long = (fa.linear_schedule(0.1, 0.0, n) for n in (10, 100))
-    state = stepped(compat.Optimizer(parameters(3), fa.adam, lr=short), 5).state_dict()
-    resumed = compat.Optimizer(parameters(3), fa.adam, lr=long)
-    resumed.load_state_dict(state)
-    assert rates(stepped(resumed, 2)) == [pytest.approx(long(6))]
-
-
-@pytest.mark.parametrize("steps", range(1, 10))
-def test_a_run_goes_on_where_the_count_stood_still(steps: int) -> None:
-    def gathered(lr: Any) -> Any:
-        return fa.multi_steps(fa.adamax(lr), 4)
-
-    optimizer = stepped(compat.Optimizer(parameters(3), gathered, lr=FALLING), steps)
-    resumed = compat.Optimizer(parameters(3), gathered, lr=FALLING)
-    resumed.load_state_dict(optimizer.state_dict())
-    assert rates(stepped(resumed, 8)) == rates(stepped(optimizer, 8))
-
-
 @pytest.mark.parametrize("again", [copied, pickled, resumed])
 def test_a_value_set_before_the_first_step_is_kept(again: Any) -> None:
     optimizer = compat.Optimizer(parameters(3), fa.adam, lr=HALF)
     optimizer.param_groups[0]["lr"] = 0.7
     other = again(optimizer, compat.Optimizer(parameters(3), fa.adam, lr=HALF))
     assert rates(stepped(other, 2)) == rates(stepped(optimizer, 2)) == [0.7]
-
-
-def test_a_checkpoint_has_numbers_only() -> None:
-    state = stepped(compat.Optimizer(parameters(3), fa.adam, lr=FALLING)).state_dict()
-    (group,) = state["param_groups"]
-    assert group["schedules"] == ["lr"]
-    assert group["lr"] == group["scheduled_lr"] == 0.1
-
-
-def test_a_checkpoint_that_is_older_than_a_schedule() -> None:
-    state = stepped(compat.Optimizer(parameters(3), fa.adam, lr=FALLING), 3).state_dict()
-    for key in ("weight_decay", "scheduled_lr"):
-        del state["param_groups"][0][key]
-    resumed = compat.Optimizer(parameters(3), fa.adam, lr=FALLING, weight_decay=HALF)
-    resumed.load_state_dict(state)
-    stepped(resumed)
-    assert rates(resumed) == [pytest.approx(0.097)]
-    assert resumed.param_groups[0]["weight_decay"] == 0.5 * 0.5**3
-
-
-def test_groups_that_come_and_go_keep_their_schedules() -> None:
-    a, b = parameters(3, 3)
-    fast = fa.linear_schedule(0.5, 0.0, 100)
-    groups = [{"params": [a], "lr": FALLING}, {"params": [b], "lr": fast}]
-    optimizer = stepped(compat.Optimizer(groups, fa.adam), 3)
-    del optimizer.param_groups[0]
-    assert rates(stepped(optimizer, 3)) == [pytest.approx(0.475)]
-    optimizer.add_param_group({"params": [a], "lr": HALF})
-    assert rates(stepped(optimizer)) == [pytest.approx(0.47), 0.5 * 0.5**3]  # as a had three
 
 
 @pytest.mark.parametrize(
@@ -335,61 +259,6 @@ def test_a_compiled_run_goes_on_compiled() -> None:
         assert rates(resumed) == [pytest.approx(FALLING(i))]
 
 
-def test_hooks_of_checkpoints_see_numbers() -> None:
-    optimizer = compat.Optimizer(parameters(3), fa.adam, lr=FALLING)
-    seen: list[Any] = []
-    optimizer.register_state_dict_post_hook(lambda _, state: seen.append(state["param_groups"]))
-    assert optimizer.state_dict()["param_groups"] is seen[0]
-    assert seen[0][0]["schedules"] == ["lr"]
-    assert list(optimizer.param_groups[0]["schedules"]) == ["lr"]
-
-
-def test_flat_distributed_checkpoints() -> None:
-    from torch.distributed.checkpoint import state_dict as dcp
-
-    def trained() -> Any:
-        torch.manual_seed(0)
-        module = nn.Linear(3, 1)
-        return module, stepped(compat.Optimizer(module.parameters(), fa.adamaxw, lr=FALLING), 3)
-
-    options = dcp.StateDictOptions(flatten_optimizer_state_dict=True)
-    (module, optimizer), (other, resumed) = trained(), trained()
-    resumed.param_groups[0]["lr"] = 0.5
-    saved = dcp.get_optimizer_state_dict(module, optimizer, options=options)
-    dcp.set_optimizer_state_dict(other, resumed, saved, options=options)
-    assert rates(stepped(resumed)) == rates(stepped(optimizer)) == [pytest.approx(0.097)]
-
-
-def test_groups_given_to_another_optimizer_leave_their_schedules() -> None:
-    def plain(lr: float = 0.1) -> Any:
-        return fa.chain(fa.scale(1.0), fa.scale(-lr))
-
-    first = stepped(compat.Optimizer(parameters(3), plain, lr=HALF), 2)
-    second = compat.Optimizer(first.param_groups, plain)
-    assert rates(stepped(second, 2)) == [0.25]
-    assert "scheduled_lr" not in second.param_groups[0]
-
-
-def test_names_that_groups_need() -> None:
-    def colliding(lr: float, scheduled_lr: float = 1.0) -> Any:
-        return fa.sgd(lr * scheduled_lr)
-
-    with pytest.raises(TypeError, match=r"factory takes \['scheduled_lr'\], under which"):
-        compat.Optimizer(parameters(3), colliding, lr=0.1)
-    groups = [{"params": parameters(3), "schedules": "cosine"}]
-    optimizer = stepped(compat.Optimizer(groups, fa.adam))
-    assert optimizer.state_dict()["param_groups"][0]["schedules"] == "cosine"
-
-
-def test_a_constant_rate_that_was_a_schedule_before_is_no_value_set() -> None:
-    scheduled = stepped(compat.Optimizer(parameters(3), fa.adam, lr=FALLING), 2)
-    constant = compat.Optimizer(parameters(3), fa.adam, lr=0.3)
-    constant.load_state_dict(scheduled.state_dict())
-    constant.param_groups[0]["lr"] = 0.3
-    scheduled.load_state_dict(stepped(constant).state_dict())
-    assert rates(stepped(scheduled)) == [pytest.approx(0.098)]  # whose count stood still
-
-
 def test_rates_that_are_tensors_or_nan() -> None:
     rate = torch.tensor([0.1, 0.2, 0.3])
     optimizer = stepped(compat.Optimizer(parameters(3), fa.sgd, lr=lambda count: rate))
@@ -437,20 +306,3 @@ def test_parameters_without_memory_keep_the_rate_shown(
     assert rates(optimizer) == [0.1, 0.5]
     assert {x.device.type for x in optimizer.state[params[0]].values()} == {"meta"}
     assert all(p.is_meta and p.shape == (3,) for p in params)
-
-
-@pytest.mark.parametrize("factory", [fa.adamaxw, fa.adam], ids=["adamaxw", "adam"])
-def test_schedules_come_and_go_between_checkpoints(factory: Any) -> None:
-    """What they left in the state is no state of a parameter: it may be missing, or be too much."""
-    given = {"lr": FALLING, "weight_decay": HALF, "betas": lambda count: (0.9, 0.99)}
-    scheduled = stepped(compat.Optimizer(parameters(3), factory, **given), 2)
-    constant = compat.Optimizer(parameters(3), factory, lr=0.1)
-    constant.load_state_dict(scheduled.state_dict())
-    again = compat.Optimizer(parameters(3), factory, **given)
-    again.load_state_dict(stepped(constant).state_dict())
-    stepped(again)
-    assert again.param_groups[0]["weight_decay"] == 0.125  # whose count stood still
-    fresh = stepped(compat.Optimizer(parameters(3), factory, lr=0.1))
-    again.load_state_dict(fresh.state_dict())
-    stepped(again)
-    assert again.param_groups[0]["weight_decay"] == 0.5

@@ -1,15 +1,13 @@
-"""Checkpoints that do not fit: paired by name, refused by name, and a refusal changes nothing."""
+"""Checkpoints paired by name, and a load that raises changes nothing."""
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from saving import Make, both, momentum, saved, stepped
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
@@ -18,36 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 from wrapped import network, parameters
 
 import functional_adamax as fa
-from functional_adamax.compat import Adamax, Optimizer
-
-Make = Callable[..., torch.optim.Optimizer]
-
-
-def adamaxw(params: Any, **options: Any) -> Optimizer:
-    return Optimizer(params, fa.adamaxw, **options)
-
-
-def momentum(params: Any, **options: Any) -> Optimizer:
-    return Optimizer(params, fa.sgd, **{"lr": 0.1, "momentum": 0.9} | options)
-
-
-both = pytest.mark.parametrize("make", [Adamax, adamaxw], ids=["Adamax", "Optimizer"])
-
-
-def stepped(optimizer: Any, times: int = 1, values: Any = None) -> Any:
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    for _ in range(times):
-        for i, p in enumerate(params):
-            p.grad = torch.full_like(p, 0.3 if values is None else values[i])
-        optimizer.step()
-    return optimizer
-
-
-def saved(optimizer: Any) -> dict[str, Any]:
-    return copy.deepcopy(optimizer.state_dict())
-
-
-# --- names ----------------------------------------------------------------------------------
+from functional_adamax.compat import Optimizer
 
 
 @both
@@ -150,144 +119,6 @@ def test_names_of_distributed_checkpoints_in_another_order(make: Make, named: st
     assert again.param_groups[0]["param_names"] == names[::-1]
 
 
-# --- entries that do not fit ----------------------------------------------------------------
-
-
-FOREIGN: dict[str, Make] = {
-    "AdamW": torch.optim.AdamW,
-    "SGD": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
-    "RMSprop": torch.optim.RMSprop,
-    "lion": lambda params: Optimizer(params, fa.lion),
-}
-
-
-@both
-@pytest.mark.parametrize("foreign", FOREIGN)
-def test_a_checkpoint_of_another_optimizer_is_refused(make: Make, foreign: str) -> None:
-    state = saved(stepped(FOREIGN[foreign](parameters(2, 3)), 2))
-    optimizer = make(parameters(2, 3))
-    with pytest.raises(ValueError, match=r"missing \[|unknown \["):
-        optimizer.load_state_dict(state)
-    assert not optimizer.state
-
-
-def test_a_method_with_a_part_of_the_state_is_refused_too() -> None:
-    state = saved(stepped(adamaxw(parameters(2))))
-    with pytest.raises(ValueError, match=r"have \['step', 'exp_avg'\]: unknown \['exp_inf'\]"):
-        Optimizer(parameters(2), fa.lion).load_state_dict(state)
-
-
-def test_groups_of_another_optimizer_are_refused_without_state() -> None:
-    state = saved(torch.optim.SGD(parameters(2)))
-    with pytest.raises(ValueError, match=r"param_groups\[0\].*missing \['betas', 'eps'\]"):
-        Adamax(parameters(2)).load_state_dict(state)
-
-
-BROKEN: dict[str, tuple[str, Any, str]] = {
-    "shape": ("exp_avg", torch.ones(5), r"exp_avg of {} .*shape of its state, \(3,\), got \(5,\)"),
-    "complex": (
-        "exp_inf",
-        torch.ones(3) * 1j,
-        "exp_inf of {} .* real floating .*got a torch.complex64",
-    ),
-    "integer": (
-        "exp_inf",
-        torch.ones(3).long(),
-        "exp_inf of {} .* real floating .*got a torch.int64",
-    ),
-    "list": ("exp_avg", [1.0, 1.0, 1.0], r"exp_avg of {} .* a tensor, got \[1.0"),
-    "no moment": ("exp_avg", None, "exp_avg of {} .* a tensor, got None"),
-    "word": ("step", "x", "step of {} .* a number, finite and at least 0, got 'x'"),
-    "true": ("step", True, "step of {} .* a number, .* got True"),
-    "negative": ("step", -1, r"step of {} .* a number, .* got tensor\(-1.\)"),
-    "nan": ("step", torch.tensor(float("nan")), r"step of {} .* a number, .* got tensor\(nan\)"),
-    "infinite": ("step", float("inf"), r"step of {} .* a number, .* got tensor\(inf\)"),
-    "vector": ("step", torch.ones(2), r"step of {} .* a number, .* shape \(2,\)"),
-}
-
-
-@both
-@pytest.mark.parametrize("case", BROKEN)
-@pytest.mark.parametrize("named", [False, True])
-def test_a_broken_entry_is_refused_by_its_name(make: Make, case: str, named: bool) -> None:
-    key, value, words = BROKEN[case]
-
-    def built() -> torch.optim.Optimizer:
-        params = parameters(2, 3)
-        return make(list(zip("ab", params, strict=True)) if named else params)
-
-    state = saved(stepped(built()))
-    state["state"][1][key] = value
-    with pytest.raises(ValueError, match=words.format("parameter 'b'" if named else "parameter 1")):
-        built().load_state_dict(state)
-
-
-@both
-@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_inf"])
-def test_a_missing_key_is_refused(make: Make, key: str) -> None:
-    state = saved(stepped(make(parameters(2, 3))))
-    del state["state"][1][key]
-    with pytest.raises(ValueError, match=rf"entry of parameter 1 .*: missing \['{key}'\]; load"):
-        make(parameters(2, 3)).load_state_dict(state)
-
-
-@both
-def test_an_entry_that_is_none(make: Make) -> None:
-    state = saved(stepped(make(parameters(2))))
-    state["state"][0] = [1.0]
-    with pytest.raises(ValueError, match="entry of parameter 0 .* must be a dict, got list"):
-        make(parameters(2)).load_state_dict(state)
-
-
-@both
-def test_what_loads_as_before(make: Make) -> None:
-    """Parameters without an entry, entries of nobody, other precision, steps as they may be."""
-    a, b, c = parameters(2, 2, 2)
-    first = stepped(make([a, b, c]))
-    state = saved(first)
-    del state["state"][1]
-    state["state"]["global"] = {"words": ["kept"], "step": -1}
-    state["state"][0]["step"] = 1
-    state["state"][2]["step"] = torch.tensor([1.0])
-    for name in ("exp_avg", "exp_inf"):
-        state["state"][2][name] = state["state"][2][name].double()
-    again = make([a, b, c])
-    again.load_state_dict(state)
-    assert b not in again.state
-    assert again.state["global"] == {"words": ["kept"], "step": -1}
-    stepped(again)
-    assert [float(again.state[p]["step"]) for p in (a, b, c)] == [2.0, 1.0, 2.0]
-    wide = make is adamaxw  # which keeps what is saved, where torch casts
-    assert again.state[c]["exp_avg"].dtype == (torch.float64 if wide else torch.float32)
-
-
-def test_a_stage_that_was_switched_in_the_saved_run() -> None:
-    """Off: its state is still there. On: it is not there yet. Both are what the optimizer makes."""
-    run = stepped(momentum(parameters(2)), 2)
-    buffer = run.state[run.param_groups[0]["params"][0]]["momentum_buffer"].clone()
-    run.param_groups[0]["momentum"] = 0.0
-    stepped(run)
-    again = momentum(parameters(2))
-    again.load_state_dict(saved(run))
-    (p,) = again.param_groups[0]["params"]
-    assert torch.equal(again.state[p]["momentum_buffer"], buffer)
-    with pytest.raises(ValueError, match=r"unknown \['momentum_buffer'\]"):
-        momentum(parameters(2), momentum=0.0).load_state_dict(saved(run))
-
-    run = stepped(momentum(parameters(2), momentum=0.0), 2)
-    run.param_groups[0]["momentum"] = 0.9
-    state = saved(run)
-    with pytest.raises(ValueError, match=r"missing \['momentum_buffer'\]"):
-        momentum(parameters(2)).load_state_dict(state)
-    again = momentum(parameters(2), momentum=0.0)
-    again.load_state_dict(state)
-    (p,), (q,) = (optimizer.param_groups[0]["params"] for optimizer in (run, again))
-    q.data.copy_(p)
-    for optimizer in (run, again):
-        stepped(optimizer, 2)
-    assert torch.equal(p, q)
-
-
 def test_groups_that_make_no_transform_can_be_repaired_by_a_load() -> None:
     optimizer = stepped(momentum(parameters(2)))
     state = saved(optimizer)
@@ -299,60 +130,6 @@ def test_groups_that_make_no_transform_can_be_repaired_by_a_load() -> None:
     state["state"][0]["other"] = torch.ones(2)
     with pytest.raises(ValueError, match=r"unknown \['other'\]"):
         optimizer.load_state_dict(state)
-
-
-def picky(lr: float = 0.1) -> fa.GradientTransformation:
-    """A transform whose ``init`` reads values, as no device without data can."""
-
-    def init(params: Any) -> Any:
-        return [None if p is None else p.new_full((), float(p.sum())) for p in params]
-
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
-        del params
-        return [None if g is None else -lr * g for g in grads], state
-
-    return fa.GradientTransformation(init, update)
-
-
-def test_a_transform_that_reads_values_at_first() -> None:
-    first = stepped(Optimizer(parameters(2, 3), picky), 2)
-    assert [float(entry["state"]) for entry in first.state.values()] == [2.0, 3.0]
-    again = Optimizer(parameters(2, 3), picky)
-    again.load_state_dict(saved(first))
-    assert [float(entry["state"]) for entry in stepped(again).state.values()] == [2.0, 3.0]
-    state = saved(first)
-    state["state"][0] = {"other": torch.ones(())}
-    with pytest.raises(ValueError, match=r"missing \['state'\], unknown \['other'\]"):
-        again.load_state_dict(state)
-
-
-def noisy(lr: float = 0.1) -> fa.GradientTransformation:
-    """A transform whose first state is random, drawn from torch's own generator."""
-
-    def init(params: Any) -> Any:
-        return [None if p is None else torch.randn(p.shape) for p in params]
-
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
-        del params
-        return [None if g is None else -lr * g for g in grads], state
-
-    return fa.GradientTransformation(init, update)
-
-
-def test_learning_the_structure_draws_no_random_numbers() -> None:
-    optimizer = Optimizer(parameters(2, 3), noisy)
-    torch.manual_seed(3)
-    optimizer.step()
-    torch.manual_seed(3)
-    for entry in optimizer.state.values():
-        assert torch.equal(entry["state"], torch.randn(entry["state"].shape))
-    before = torch.get_rng_state()
-    optimizer.load_state_dict(saved(optimizer))
-    optimizer.step()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-# --- a load that raises ---------------------------------------------------------------------
 
 
 def refuse(*_: Any) -> None:
@@ -401,85 +178,3 @@ def test_a_load_that_raises_changes_nothing(make: Make, why: str) -> None:
         stepped(one)
     for p, q in zip(params, twin.param_groups[0]["params"], strict=True):
         assert torch.equal(p, q)
-
-
-# --- a state that is one tree ---------------------------------------------------------------
-
-
-def averaging(lr: float = 0.1) -> fa.GradientTransformation:
-    def init(params: Any) -> Any:
-        return [None if p is None else torch.zeros_like(p) for p in params]
-
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
-        del params
-        new = [m if g is None else 0.9 * m + g for m, g in zip(state, grads, strict=True)]
-        return [None if g is None else -lr * m for g, m in zip(grads, new, strict=True)], new
-
-    return fa.GradientTransformation(init, update)
-
-
-def test_a_state_without_fields_has_a_name() -> None:
-    first = stepped(Optimizer(parameters(2, 3), averaging))
-    state = saved(first)
-    assert [list(entry) for entry in state["state"].values()] == [["state"], ["state"]]
-    old = copy.deepcopy(state)
-    old["state"] = {key: {"": entry["state"]} for key, entry in old["state"].items()}
-    for one in (state, old):
-        again = Optimizer(parameters(2, 3), averaging)
-        again.load_state_dict(one)
-        assert repr(again.state_dict()) == repr(state)
-
-
-# --- memory ---------------------------------------------------------------------------------
-
-
-PEAKS = """
-import re, sys
-from pathlib import Path
-import torch
-import functional_adamax as fa
-from functional_adamax.compat import Adamax, Optimizer
-
-def make(params):
-    return Adamax(params) if sys.argv[1] == "Adamax" else Optimizer(params, fa.adamaxw)
-
-def build(size):
-    params = [torch.nn.Parameter(torch.zeros(size)) for _ in range(8)]
-    for p in params:
-        p.grad = torch.ones_like(p)
-    n = 8 // int(sys.argv[2])
-    return [{"params": params[i : i + n]} for i in range(0, 8, n)]
-
-def run(groups):
-    peaks = []
-    def note():
-        status = Path("/proc/self/status").read_text()  # ru_maxrss begins with the parent's
-        peaks.append(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024)
-    first, second = make(groups), make(groups)
-    note()
-    first.step()
-    note()
-    second.load_state_dict(first.state_dict())
-    note()
-    second.step()
-    second.functional_state()
-    note()
-    return [b - a for a, b in zip(peaks, peaks[1:])]
-
-run(build(8))  # which imports what torch imports late
-print(*run(build(2**22)))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
-@pytest.mark.parametrize("groups", ["1", "4"])
-@pytest.mark.parametrize("name", ["Adamax", "Optimizer"])
-def test_a_first_step_needs_the_memory_of_the_state_and_no_more(name: str, groups: str) -> None:
-    command = [sys.executable, "-c", PEAKS, name, groups]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    first, load, after = map(float, done.stdout.split())
-    size = 8 * 2**22 * 4 / 2**20
-    state = 2 * size
-    assert 0.95 * state < first < state + 0.05 * size
-    assert 0.95 * state < load < state + 0.05 * size
-    assert after < 0.05 * size

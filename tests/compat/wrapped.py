@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -54,3 +55,14 @@ def parameters(*sizes: int) -> list[nn.Parameter]:
     for p in made:
         p.grad = torch.ones_like(p)
     return made
+
+
+def trained() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The state dict of an optimizer after a step, and its parameters as a tree."""
+    net = network()
+    optimizer = torch.optim.Adamax(net.parameters(), lr=0.1)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    params = {name: p.detach().clone() for name, p in net.named_parameters()}
+    return copy.deepcopy(optimizer.state_dict()), params

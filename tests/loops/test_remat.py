@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from trees import assert_equal, tree_map
 
 import functional_adamax as fa
-from functional_adamax._execution.native import kernel as _kernel
+from functional_adamax._execution.native import kernel
 
 
 @pytest.mark.parametrize("outside", [False, True])
@@ -183,13 +183,13 @@ def peak_of(run: Callable[[], Any]) -> int:
     return max(accumulate(sizes))
 
 
-@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("width", [64, 512])
 def test_checkpointed_memory_of_fifty_steps(
-    width: int, kernel: bool, monkeypatch: pytest.MonkeyPatch
+    width: int, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not kernel:
-        monkeypatch.setattr(_kernel, "_native", None)
+    if not native:
+        monkeypatch.setattr(kernel, "_native", None)
     module = torch.nn.Sequential(
         torch.nn.Linear(64, width),
         torch.nn.ReLU(),

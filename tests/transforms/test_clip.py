@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.func import grad, hessian, jacfwd, jacrev, vmap
+from torch.func import grad, jacfwd, jacrev, vmap
 from trees import Pair, assert_equal, grads_like, leaves, params, with_gaps
 
 import functional_adamax as fa
@@ -87,28 +87,6 @@ def test_block_rms_is_that_of_numpy(dtype: torch.dtype) -> None:
     assert_near(once(fa.clip_by_block_rms(0.6), updates), want)
 
 
-def unit_norms(x: np.ndarray) -> np.ndarray:
-    whole = np.squeeze(x).ndim <= 1
-    axes = tuple(range(x.ndim)) if whole else tuple(range(1, x.ndim))
-    return np.sqrt((abs(x) ** 2).sum(axes, keepdims=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
-def test_adaptive_is_that_of_numpy(dtype: torch.dtype) -> None:
-    shapes = [(), (4,), (4, 3), (1, 3), (3, 1), (4, 3, 2), (4, 3, 2, 2), (2, 3, 2, 2, 2)]
-    tree = [torch.randn(s, dtype=dtype) * 0.5 for s in shapes]
-    tree[2][0] = 0  # a unit of weights that are zero counts with eps
-    updates = [torch.randn(s, dtype=dtype) for s in shapes]
-    updates[2][1] *= 1e-6  # and this one is short enough
-    want = []
-    for g, p in zip(as_numpy(updates), as_numpy(tree), strict=True):
-        norm, limit = unit_norms(g), 0.2 * np.maximum(unit_norms(p), 0.01)
-        want.append(np.where(norm <= limit, g, g * limit / norm))
-    got = once(fa.adaptive_grad_clip(0.2, eps=0.01), updates, tree)
-    assert_near(got, want, rtol=1e-13)
-    assert torch.equal(got[2][1], updates[2][1])
-
-
 def make_all() -> dict[str, fa.GradientTransformation]:
     return {
         "clip": fa.clip(1.0),
@@ -129,29 +107,6 @@ def test_the_derivative_at_zero_is_the_identity(name: str, shape: tuple[int, ...
         assert torch.equal(derivative(lambda g: once(tx, g, tree))(zeros), identity)
     second = jacrev(jacrev(lambda g: once(tx, g, tree)))(zeros)
     assert torch.equal(second, torch.zeros_like(second))
-
-
-def test_the_norm_has_the_derivative_zero_at_zero() -> None:
-    tree = {"a": torch.zeros(3, dtype=torch.float64), "b": torch.zeros((), dtype=torch.complex128)}
-    inputs = [x.requires_grad_() for x in tree.values()]
-    (first, second) = torch.autograd.grad(fa.global_norm(tree), inputs)
-    assert torch.equal(first, torch.zeros(3, dtype=torch.float64))
-    assert torch.equal(second, torch.zeros((), dtype=torch.complex128))
-
-
-def test_a_zero_leaf_beside_others_has_its_curvature() -> None:
-    """The root is taken once, of the sum: a root for each leaf would lose this."""
-    others = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    zeros = torch.zeros(2, dtype=torch.float64)
-    got = hessian(lambda x: fa.global_norm([x, others]))(zeros)
-    torch.testing.assert_close(got, torch.eye(2, dtype=torch.float64) / 5)
-
-
-def test_the_norm_is_twice_differentiable() -> None:
-    inputs = [torch.randn(3, dtype=torch.float64), torch.randn(2, 2, dtype=torch.complex128)]
-    inputs = [x.requires_grad_() for x in inputs]
-    assert torch.autograd.gradcheck(lambda *x: fa.global_norm(x), inputs, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda *x: fa.global_norm(x), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex128], ids=str)
@@ -239,11 +194,6 @@ def test_none_empty_and_no_leaves(name: str) -> None:
     assert once(tx, None, None) is None
     empty = torch.zeros(2, 0)
     assert torch.equal(once(tx, empty, empty), empty)
-
-
-def test_norms_of_nothing_are_zero() -> None:
-    for tree in ({}, None, [None], torch.zeros(0)):
-        assert torch.equal(fa.global_norm(tree), torch.tensor(0.0))
 
 
 def test_each_member_has_a_norm_of_its_own() -> None:

@@ -1,20 +1,22 @@
-"""The laws that every schedule keeps; its values are in test_schedule_values.py."""
+"""The laws that every schedule keeps, and the pieces of which curves are made."""
 
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.func import grad, jvp, vmap
-from trees import clone, leaves
 
 import functional_adamax as fa
+from functional_adamax._schedules import curve
 
 
 def pieces(make: Any, a: Any, fa_: Any, b: Any, fb: Any, init: Any) -> Any:
@@ -252,31 +254,47 @@ def test_it_drives_an_optimizer_as_its_numbers_do(make: Any, hyper: Any) -> None
         assert torch.equal(params, other)
 
 
-def test_a_sweep_over_schedules_is_one_vmap() -> None:
-    def train(warmup: torch.Tensor) -> torch.Tensor:
-        tx = fa.adamax(fa.warmup_cosine_decay_schedule(0.0, 0.1, warmup, 20))
-        params = torch.ones(2, dtype=torch.float64)
-        state = tx.init(params)
-        for _ in range(8):
-            params, state = fa.step(tx, params, state, params)
-        return params
+def test_progress_is_clamped_and_no_steps_are_a_jump() -> None:
+    def done(t: float, begin: float, steps: float) -> float:
+        return curve.progress(torch.tensor(t), begin, steps).item()
 
-    lengths = torch.tensor([2.0, 5.0, 8.0])
-    got = vmap(train)(lengths)
-    for i, length in enumerate(lengths):
-        torch.testing.assert_close(got[i], train(length), rtol=1e-12, atol=0)
+    assert [done(t, 2.0, 4.0) for t in (-1e30, 2.0, 3.0, 6.0, 1e30)] == [0.0, 0.0, 0.25, 1.0, 1.0]
+    assert [done(t, 2.0, 0.0) for t in (1.0, 2.0, 3.0)] == [0.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("way", ["update", "step", "donated"])
-@pytest.mark.parametrize("method", [fa.adamax, fa.adamaxw, fa.adam, fa.sgd])
-def test_a_scheduled_transform_steps_what_has_no_memory(method: Any, way: str) -> None:
-    params = {"w": torch.ones(3, device="meta")}
-    tx = method(fa.linear_schedule(0.1, 0.0, 10))
-    state = tx.init(params)
-    if way == "update":
-        params, new = tx.update(params, state, params)
-    else:
-        params, new = fa.step(tx, clone(params), state, params, donate=way == "donated")
-    assert {x.device.type for x in leaves((params, new))} == {"meta"}
-    assert params["w"].shape == (3,)
-    assert new.count.dtype == torch.int64
+def test_the_ends_of_a_way_are_exact() -> None:
+    start, end = torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    assert curve.between(start, end, one) == start
+    assert curve.between(start, end, 0 * one) == end
+
+
+def test_powers_and_cosines_are_precise_near_zero() -> None:
+    x = torch.tensor([0.0, 5e-324, 1e-9, 0.25, 1.0], dtype=torch.float64)
+    assert curve.power(x, 0.5).tolist() == pytest.approx(x.sqrt().tolist(), rel=1e-15)
+    want = [math.sin(math.pi / 2 * y) ** 2 for y in x.tolist()]
+    assert curve.cosine(x).tolist() == pytest.approx(want, rel=1e-15, abs=0)
+    slope = grad(lambda x: curve.power(x, 0.5))(torch.zeros((), dtype=torch.float64))
+    assert slope == 0, "where the root has none"
+
+
+def test_a_scalar_has_the_dtype_asked_for() -> None:
+    like = torch.zeros((), dtype=torch.float32)
+    for value in (2, 2.0, np.float64(2), torch.tensor(2), torch.tensor([2.0]).double()):
+        found = curve.scalar(value, like)
+        assert (found.dtype, found.shape, found.item()) == (torch.float32, (), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "wanted"),
+    [
+        (2.0, {"low": 0.0, "high": 1.0}, r"x must be in \[0, 1\], got 2.0"),
+        (0.0, {"low": 0.0, "above": True}, r"x must be in \(0, inf\), got 0.0"),
+        (math.inf, {}, r"x must be in \(-inf, inf\), got inf"),
+        (torch.ones(2), {}, r"shape \(\) or \(1,\), got .* \(2,\); for several .* use vmap"),
+    ],
+)
+def test_numbers_out_of_range_are_named(value: Any, bounds: Any, wanted: str) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        curve.check_scalar("x", value, **bounds)
+    curve.check_scalar("x", 0.5, **bounds)

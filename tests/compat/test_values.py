@@ -1,4 +1,4 @@
-"""Hyperparameters of a wrapped transform: groups, couplings, stages."""
+"""Hyperparameters of several groups: as they are set, coupled, and put into one tree."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from wrapped import RATE, loss, network, parameters, recipe, train
 
 import functional_adamax as fa
 from functional_adamax import compat
+from functional_adamax.compat import _values
 
 
 def test_our_schedules_and_those_of_torch_drive_it_alike() -> None:
@@ -122,3 +123,58 @@ def test_a_mask_is_no_schedule() -> None:
         p.grad = torch.zeros(1)
     optimizer.step()
     assert [p.item() for _, p in pairs] == [0.5, 1.0]
+
+
+def test_a_rate_just_below_zero_is_zero() -> None:
+    group = {"lr": -1e-17, "eps": -1e-17, "betas": (0.9, 0.99)}
+    assert _values.held(group, "lr") == 0.0
+    assert _values.held(group, "eps") == -1e-17
+    for value in (-1e-11, 0.1, torch.tensor(-1e-17), None):
+        assert _values.held({"lr": value}, "lr") is value
+
+
+def test_values_are_a_tree_by_name_where_all_have_names() -> None:
+    groups = [{"param_names": ["a", "b"]}, {"param_names": ["a", "1.a"]}]
+    found = _values.tree_of(groups, [[1, 2], [3, 4]])
+    assert found == {"a": 1, "b": 2, "2.a": 3, "1.a": 4}
+    assert list(found.values()) == [1, 2, 3, 4]
+    assert _values.tree_of([groups[0], {}], [[1, 2], [3]]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([0.1], 0.1),
+        ([0.1, 0.1], 0.1),
+        ([0.1, 0.2], [0.1, 0.2, 0.2]),
+        ([(0.9, 0.99), (0.9, 0.999)], (0.9, [0.99, 0.999, 0.999])),
+        ([None, None], None),
+        ([True, True], True),
+    ],
+)
+def test_one_hyperparameter_for_several_groups(rows: list[Any], wanted: Any) -> None:
+    groups = [{"params": [0]}, {"params": [0, 0]}]
+    assert _values.joined(groups[: len(rows)], "x", rows) == wanted
+
+
+@pytest.mark.parametrize("rows", [[True, False], [None, 0.1], ["a", "b"], [(1, 2), (1, 2, 3)]])
+def test_groups_that_differ_in_more_than_numbers(rows: list[Any]) -> None:
+    groups = [{"params": [0]}, {"params": [0]}]
+    with pytest.raises(ValueError, match="groups may differ in numbers only, got for x: .*; give"):
+        _values.joined(groups, "x", rows)
+
+
+def test_advice_is_given_once_and_about_parameters_only() -> None:
+    cure = "give the parameters of a module, module.parameters() or named_parameters()"
+    module = nn.Linear(1, 1)
+    outer, inner = _values.advice_on([module]), _values.advice_on(module)
+    with pytest.raises(TypeError) as caught, outer, inner:
+        raise TypeError("not iterable")
+    assert str(caught.value) == f"not iterable: {cure}"
+    wanted = r"of a dict by name give the pairs, params.items\(\)"
+    with pytest.raises(TypeError, match=wanted), _values.advice_on({"w": torch.ones(1)}):
+        raise TypeError("words")
+    error = TypeError("words")
+    with pytest.raises(TypeError) as caught, _values.advice_on([torch.ones(1)]):
+        raise error
+    assert caught.value is error

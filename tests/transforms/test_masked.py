@@ -1,9 +1,8 @@
-"""Transforms of transforms: masks, labels, conditions, and state by name."""
+"""Masks and labels: a transform sees its own leaves, and None in place of the others."""
 
 from __future__ import annotations
 
 import pickle
-from functools import partial
 from typing import Any
 
 import pytest
@@ -137,121 +136,9 @@ def test_freeze() -> None:
     assert updates["gain"] is None
 
 
-def test_named_chain_is_chain() -> None:
-    params = tree()
-    parts = {"clip": fa.clip(0.5), "direction": fa.scale_by_adamax(), "rate": fa.scale(-0.1)}
-    one, two = fa.named_chain(*parts.items()), fa.chain(*parts.values())
-    state, other = one.init(params), two.init(params)
-    for _ in range(3):
-        grads = like(params)
-        updates, state = one.update(grads, state, params)
-        wanted, other = two.update(grads, other, params)
-        assert_equal(updates, wanted)
-    assert list(state) == list(parts)
-    assert_equal(tuple(state.values()), other)
-    with pytest.raises(ValueError, match="'a' twice"):
-        fa.named_chain(("a", fa.identity()), ("a", fa.identity()))
-    with pytest.raises(TypeError, match=r"links\[0\] must be \(name, transform\)"):
-        fa.named_chain(fa.identity())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="with the keys"):
-        one.update(grads, {"clip": ()}, params)
-
-
-def test_extra_arguments_reach_the_links_that_want_them() -> None:
-    seen = []
-
-    def wants(updates: Any, state: Any, params: Any = None, *, value: Any = None) -> Any:
-        seen.append(value)
-        return updates, state
-
-    def plain(updates: Any, state: Any, params: Any = None) -> Any:
-        return updates, state
-
-    tx = fa.chain(
-        fa.adamax(),
-        fa.GradientTransformation(lambda params: (), wants),
-        fa.masked(fa.GradientTransformation(lambda params: (), plain), True),
-    )
-    params = torch.ones(2)
-    tx.update(params, tx.init(params), params, value=7, other=3)
-    assert seen == [7]
-    pair = fa.GradientTransformation(lambda params: (), plain)
-    wrappers = (fa.apply_if_finite(pair, 3), fa.multi_steps(pair, 2), fa.cautious(pair), pair)
-    for wrapped in wrappers:
-        fa.step(wrapped, params, wrapped.init(params), params, value=7)
-
-
-def test_conditionally_takes_or_leaves() -> None:
-    tx = fa.conditionally(fa.adamax(0.1), lambda count: count >= 2)
-    params = torch.ones(3)
-    state = tx.init(params)
-    for i in range(4):
-        grads = torch.full((3,), float("nan")) if i < 2 else torch.ones(3)
-        updates, state = tx.update(grads, state, params)
-        assert torch.equal(updates.isnan(), grads.isnan())
-    assert state.inner.step == 2
-    assert torch.equal(state.inner.exp_inf, torch.ones(3) + 1e-8)
-    with pytest.raises(ValueError, match="'pass' or 'zero'"):
-        fa.conditionally(fa.identity(), bool, "skip")
-    with pytest.raises(TypeError, match="function of the count"):
-        fa.conditionally(fa.identity(), 3)  # type: ignore[arg-type]
-
-
-def test_state_by_name() -> None:
-    params = {"w": torch.ones(2), "none": None}
-    tx = fa.named_chain(("direction", fa.scale_by_adamax()), ("trace", fa.trace(0.9)))
-    _, state = tx.update(params, tx.init(params))
-    assert fa.tree_get(state, "exp_inf")["w"][0] == 1 + 1e-8
-    assert [path for path, _ in fa.tree_get_all(state, "exp_avg")] == ["state['direction'].exp_avg"]
-    zeroed = fa.tree_set(state, exp_avg={"w": torch.zeros(2), "none": fa.EmptyState()})
-    assert not zeroed["direction"].exp_avg["w"].any()
-    assert state["direction"].exp_avg["w"].any()
-    with pytest.raises(KeyError, match="must be the name of a field"):
-        fa.tree_get(state, "momentum")
-    with pytest.raises(KeyError, match=r"state\[0\]\.step, state\[1\]\.step"):
-        fa.tree_get((state["direction"], state["direction"]), "step")
-    doubled = fa.tree_map_params(lambda x, p: x.double() if x.dim() else x, state, params)
-    assert doubled["direction"].exp_avg["w"].dtype == torch.float64
-    assert doubled["direction"].exp_avg["none"] == fa.EmptyState()
-    added = fa.tree_map_params(lambda x, p, q: x + q, state, params, params)
-    assert torch.equal(added["trace"].trace["w"], state["trace"].trace["w"] + 1)
-
-
-def test_reset_of_a_part() -> None:
-    params = tree()
-    tx = fa.partition({"slow": fa.adamax(0.01), "fast": fa.adamax(0.5)}, fa.by_path(label))
-    _, state = tx.update(like(params), tx.init(params), params)
-    again = fa.reset(tx, state, params, "slow")
-    assert_equal(again["slow"], tx.init(params)["slow"])
-    assert_equal(again["fast"], state["fast"])
-    assert_equal(fa.reset(tx, state, params), tx.init(params))
-
-
-def scaled(factor: float, updates: Any, params: Any) -> Any:
-    return pytree.tree_map(lambda u: None if u is None else factor * u, updates)
-
-
-def test_stateless() -> None:
-    params = tree()
-    tx = fa.stateless(partial(scaled, 3.0))
-    assert tx.init(params) == fa.EmptyState()
-    assert_equal(tx.update(params, tx.init(params))[0], scaled(3.0, params, None))
-    assert pickle.loads(pickle.dumps(tx)) == tx
-    with pytest.raises(TypeError, match="function must be callable"):
-        fa.stateless(3)  # type: ignore[arg-type]
-
-
 def test_none_in_a_mask_beside_a_parameter_that_is_none() -> None:
     params = {"w": torch.ones(2), "b": None}
     tx = fa.masked(fa.scale(2.0), {"w": True, "b": None})
     assert tx.update(params, tx.init(params))[0]["w"][0] == 2
     labelled = fa.partition({"x": fa.scale(3.0)}, {"w": "x", "b": None})
     assert labelled.update(params, labelled.init(params))[0]["w"][0] == 3
-
-
-def test_a_single_tensor_and_the_values_that_are_its_own() -> None:
-    params = torch.ones(2)
-    state = fa.adamax(fa.constant_schedule(0.1)).init(params)
-    state = fa.tree_map_params(lambda x, p: x + p, state, params)
-    assert state.count == 0
-    assert torch.equal(state.inner.exp_avg, params)
