@@ -18,6 +18,7 @@ from functional_adamax._execution import by_rule, inplace
 from functional_adamax._execution import foreach as _foreach
 from functional_adamax._execution import recorded as _recorded
 from functional_adamax._execution.native import kernel
+from functional_adamax._execution.program import machine
 from functional_adamax.compat import Adamax, Optimizer
 
 SIZES = (3, 4, 5)
@@ -208,7 +209,7 @@ class Way:
 
     name: str
     make: Callable[[], Run]
-    executor: str  # native, torch: whether the kernel is there
+    executor: str  # native, machine, torch: the kernel, the machine or neither is there
     ran: frozenset[str]  # what has to step the leaves where nothing is wrong
 
     def __str__(self) -> str:
@@ -246,12 +247,12 @@ def scheduled(weight_decay: float = 0.0) -> fa.GradientTransformation:
 def ways() -> Iterator[Way]:
     functional = [
         ("pure adamax", fa.adamax, False, {"native": "native", "torch": "rule"}),
-        ("pure adam", fa.adam, False, {"torch": "rule"}),
+        ("pure adam", fa.adam, False, {"machine": "machine", "torch": "rule"}),
         ("donated adamax", fa.adamax, True, {"native": "native", "torch": "inplace"}),
         ("donated adamaxw", fa.adamaxw, True, {"native": "native", "torch": "rule"}),
         ("donated schedule", scheduled, True, {"native": "native", "torch": "inplace"}),
-        ("donated adam", fa.adam, True, {"torch": "rule"}),
-        ("donated chain", chained, True, {"torch": "rule"}),
+        ("donated adam", fa.adam, True, {"machine": "machine", "torch": "rule"}),
+        ("donated chain", chained, True, {"machine": "machine", "torch": "rule"}),
     ]
     for name, make, donate, executors in functional:
         for executor, ran in executors.items():
@@ -263,8 +264,8 @@ def ways() -> Iterator[Way]:
         ("Adamax", Adamax, {"native": "native", "torch": "inplace"}),
         ("Adamax foreach", foreach, {"torch": "foreach"}),
         ("Optimizer adamaxw", of(fa.adamaxw), {"native": "native", "torch": "rule"}),
-        ("Optimizer adam", of(fa.adam), {"torch": "rule"}),
-        ("Optimizer chain", of(chained), {"torch": "rule"}),
+        ("Optimizer adam", of(fa.adam), {"machine": "machine", "torch": "rule"}),
+        ("Optimizer chain", of(chained), {"machine": "machine", "torch": "rule"}),
         ("Optimizer coupled", of(chained, couple="all"), {"torch": "rule"}),
         (
             "Optimizer schedule",
@@ -296,10 +297,10 @@ def of(factory: Any, **options: Any) -> Callable[[Any], Optimizer]:
 
 
 class Spy:
-    """Stands before the kernel, and tells when it has stepped something."""
+    """Stands before code in C, and tells when it has stepped something."""
 
-    def __init__(self, native: Any, ran: set[str]) -> None:
-        self.native, self.ran = native, ran
+    def __init__(self, native: Any, ran: set[str], word: str) -> None:
+        self.native, self.ran, self.word = native, ran, word
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self.native, name)
@@ -308,8 +309,8 @@ class Spy:
 
         def call(*arguments: Any) -> Any:
             found = real(*arguments)
-            if found is not None and found != []:
-                self.ran.add("native")
+            if found is not None and found is not False and found != []:
+                self.ran.add(self.word)
             return found
 
         return call
@@ -320,10 +321,14 @@ def executors(way: Way, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Force the executor of ``way``, and tell which ones step leaves."""
     ran: set[str] = set()
     with monkeypatch.context() as patch:
-        native = kernel._native
-        if way.executor == "native" and native is None:
-            pytest.skip("the kernel is not there")
-        patch.setattr(kernel, "_native", Spy(native, ran) if way.executor == "native" else None)
+        for module, name, word in (
+            (kernel, "_native", "native"),
+            (machine, "_machine", "machine"),
+        ):
+            native = getattr(module, name) if way.executor == word else None
+            if way.executor == word and native is None:
+                pytest.skip(f"{word} is not there")
+            patch.setattr(module, name, native and Spy(native, ran, word))
         for module, name, word in (
             (inplace, "_write", "inplace"),
             (_recorded, "step", "recorded"),

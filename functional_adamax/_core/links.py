@@ -60,6 +60,15 @@ def call_update(
     return result
 
 
+def settled(link: GradientTransformation, state: Any) -> GradientTransformation:
+    """Return ``link`` with what the user's schedules in it say now."""
+    if not isinstance(link.update, Update):
+        return link
+    transform = link.update.transform
+    now = transform.settled(state)
+    return link if now is transform else now.pair()
+
+
 def _check_signature(update: Callable[..., Any]) -> None:
     """Raise TypeError if ``update`` does not take updates, state and params."""
     try:

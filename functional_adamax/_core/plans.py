@@ -5,13 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from . import donation, pytree
 from .apply import updated
 from .pytree import Tree
+
+
+class Executor(Protocol):
+    """What runs whole transforms faster than leaf by leaf, with the same bits."""
+
+    def update(self, transform: Any, updates: Tree, state: Any, params: Tree) -> Any:
+        """Return the updates and the state, or None where it cannot."""
+
+    def plan(
+        self, transform: Any, grads: Tree, state: Any, params: Tree, donate: bool
+    ) -> Plan | None:
+        """Return the whole step before it is taken, or None where it cannot."""
+
+
+executors: list[Executor] = []
+"""``_execution/program/whole.py``, once a part of the library is imported that composes."""
 
 
 class Plan(ABC):

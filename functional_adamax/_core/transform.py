@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import pytree
-from .plans import Plan, by_update
+from .plans import Plan, by_update, executors
 from .pytree import EmptyState, Tree
 
 
@@ -79,6 +79,11 @@ class Data:
 class Transform(Data, ABC):
     """A transform as data. Subclasses are frozen dataclasses of hyperparameters."""
 
+    is_local: ClassVar[bool] = False
+    """Whether it treats each leaf alike, and alone, beside what it computes once for the tree."""
+    has_executors: ClassVar[bool] = False
+    """Whether its update looks for executors by itself."""
+
     @abstractmethod
     def init(self, params: Tree) -> Any:
         """Return the state before the first update."""
@@ -94,7 +99,19 @@ class Transform(Data, ABC):
 
         With ``donate`` it may be written over ``params`` and ``state``.
         """
-        return by_update(self.update, grads, state, params, donate, extra)
+        transform = self
+        if self.is_local and not extra and not torch.compiler.is_compiling():
+            transform = self.settled(state)
+            for executor in executors:
+                found = executor.plan(transform, grads, state, params, donate)
+                if found is not None:
+                    return found
+        return by_update(transform.update, grads, state, params, donate, extra)
+
+    def settled(self, state: Any) -> Transform:
+        """Return the transform with what the user's schedules in it say now."""
+        del state
+        return self
 
     def pair(self) -> GradientTransformation:
         """Return the transform as users hold it."""
@@ -129,7 +146,14 @@ class Update:
     transform: Transform
 
     def __call__(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
-        return self.transform.update(updates, state, params, **extra)
+        transform = self.transform
+        if transform.is_local and not extra and not torch.compiler.is_compiling():
+            transform = transform.settled(state)
+            for executor in () if transform.has_executors else executors:
+                found = executor.update(transform, updates, state, params)
+                if found is not None:
+                    return found
+        return transform.update(updates, state, params, **extra)
 
     __call__.__qualname__ = "update"
 

@@ -24,6 +24,7 @@ from . import batched, by_rule, foreach, inplace, recorded
 from .adamax_rule import AdamaxLeaf, adamax
 from .native import kernel
 from .native.kernel import Group
+from .program import executor as program
 from .triton import executor as triton
 from .work import Columns, Row, Work
 
@@ -44,8 +45,8 @@ def _order() -> tuple[Executors, Executors]:
     if context.traced():
         return (batched,), (by_rule,)
     if torch.is_grad_enabled():
-        return (kernel,), (kernel, recorded, by_rule)
-    return (kernel,), (kernel, by_rule)
+        return (kernel, program), (kernel, recorded, program, by_rule)
+    return (kernel, program), (kernel, program, by_rule)
 
 
 def compute(work: Work, add: bool) -> Columns:
@@ -102,11 +103,16 @@ class Step(OverTrees):
 
     def __call__(self) -> tuple[Tree, Any]:
         fresh = self._write is None and self.new is None
-        if self._donate and fresh and not context.traced() and kernel.overwrite(self._work):
+        if self._donate and fresh and not context.traced() and _overwrite(self._work):
             self.in_place = True
             _, state, params = self._trees
             return params, state
         return super().__call__()
+
+
+def _overwrite(work: Work) -> bool:
+    """Step all leaves in place in one call that checks them, or write nothing."""
+    return kernel.overwrite(work) or (not work.method.in_turn and program.overwrite(work))
 
 
 def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] | None, str | None]:
@@ -123,11 +129,12 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
         if problem is not None:
             return None, problem
     aliased = _follows_writes(work)
-    known = method.rule is adamax and not method.foreach  # to the kernel
-    if known and not aliased and not torch.compiler.is_compiling():
-        write = kernel.plan(work)
+    if not aliased and not method.foreach and not torch.compiler.is_compiling():
+        write = kernel.plan(work) if method.rule is adamax else None
+        if write is None and not method.in_turn:
+            write = program.plan(work)
         if write is not None:
-            return partial(_by_kernel, write, work), None
+            return partial(_in_c, write, work, work.stepped()), None
     work.check()
     if method.in_turn:
         in_turn = aliased or not memory.are_apart(_written(work))
@@ -138,20 +145,25 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
     return _in_torch(work, work.stepped()), None
 
 
-def _by_kernel(write: Callable[[], bool], work: Work) -> None:
+def _in_c(write: Callable[[], bool], work: Work, where: list[int]) -> None:
     if not write():  # an odd counter, or memory that was moved
-        _in_torch(work, work.stepped())()
+        work.check()
+        _in_torch(work, where, by_program=False)()
 
 
 def _in_torch(
-    work: Work, where: list[int], by_triton: bool = True, in_turn: bool = False
+    work: Work,
+    where: list[int],
+    by_triton: bool = True,
+    in_turn: bool = False,
+    by_program: bool = True,
 ) -> Callable[[], None]:
     """Plan in torch's operations, or in Triton's; ``in_turn`` what does not go by foreach."""
     wanted = work.method.foreach
     if in_turn and not wanted:
         return partial(_in_turn, work, where)
     if work.method.rule is not adamax:  # which the other executors are written for
-        return partial(_run, by_rule.written(work, where).values())
+        return partial(_run, _for_any_rule(work, where, by_program))
     if wanted is None and not torch.compiler.is_compiling():
         wanted = all(_is_plain_cuda(work.p[i]) for i in where)
         leaves = triton.part(work, where) if by_triton else {}
@@ -167,8 +179,17 @@ def _in_torch(
         return partial(_run, [*writes, partial(_in_turn, work, where)])
     inside = inplace.part(work, where)
     left = [i for i in where if i not in inside]
-    others = by_rule.written(work, left) if left else {}
-    return partial(_run, [*writes, *inside.values(), *others.values()])
+    return partial(_run, [*writes, *inside.values(), *_for_any_rule(work, left, by_program)])
+
+
+def _for_any_rule(work: Work, left: list[int], by_program: bool) -> list[Callable[[], None]]:
+    """Plan by programs, and by the rule what those do not take."""
+    writes: list[Callable[[], None]] = []
+    if by_program and left and not torch.compiler.is_compiling():
+        for places, planned in program.written(work, left):
+            writes.append(partial(_in_c, planned, work, places))
+            left = [i for i in left if i not in set(places)]
+    return [*writes, *(by_rule.written(work, left).values() if left else ())]
 
 
 def _by_triton(work: Work, leaves: dict[int, AdamaxLeaf], rest: Callable[[], None]) -> None:

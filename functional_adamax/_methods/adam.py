@@ -146,7 +146,9 @@ def adam(
     corrections, which AMSGrad has not, and the correction after the maximum. One departure from
     torch: at ``v = 0`` the root has an infinite derivative, and torch's ``differentiable=True``
     gives NaN; here it is taken as 0, so that d update / d g is -lr / eps at a first gradient of
-    0, which is right. Values are the same.
+    0, which is right. The float32 root is IEEE's, as in torch's fused form, whose bits the
+    parameters have; torch's other forms take that of a math library on CPUs, and their parameters
+    differ by up to 5 roundings a step. Moments equal torch's to the bit.
     """
     return Adam(lr, betas, eps, weight_decay, amsgrad, maximize, state_dtype).made()
 
@@ -169,7 +171,8 @@ def adamw(
 
     Args, returns and errors are those of ``adam``; ``weight_decay`` defaults to 1e-2 and
     ``maximize`` does not turn the decay round. Moments equal torch's to the bit. Parameters
-    differ by a rounding a step, because torch shrinks the parameter before it adds the rest.
+    differ from those of its fused form by a rounding a step, because torch shrinks the parameter
+    before it adds the rest.
 
     Example:
         >>> tx, params = adamw(lr=0.1, weight_decay=0.5), torch.tensor([2.0])

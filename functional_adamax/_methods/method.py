@@ -33,6 +33,9 @@ __all__ = ["Direction", "Method", "Moments"]
 class Method(Transform):
     """A transform that treats each leaf alone. Subclasses are frozen dataclasses."""
 
+    is_local: ClassVar[bool] = True
+    has_executors: ClassVar[bool] = True
+
     state: ClassVar[type[Any]]
     """A NamedTuple of trees. The first, ``step``, counts the gradients each leaf has seen."""
     decoupled: ClassVar[bool] = False
@@ -154,6 +157,9 @@ class Direction(Transform):
 
     Subclasses are frozen dataclasses of those of its hyperparameters that count for a direction.
     """
+
+    is_local: ClassVar[bool] = True
+    has_executors: ClassVar[bool] = True
 
     kind: ClassVar[type[Method]]
 

@@ -140,10 +140,12 @@ def rmsprop(
         tensor([-0.2000,  0.2000])
 
     Source: Hinton 2012, "Neural Networks for Machine Learning", lecture 6e; centered: Graves
-    2013, arXiv 1308.0850, equations 38 to 45, with torch's eps outside of the root. Moments and,
-    without momentum, parameters equal torch's to the bit; with momentum parameters differ by a
-    rounding a step. Where ``v - m^2 = 0``, whose root has an infinite derivative, the derivative
-    is taken as 0; values are the same.
+    2013, arXiv 1308.0850, equations 38 to 45, with torch's eps outside of the root. Averages
+    equal torch's to the bit. In float64 parameters do without momentum, and with it differ by a
+    rounding a step. The float32 root is IEEE's, and torch's on CPUs that of a math library, so
+    that parameters differ by up to 4 roundings a step, which a momentum gathers. Where
+    ``v - m^2 = 0``, whose root has an infinite derivative, the derivative is taken as 0; values
+    are the same.
     """
     method = Rmsprop(lr, alpha, eps, weight_decay, momentum, centered, maximize, state_dtype)
     return method.made()

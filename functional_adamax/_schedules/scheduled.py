@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from .._core.hyper import Hyperparameter
 from .._core.node import public_node
 from .._core.plans import Plan
 from .._core.pytree import Tree
-from .._core.transform import GradientTransformation, Transform
+from .._core.transform import Data, GradientTransformation, Transform
 
 Schedule: TypeAlias = Callable[[Tensor], Any]
 """A function of the number of ``update`` calls before this one (0-d int64, first call: 0)."""
@@ -55,6 +55,8 @@ def with_schedule(transform: Transform) -> GradientTransformation:
 class Scheduled(Transform):
     """``transform``, its ``lr`` replaced at each update by ``lr(count)``."""
 
+    is_local: ClassVar[bool] = True
+
     transform: Transform
 
     def init(self, params: Tree) -> ScheduledState:
@@ -73,9 +75,17 @@ class Scheduled(Transform):
         inner = self._now(state).plan(grads, state.inner, params, donate, **extra)
         return _Counted(inner, state.count)
 
+    def settled(self, state: Any) -> Transform:
+        lr = self.transform.lr  # type: ignore[attr-defined]
+        if isinstance(lr, Data) or not isinstance(state, ScheduledState):
+            return self
+        return dataclasses.replace(self, transform=self._now(state))
+
     def _now(self, state: ScheduledState) -> Any:
         checks.state(state, ScheduledState, "; a constant lr has a state without count")
         lr = self.transform.lr  # type: ignore[attr-defined]
+        if not is_schedule(lr):  # it was asked
+            return self.transform
         return dataclasses.replace(self.transform, lr=ask(lr, state.count))  # type: ignore[call-arg]
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class AverageState(NamedTuple):
 
 class Averaging(Transform):
     """What the averages of the parameters share."""
+
+    is_local: ClassVar[bool] = True
 
     accumulator_dtype: torch.dtype | None  # a field of the subclasses
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._core import checks
-from .._core.links import call_update, checked_link
+from .._core.links import call_update, checked_link, settled
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation, Stateless, Transform
 from .stage import Seen, Stage
@@ -19,6 +19,8 @@ from .stage import Seen, Stage
 @dataclass(frozen=True, eq=False, repr=False)
 class Identity(Stateless):
     """Updates pass as they are."""
+
+    is_local: ClassVar[bool] = True
 
     def update(
         self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
@@ -30,6 +32,8 @@ class Identity(Stateless):
 @dataclass(frozen=True, eq=False, repr=False)
 class Chain(Transform):
     """Transforms applied one after another."""
+
+    is_local: ClassVar[bool] = True
 
     links: tuple[GradientTransformation, ...]
 
@@ -52,6 +56,12 @@ class Chain(Transform):
             states.append(link_state)
         return updates, tuple(states)
 
+    def settled(self, state: Any) -> Transform:
+        if not isinstance(state, tuple) or len(state) != len(self.links):
+            return self
+        links = tuple(settled(x, y) for x, y in zip(self.links, state, strict=True))
+        return self if links == self.links else Chain(links)
+
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.links))})"
 
@@ -59,6 +69,8 @@ class Chain(Transform):
 @dataclass(frozen=True, eq=False, repr=False)
 class NamedChain(Transform):
     """A chain whose states are found by name."""
+
+    is_local: ClassVar[bool] = True
 
     links: tuple[tuple[str, GradientTransformation], ...]
 
@@ -74,6 +86,12 @@ class NamedChain(Transform):
         for name, link in self.links:
             updates, states[name] = call_update(link, updates, state[name], params, extra)
         return updates, states
+
+    def settled(self, state: Any) -> Transform:
+        if not isinstance(state, dict) or state.keys() != {name for name, _ in self.links}:
+            return self
+        links = tuple((name, settled(x, state[name])) for name, x in self.links)
+        return self if links == self.links else NamedChain(links)
 
     def __repr__(self) -> str:
         return f"named_chain({', '.join(map(repr, self.links))})"

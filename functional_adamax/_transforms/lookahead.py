@@ -6,15 +6,16 @@ any other. A synchronisation is selected and not branched to: no code depends on
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._core import apply, checks, hyper, numerics, pytree, selection
 from .._core.hyper import Hyperparameter
-from .._core.links import call_update, checked_link
+from .._core.links import call_update, checked_link, settled
 from .._core.node import public_node
 from .._core.numerics import blend
 from .._core.pytree import Tree
@@ -35,6 +36,8 @@ class LookaheadState(NamedTuple):
 class Lookahead(Transform):
     """A transform whose steps are taken back in part."""
 
+    is_local: ClassVar[bool] = True
+
     inner: GradientTransformation
     sync_period: int
     slow_step_size: Hyperparameter
@@ -45,6 +48,11 @@ class Lookahead(Transform):
         slow = [per_leaf(p, torch.clone) for p in leaves]
         count = pytree.count(params)
         return LookaheadState(count, pytree.unflatten(spec, slow), self.inner.init(params))
+
+    def settled(self, state: Any) -> Transform:
+        if not isinstance(state, LookaheadState):
+            return self
+        return dataclasses.replace(self, inner=settled(self.inner, state.inner))
 
     def update(
         self, updates: Tree, state: LookaheadState, params: Tree = None, **extra: Any

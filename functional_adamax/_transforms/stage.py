@@ -15,6 +15,7 @@ from torch import Tensor
 from .._core import checks, hyper, pytree
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import Stateless, Transform
+from .._execution.program import whole as whole
 
 _NOTHING: dict[str, Any] = {}
 
@@ -30,6 +31,8 @@ class Seen(NamedTuple):
 
 class Stage(Stateless):
     """A stage without state."""
+
+    is_local: ClassVar[bool] = True
 
     strict: ClassVar[bool] = True
     """Whether updates are refused that can be no gradients, such as sparse ones."""
@@ -68,6 +71,8 @@ class Stage(Stateless):
 
 class Keeping(Transform):
     """A stage that keeps something of each leaf, in a NamedTuple of trees."""
+
+    is_local: ClassVar[bool] = True
 
     state: ClassVar[type[Any]]
 

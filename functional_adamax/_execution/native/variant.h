@@ -1,0 +1,16 @@
+/* The machine for one instruction set; included once for each TARGET, with VARIANT(name). */
+
+#define REAL float
+#define NAME(name) VARIANT(name##_f32)
+#include "blocks.h"
+#undef REAL
+
+#define REAL double
+#define NAME(name) VARIANT(name##_f64)
+#include "blocks.h"
+#undef REAL
+
+static const Kernel VARIANT(kernels)[] = {VARIANT(run_f32), VARIANT(run_f64)};
+
+#undef TARGET
+#undef VARIANT

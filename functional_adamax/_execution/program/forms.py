@@ -1,0 +1,113 @@
+"""A transform without its numbers, so that one program serves all their values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..._core.transform import Data, GradientTransformation, Init, Transform, Update
+from .operations import Declined
+
+FLOATING = (torch.float32, torch.float64)
+PLAIN = (Tensor, torch.nn.Parameter)
+_FORM = "_form"  # where a transform keeps its form
+_FIXED = (bool, int, float, str, torch.dtype)
+
+
+class Hashed:
+    """Something of which the hash is computed once."""
+
+    __slots__ = ("_hash", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value, self._hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hashed) and (self is other or self.value == other.value)
+
+
+class Form(NamedTuple):
+    """A transform, of which the numbers are taken out."""
+
+    key: Hashed | None  # what is left
+    numbers: tuple[float | Tensor, ...]
+
+
+def form_of(transform: Transform) -> Form:
+    """Take the hyperparameters out of a transform.
+
+    Raises:
+        Declined: it is not local, or has a hyperparameter that is no number.
+    """
+    known: Form | None = vars(transform).get(_FORM)
+    if known is not None:
+        return known
+    numbers: list[float | Tensor] = []
+    form = Form(Hashed(_key(transform, numbers)), tuple(numbers))
+    if not any(isinstance(x, Tensor) for x in numbers):  # of which other things are asked each time
+        object.__setattr__(transform, _FORM, form)
+    return form
+
+
+def _key(value: Any, numbers: list[float | Tensor]) -> Any:
+    if isinstance(value, (GradientTransformation, Init, Update)):
+        return _key(_transform(value), numbers)
+    if isinstance(value, Transform):
+        if not value.is_local:
+            raise Declined(f"{value.name} does not treat each leaf alone")
+        return type(value), *(_key(x, numbers) for x in value._values().values())
+    if _is_number(value):
+        numbers.append(value)
+        return value.dtype if isinstance(value, Tensor) else float
+    if isinstance(value, tuple):
+        return tuple(_key(x, numbers) for x in value)
+    if value is None or isinstance(value, _FIXED) or _is_curve(value):
+        return type(value), value
+    raise Declined(f"a hyperparameter of it is a {type(value).__name__}")
+
+
+def _transform(value: Any) -> Transform:
+    """The data behind a transform."""
+    update = value.update if isinstance(value, GradientTransformation) else value
+    if not isinstance(update, (Init, Update)):
+        raise Declined("a link of it is a pair of functions")
+    return update.transform
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a hyperparameter may change from one step to the next.
+
+    Zero is no such number, for it can mean that something is left out.
+    """
+    if not isinstance(value, Tensor):
+        return type(value) is float and value != 0
+    if type(value) not in PLAIN or not value.is_cpu or value.dim() or value.requires_grad:
+        raise Declined("a hyperparameter of it is no number, nor a plain tensor of one on the CPU")
+    if value.dtype not in FLOATING:
+        raise Declined(f"a hyperparameter of it is in {value.dtype}")
+    return True
+
+
+def _is_curve(value: Any) -> bool:
+    """Whether a value is a schedule of this library with numbers that stay."""
+    fixed = (type(None), *_FIXED)
+    return isinstance(value, Data) and all(isinstance(x, fixed) for x in value._values().values())
+
+
+def with_numbers(value: Any, numbers: list[Any]) -> Any:
+    """Return a transform with other numbers, taken from a list in the order of ``form_of``."""
+    if isinstance(value, GradientTransformation):
+        return with_numbers(_transform(value), numbers).pair()
+    if isinstance(value, Transform):
+        new = {name: with_numbers(x, numbers) for name, x in value._values().items()}
+        return dataclasses.replace(value, **new)
+    if isinstance(value, tuple):
+        return tuple(with_numbers(x, numbers) for x in value)
+    is_number = isinstance(value, Tensor) or (type(value) is float and value != 0)
+    return numbers.pop(0) if is_number else value

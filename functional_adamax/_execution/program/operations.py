@@ -1,0 +1,259 @@
+"""The operations of torch that a record knows, each by what it computes for one element.
+
+The words are those of ``native/instructions.h``, and a few that ``lower.py`` takes away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..._core.private import dispatch
+
+DTYPES = (torch.float32, torch.float64, torch.bool)
+
+
+class Declined(Exception):  # noqa: N818  # it is an answer
+    """A rule is not for the machine, with the reason in words."""
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A value of a record."""
+
+    op: str  # an instruction, "INPUT", "CONSTANT", "WIDEN" or "NARROW"
+    operands: tuple[Node, ...]
+    dtype: torch.dtype
+    vector: bool
+    single: bool  # whether it is computed in float32
+    value: Any = None  # of a constant, or the name of an input
+
+
+class Maker:
+    """Makes nodes, each once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._known: dict[Any, Node] = {}
+
+    def _node(self, key: Any, make: Callable[[], Node]) -> Node:
+        if key not in self._known:
+            self._known[key] = make()
+            self.nodes.append(self._known[key])
+        return self._known[key]
+
+    def input(self, name: str, dtype: torch.dtype, vector: bool) -> Node:
+        """What the rule is given."""
+        return self._node(("INPUT", name), lambda: Node("INPUT", (), dtype, vector, False, name))
+
+    def constant(self, value: float) -> Node:
+        """A number."""
+        double = torch.float64
+        return self._node(value.hex(), lambda: Node("CONSTANT", (), double, False, False, value))
+
+    def of(self, dtype: torch.dtype, common: torch.dtype) -> Make:
+        """What makes nodes of a dtype, computed in another where they compare."""
+        return Make(self, dtype, common == torch.float32)
+
+    def _of(
+        self, op: str, operands: tuple[Node, ...], dtype: torch.dtype, single: bool, vector: bool
+    ) -> Node:
+        key = (op, operands, dtype, single, vector)
+        return self._node(key, lambda: Node(op, operands, dtype, vector, single))
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """Makes the nodes of one operation."""
+
+    maker: Maker
+    dtype: torch.dtype
+    single: bool
+
+    def __call__(self, op: str, *operands: Node) -> Node:
+        if self.dtype == torch.bool and op not in _TO_BOOL:
+            raise Declined(f"it calls {op.lower()} of truth values")
+        vector = any(x.vector for x in operands)
+        return self.maker._of(op, operands, self.dtype, self.single, vector)
+
+    def number(self, value: float) -> Node:
+        return self.maker.constant(value)
+
+
+_TO_BOOL = (
+    "MOVE", "IS_NAN", "NOT", "EQUAL", "UNEQUAL", "LESS", "LESS_EQUAL", "AND", "OR", "WHERE",
+)  # fmt: skip
+
+
+def _simple(op: str, count: int) -> Callable[..., Node]:
+    def build(make: Make, *given: Any) -> Node:
+        if any(x is not None for x in given[count:]):  # a rounding mode
+            raise Declined(f"it calls {op.lower()} with {given[count:]}")
+        return make(op, *given[:count])
+
+    return build
+
+
+def _turned(op: str) -> Callable[..., Node]:
+    return lambda make, a, b: make(op, b, a)
+
+
+def _is_one(x: Node) -> bool:
+    return x.op == "CONSTANT" and x.value == 1
+
+
+def _add(make: Make, a: Node, b: Node, alpha: Node) -> Node:
+    return make("ADD", a, b) if _is_one(alpha) else make("ADD_PRODUCT", a, b, alpha)
+
+
+def _subtract(make: Make, a: Node, b: Node, alpha: Node) -> Node:
+    if _is_one(alpha):
+        return make("SUBTRACT", a, b)
+    opposite = make.number(-alpha.value) if alpha.op == "CONSTANT" else make("NEGATE", alpha)
+    return make("ADD_PRODUCT", a, b, opposite)
+
+
+def _subtract_from(make: Make, a: Node, b: Node, alpha: Node) -> Node:
+    return _subtract(make, b, a, alpha)
+
+
+def _addcmul(make: Make, x: Node, a: Node, b: Node, value: Node) -> Node:
+    return make("ADD_PRODUCT", x, a if _is_one(value) else make("MULTIPLY", value, a), b)
+
+
+def _addcdiv(make: Make, x: Node, a: Node, b: Node, value: Node) -> Node:
+    return make("ADD", x, make("DIVIDE", make("MULTIPLY", value, a), b))
+
+
+def _compare(op: str) -> Callable[..., Node]:
+    def build(make: Make, a: Node, b: Node) -> Node:
+        return make("IS_NAN", a) if op == "UNEQUAL" and a is b else make(op, a, b)
+
+    return build
+
+
+def _root(make: Make, x: Node) -> Node:
+    if make.single:
+        raise Declined("it takes a square root in float32, which is not the processor's")
+    return make("SQRT", x)
+
+
+def _power(make: Make, x: Node, exponent: Node) -> Node:
+    if exponent.op == "CONSTANT" and exponent.value == 2:
+        return make("MULTIPLY", x, x)
+    if x.vector or exponent.vector or (exponent.op == "CONSTANT" and x.op != "CONSTANT"):
+        raise Declined("it takes a power, whose bits depend on the place of the element")
+    return make("POWER", x, exponent)
+
+
+def _clamp(make: Make, x: Node, low: Node | None, high: Node | None = None) -> Node:
+    if any(y is not None and y.vector for y in (low, high)):
+        raise Declined("it calls clamp with bounds for each element")
+    x = x if low is None else make("AT_LEAST", x, low)
+    return x if high is None else make("AT_MOST", x, high)
+
+
+def _clamp_max(make: Make, x: Node, high: Node) -> Node:
+    return _clamp(make, x, None, high)
+
+
+def _masked_fill(make: Make, x: Node, mask: Node, value: Node) -> Node:
+    return make("WHERE", mask, value, x)
+
+
+def _full(make: Make, value: Node) -> Node:
+    """A tensor of one number, which torch treats otherwise than a number at some places."""
+    return make("TO_FLOAT" if make.single else "MOVE", value)
+
+
+def _zeros(make: Make) -> Node:
+    return _full(make, make.number(0.0))
+
+
+def _ones(make: Make) -> Node:
+    return _full(make, make.number(1.0))
+
+
+def _same(make: Make, x: Node) -> Node:
+    del make
+    return x
+
+
+def _cast(make: Make, x: Node) -> Node:
+    """In another dtype, or a copy."""
+    if x.dtype == make.dtype or x.dtype == torch.bool:
+        return x
+    if make.dtype == torch.bool:
+        raise Declined("it casts numbers to bool")
+    if not x.vector:
+        return _full(make, x)
+    return make("NARROW" if make.single else "WIDEN", x)
+
+
+BUILDERS: dict[str, Callable[..., Node]] = {
+    "add": _add,
+    "sub": _subtract,
+    "rsub": _subtract_from,
+    "addcmul": _addcmul,
+    "addcdiv": _addcdiv,
+    "mul": _simple("MULTIPLY", 2),
+    "div": _simple("DIVIDE", 2),
+    "maximum": _simple("MAXIMUM", 2),
+    "minimum": _simple("MINIMUM", 2),
+    "lerp": _simple("LERP", 3),
+    "where": _simple("WHERE", 3),
+    "neg": _simple("NEGATE", 1),
+    "abs": _simple("ABS", 1),
+    "sign": _simple("SIGN", 1),
+    "sgn": _simple("SIGN", 1),
+    "isnan": _simple("IS_NAN", 1),
+    "logical_not": _simple("NOT", 1),
+    "bitwise_not": _simple("NOT", 1),
+    "logical_and": _simple("AND", 2),
+    "bitwise_and": _simple("AND", 2),
+    "logical_or": _simple("OR", 2),
+    "bitwise_or": _simple("OR", 2),
+    "eq": _compare("EQUAL"),
+    "ne": _compare("UNEQUAL"),
+    "lt": _compare("LESS"),
+    "le": _compare("LESS_EQUAL"),
+    "gt": _turned("LESS"),
+    "ge": _turned("LESS_EQUAL"),
+    "reciprocal": lambda make, x: make("DIVIDE", make.number(1.0), x),
+    "sqrt": _root,
+    "pow": _power,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": _clamp_max,
+    "masked_fill": _masked_fill,
+    "full_like": _full,
+    "scalar_tensor": _full,
+    "fill": _full,
+    "zeros_like": _zeros,
+    "zero": _zeros,
+    "ones_like": _ones,
+    "detach": _same,
+    "alias": _same,
+    "clone": _same,
+    dispatch.CAST: _cast,
+    "copy": _cast,
+}
+"""By the name of the operation in torch; what is done in place has the same with an underscore."""
+
+TAKEN: dict[str, tuple[int, ...]] = {
+    "full_like": (1,),
+    "scalar_tensor": (0,),
+    "fill": (1,),
+    "zeros_like": (),
+    "zero": (),
+    "ones_like": (),
+    "detach": (0,),
+    "alias": (0,),
+    "clone": (0,),
+    dispatch.CAST: (0,),
+    "copy": (1,),
+}
+"""Of some, the arguments that count; the others say of which kind the result is, and where."""

@@ -1,0 +1,407 @@
+"""Whole transforms as programs have the bits of the transforms, or are declined with a reason."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from recipes import RECIPES, Recipe
+from torch import Tensor
+from torch.utils import _pytree
+from trees import assert_equal
+
+import functional_adamax as fa
+from functional_adamax._core import plans
+from functional_adamax._execution.program import machine, whole
+from functional_adamax._transforms.stage import Seen, Stage
+from functional_adamax.compat import Optimizer
+
+pytestmark = pytest.mark.skipif(not machine.is_there(), reason="built without a compiler")
+NAN, INF = float("nan"), float("inf")
+DECLINED = {
+    "adamax-bounded": "it calls expand, which is no instruction",
+    "adamax-float64-state": "its tensors are of several dtypes: ['torch.float32', 'torch.float64']",
+    "adam-float64-state": "its tensors are of several dtypes: ['torch.float32', 'torch.float64']",
+    "masked": "masked does not treat each leaf alone",
+    "partition": "partition does not treat each leaf alone",
+    "freeze": "freeze does not treat each leaf alone",
+    "conditionally": "conditionally does not treat each leaf alone",
+    "inject_hyperparams": "inject_hyperparams does not treat each leaf alone",
+    "inject_hyperparams-schedule": "inject_hyperparams does not treat each leaf alone",
+    "clip_by_block_rms": "it asks for the shape of a leaf",
+    "adaptive_grad_clip": "it asks for the shape of a leaf",
+    "centralize": "it asks for the ndim of a leaf",
+    "add_noise": "add_noise does not treat each leaf alone",
+    "zero_nans": "it has a tensor in torch.bool",
+    "apply_if_finite": "apply_if_finite does not treat each leaf alone",
+    "multi_steps": "multi_steps does not treat each leaf alone",
+    "multi_steps-schedule-sum-skip": "multi_steps does not treat each leaf alone",
+    "cautious": "cautious does not treat each leaf alone",
+    "cautious-amsmax": "cautious does not treat each leaf alone",
+    "reduce_on_plateau": "watching does not treat each leaf alone",
+    "lookahead-reset": "it calls data_ptr of a tensor",
+    "schedule_free": "schedule_free does not treat each leaf alone",
+    "schedule_free-float64-state": "schedule_free does not treat each leaf alone",
+    "schedule_free-schedule": "schedule_free does not treat each leaf alone",
+    "sam": "elsewhere does not treat each leaf alone",
+    "sam-adaptive": "elsewhere does not treat each leaf alone",
+}
+"""Of the recipes, in float32, what is no program, and why."""
+
+
+@pytest.fixture
+def by_rule(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Call a function without programs of whole transforms."""
+
+    def call(function: Any, *args: Any, **options: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(plans, "executors", [])
+            patch.setattr("functional_adamax._core.transform.executors", [])
+            return function(*args, **options)
+
+    return call
+
+
+def params(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    shapes: dict[str, tuple[int, ...]] = {"a": (3, 4), "b": (300,), "c": (2, 2, 2), "d": (0, 3)}
+    return {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def gradients(like: dict[str, Tensor], step: int) -> dict[str, Any]:
+    found: dict[str, Any] = {name: torch.randn_like(x) for name, x in like.items()}
+    if step == 1:
+        found["b"][:4] = torch.tensor([0.0, -0.0, 1e-40, -1e-30])
+    if step == 2:
+        found = {name: torch.zeros_like(x) for name, x in like.items()}
+    if step == 4:
+        found["b"][:3] = torch.tensor([INF, -INF, NAN])
+    return found
+
+
+def cloned(tree: Any) -> Any:
+    return _pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
+
+
+def shown(tree: Any) -> Any:
+    """A tree in which NaN is a number, which equals itself."""
+    return _pytree.tree_map(
+        lambda x: x.nan_to_num(7777.0, INF, -INF) if isinstance(x, Tensor) else x, tree
+    )
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert_equal(shown(a), shown(b))
+
+
+def assert_is_run(tx: Any, by_rule: Any, dtype: torch.dtype, missing: bool = False) -> None:
+    """Whether five steps in each way are a program's, and have the bits of the rule."""
+    p = params(dtype)
+    state = tx.init(p)
+    for k in range(5):
+        g = gradients(p, k)
+        if missing and k == 3:
+            g["c"] = None
+        settled = tx.update.transform.settled(state)
+        for add in (False, True):
+            assert whole.why_not(settled, g, state, p, add) is None
+        wanted = by_rule(fa.step, tx, g, state, p)
+        assert_same(tx.update(g, state, p), by_rule(tx.update, g, state, p))
+        assert_same(fa.step(tx, g, state, p), wanted)
+        old = cloned((p, state))
+        new = fa.step(tx, g, old[1], old[0], donate=True)
+        assert_same(new, wanted)
+        assert all(x is y for x, y in zip(*map(_pytree.tree_leaves, (new, old)), strict=True))
+        p, state = wanted
+
+
+RUN = [recipe for recipe in RECIPES if str(recipe) not in DECLINED]
+
+
+@pytest.mark.parametrize("recipe", RUN, ids=str)
+def test_recipes_have_the_bits_of_the_rule(recipe: Recipe, by_rule: Any) -> None:
+    averages = "params_" in str(recipe)  # which change leaves without a gradient
+    assert_is_run(recipe.default(), by_rule, torch.float32, missing=not averages)
+
+
+@pytest.mark.parametrize("recipe", [x for x in RECIPES if str(x) in DECLINED], ids=str)
+def test_what_is_declined_says_why(recipe: Recipe) -> None:
+    tx, p = recipe.default(), params()
+    state = tx.init(p)
+    settled = tx.update.transform.settled(state)
+    assert whole.why_not(settled, gradients(p, 0), state, p) == DECLINED[str(recipe)]
+
+
+LINKS: list[Any] = [
+    lambda: fa.clip(0.7),
+    lambda: fa.clip_by_global_norm(2.5),
+    lambda: fa.scale_by_adamax((0.8, 0.95)),
+    lambda: fa.scale_by_lion(),
+    lambda: fa.scale_by_nadamax(),
+    lambda: fa.scale_by_amsmax(),
+    lambda: fa.scale_by_sign(),
+    lambda: fa.trace(0.9, nesterov=True),
+    lambda: fa.ema(0.9),
+    lambda: fa.add_decayed_weights(0.03),
+    lambda: fa.scale(-0.3),
+    lambda: fa.scale_by_learning_rate(fa.cosine_decay_schedule(0.2, 4)),
+    lambda: fa.scale_by_learning_rate(lambda count: 0.1 * 0.9**count),
+    lambda: fa.params_ema(0.9),
+    lambda: fa.params_average(2, 1),
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_chains_have_the_bits_of_the_rule(seed: int, by_rule: Any) -> None:
+    source = random.Random(seed)
+    links = [source.choice(LINKS)() for _ in range(source.randint(1, 5))]
+    tx = fa.chain(*links)
+    if seed % 4 == 0:
+        tx = fa.lookahead(tx, 2, 0.4)
+    assert_is_run(tx, by_rule, torch.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", [(70_000,), (1,), (65_536, 3), (128, 129, 127)])
+def test_sizes_and_threads(threads: int, sizes: tuple[int, ...], by_rule: Any) -> None:
+    tx = fa.chain(fa.clip_by_global_norm(1.0), fa.scale_by_adamax(), fa.scale(-0.1))
+    p = [torch.randn(n) for n in sizes]
+    g, state = [torch.randn(n) for n in sizes], tx.init(p)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    got = fa.step(tx, g, state, p)
+    torch.set_num_threads(before)
+    assert_equal(got, by_rule(fa.step, tx, g, state, p))
+
+
+def test_one_program_serves_all_numbers(by_rule: Any) -> None:
+    p = params()
+    tx = fa.chain(fa.trace(0.5), fa.scale(-0.5))
+    state, g = tx.init(p), gradients(p, 0)
+    tx.update(g, state, p)
+    known = len(whole._entries)
+    for k in range(1, 50):
+        tx = fa.chain(fa.trace(1 / (1 + k)), fa.scale(-0.01 * k))
+        assert_equal(tx.update(g, state, p), by_rule(tx.update, g, state, p))
+    assert len(whole._entries) == known
+
+
+def test_schedules_are_asked_once_and_make_no_programs() -> None:
+    asked: list[int] = []
+
+    def schedule(count: Tensor) -> float:
+        asked.append(int(count))
+        return 0.5 / (1 + int(count))
+
+    tx, p = fa.chain(fa.scale_by_adamax(), fa.scale_by_learning_rate(schedule)), params()
+    state = tx.init(p)
+    known = []
+    for _ in range(20):
+        _, state = fa.step(tx, gradients(p, 0), state, p)
+        known.append(len(whole._entries))
+    assert asked == list(range(20))
+    assert len(set(known)) == 1
+
+
+def test_it_is_the_step_of_an_optimizer(by_rule: Any) -> None:
+    tx = fa.chain(fa.clip_by_global_norm(1.0), fa.scale_by_adamax(), fa.scale_by_learning_rate(0.1))
+    tensors = [torch.nn.Parameter(torch.randn(n)) for n in (5, 70)]
+    others = [torch.nn.Parameter(x.detach().clone()) for x in tensors]
+    ours, theirs = Optimizer(tensors, tx), Optimizer(others, tx)
+    for _ in range(3):
+        for x, y in zip(tensors, others, strict=True):
+            x.grad = torch.randn_like(x)
+            y.grad = x.grad.clone()
+        ours.step()
+        by_rule(theirs.step)
+    assert_equal([x.detach() for x in tensors], [x.detach() for x in others])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Own(Stage):
+    """A stage of a user's."""
+
+    factor: Any = 0.5
+    turn: Any = None
+
+    def rule(self, x: Seen) -> Tensor:
+        return x.u * x.h["factor"] if self.turn is None else self.turn(x.u, x.h["factor"])
+
+    def hyper(self) -> dict[str, Any]:
+        return {"factor": self.factor}
+
+
+def test_a_stage_of_ones_own_is_run(by_rule: Any) -> None:
+    assert_is_run(fa.chain(Own(0.3).pair(), fa.scale(-0.1)), by_rule, torch.float32, missing=True)
+
+
+def declined(tx: Any) -> str | None:
+    p = params()
+    state = tx.init(p)
+    return whole.why_not(tx.update.transform, gradients(p, 0), state, p)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ByDimension(Own):
+    def rule(self, x: Seen) -> Tensor:
+        return x.u * 2 if x.u.ndim > 1 else x.u
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ByShape(Own):
+    def rule(self, x: Seen) -> Tensor:
+        return x.u / x.u.shape[0]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ByValue(Own):
+    def rule(self, x: Seen) -> Tensor:
+        return x.u if x.u.sum() > 0 else -x.u
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ByHyper(Own):
+    def rule(self, x: Seen) -> Tensor:
+        return x.u if x.h["factor"] < 0.6 else -x.u
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mean(Own):
+    def rule(self, x: Seen) -> Tensor:
+        return x.u - x.u.mean()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Random(Own):
+    def rule(self, x: Seen) -> Tensor:
+        return x.u + torch.rand_like(x.u)
+
+
+CALLS: list[int] = []
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Counting(Own):
+    calls: ClassVar[list[int]] = CALLS
+
+    def rule(self, x: Seen) -> Tensor:
+        self.calls.append(1)
+        return x.u * len(self.calls)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Writing(Own):
+    def rule(self, x: Seen) -> Tensor:
+        return x.u.mul_(2)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Closed(Own):
+    def rule(self, x: Seen) -> Tensor:
+        return x.u * OUTSIDE
+
+
+OUTSIDE = torch.tensor(2.0)
+WRONG = {
+    ByDimension: "it asks for the ndim of a leaf",
+    ByShape: "it asks for the shape of a leaf",
+    ByValue: "it calls sum, which is no instruction",
+    ByHyper: "it compares a hyperparameter, or takes another function of it",
+    Mean: "it calls mean, which is no instruction",
+    Random: "it calls rand_like, which is no instruction",
+    Counting: "it does not do the same every time",
+    Writing: "it writes to an input",
+    Closed: "it reads a tensor that is no input",
+}
+
+
+@pytest.mark.parametrize("kind", WRONG, ids=lambda x: x.__name__)
+def test_what_a_program_would_do_wrong_is_declined(kind: Any, by_rule: Any) -> None:
+    assert declined(kind().pair()) == WRONG[kind]
+
+
+def test_other_links_decline() -> None:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return updates, state
+
+    link = fa.GradientTransformation(lambda params: (), update)
+    assert declined(fa.chain(link, fa.scale(2.0))) == "a link of it is a pair of functions"
+    elementwise = fa.scale({name: torch.ones_like(x) for name, x in params().items()})
+    assert declined(elementwise) == "a hyperparameter of it is a dict"
+    learned = fa.scale(torch.tensor(2.0, requires_grad=True))
+    assert declined(learned) == (
+        "a hyperparameter of it is no number, nor a plain tensor of one on the CPU"
+    )
+    assert declined(fa.scale(torch.tensor(2, dtype=torch.int64))) == (
+        "a hyperparameter of it is in torch.int64"
+    )
+
+
+def test_leaves_that_do_not_fit_are_left_to_the_rule(by_rule: Any) -> None:
+    tx = fa.chain(fa.trace(0.9), fa.scale(-0.1))
+    p = {"a": torch.randn(3, 4), "b": torch.randn(4, 6)[:, ::2], "c": torch.tensor(2.0)}
+    for other in ({}, {"d": torch.randn(3, dtype=torch.float64)}, {"d": torch.arange(3)}):
+        tree = p | other
+        g: Any = {k: torch.randn_like(x) for k, x in tree.items() if x.is_floating_point()}
+        g = {k: g.get(k) for k in tree}
+        state = tx.init(tree)
+        assert_equal(fa.step(tx, g, state, tree), by_rule(fa.step, tx, g, state, tree))
+
+
+def test_errors_are_those_of_the_rule() -> None:
+    tx, p = fa.chain(fa.trace(0.9), fa.scale(-0.1)), params()
+    state = tx.init(p)
+    fa.step(tx, gradients(p, 0), state, p)
+    wrong = gradients(p, 0) | {"b": torch.ones(7)}
+    for donate in (False, True):
+        with pytest.raises(ValueError, match=r"updates\['b'\] must have the shape"):
+            fa.step(tx, wrong, state, p, donate=donate)
+    with pytest.raises(ValueError, match="is missing"):
+        tx.update({"a": p["a"]}, state, p)
+
+
+def test_shared_memory_is_refused_as_by_the_rule() -> None:
+    tx, x = fa.chain(fa.trace(0.9), fa.scale(-0.1)), torch.randn(8)
+    p = {"a": x[:5], "b": x[3:]}
+    g, state = {k: torch.ones(5) for k in p}, tx.init({k: torch.ones(5) for k in p})
+    with pytest.raises(ValueError, match="share memory"):
+        fa.step(tx, g, state, p, donate=True)
+    assert fa.step(tx, g, state, p)[0]["a"].shape == (5,)
+
+
+@pytest.mark.parametrize("around", ["vmap", "grad", "inference", "autocast", "no_grad"])
+def test_the_first_call_may_be_anywhere(around: str, by_rule: Any) -> None:
+    tx = fa.chain(fa.clip(0.5), fa.trace(0.123), fa.scale(-0.1))
+    p, g = torch.randn(3, 5), torch.randn(3, 5)
+    state = tx.init(p)
+    whole._entries.clear()
+
+    def step(g: Any, p: Any) -> Any:
+        return fa.step(tx, g, state, p)[0]
+
+    if around == "vmap":
+        one = tx.init(p[0])
+        got: Any = torch.func.vmap(lambda g, p: fa.step(tx, g, one, p)[0])(g, p)
+    elif around == "grad":
+        assert torch.func.grad(lambda p: step(p * 2, p).sum())(p).isfinite().all()
+        got = step(g, p)
+    else:
+        modes: Any = {
+            "inference": torch.inference_mode,
+            "autocast": partial(torch.autocast, "cpu"),
+            "no_grad": torch.no_grad,
+        }
+        with modes[around]():
+            got = step(g, p)
+    assert torch.equal(got, by_rule(step, g, p))
+
+
+def test_programs_are_forgotten() -> None:
+    p = {"a": torch.ones(2)}
+    for k in range(whole._MOST + 10):
+        tx = fa.chain(fa.params_ema(0.9, every=k + 1))
+        tx.update(p, tx.init(p), p)
+    assert len(whole._entries) <= whole._MOST
