@@ -62,6 +62,11 @@ class Group(NamedTuple):
     decoupled: bool
 
 
+def is_there() -> bool:
+    """Whether the kernel is built, and not switched off."""
+    return _native is not None
+
+
 def group_of(
     method: MethodLike, params: list[Any] | None, rates: dict[str, Any] | None = None
 ) -> Group | None:

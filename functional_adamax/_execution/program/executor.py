@@ -21,6 +21,7 @@ from torch import Tensor
 from ..._core import hyper, numerics
 from .. import rule
 from ..adamax_rule import adamax
+from ..native import kernel
 from ..rule import Leaf, decays
 from ..work import Columns, MethodLike, Row, Work
 from . import machine
@@ -144,8 +145,10 @@ def _ordered(columns: Columns) -> Columns:
 def _job(work: Work, add: bool) -> Job | None:
     """All leaves as one job, which the machine checks; None where it may not be one."""
     i = next((i for i, g in enumerate(work.g) if g is not None), None)
-    if i is None or not machine.is_there() or work.method.rule is adamax:
-        return None  # the kernel comes first, and is proven leaf by leaf
+    if i is None or not machine.is_there():
+        return None
+    if work.method.rule is adamax and kernel.is_there():
+        return None  # which comes first, and is proven leaf by leaf
     rates = {
         name: x if isinstance(x, (int, float)) else _single(name, x)
         for name, x in work.rates.items()
