@@ -77,7 +77,7 @@ class Scheduled(Transform):
 
     def settled(self, state: Any) -> Transform:
         lr = self.transform.lr  # type: ignore[attr-defined]
-        if isinstance(lr, Data) or not isinstance(state, ScheduledState):
+        if isinstance(lr, Data) or not is_schedule(lr) or not isinstance(state, ScheduledState):
             return self
         return dataclasses.replace(self, transform=self._now(state))
 

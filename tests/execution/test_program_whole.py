@@ -405,3 +405,17 @@ def test_programs_are_forgotten() -> None:
         tx = fa.chain(fa.params_ema(0.9, every=k + 1))
         tx.update(p, tx.init(p), p)
     assert len(whole._entries) <= whole._MOST
+
+
+@pytest.mark.parametrize("wrong", [1.0, "text", None])
+def test_leaves_that_are_no_tensors_are_left_to_the_rule(wrong: Any) -> None:
+    tx, p = fa.chain(fa.trace(0.9), fa.scale(-0.1)), params()
+    state = tx.init(p)
+    for g, q in ((gradients(p, 0) | {"a": wrong}, p), (gradients(p, 0), p | {"a": wrong})):
+        if g["a"] is None:
+            assert tx.update(g, state, q)[0]["a"] is None
+        elif g["a"] is wrong:
+            with pytest.raises(TypeError, match=r"updates\['a'\] must be a tensor or None"):
+                tx.update(g, state, q)
+        else:
+            assert tx.update(g, state, q)[0]["a"].shape == (3, 4)

@@ -166,8 +166,11 @@ def _asked(
     at = next((i for i, x in enumerate(g) if x is not None), None)
     if at is None or spec != p_spec:
         return "it has no gradients, or the structures of its trees differ"
-    like: Tensor = g[at]
-    if torch.is_grad_enabled() and (like.requires_grad or (p and p[at].requires_grad)):
+    like = g[at]
+    first = [like, *p[at : at + 1]]
+    if not all(isinstance(x, Tensor) for x in first):
+        return "its leaves are no tensors"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in first):
         return "autograd records it"
     flat, state_spec = pytree.flatten(state)
     step = Flat(form, g, p, flat, spec, state_spec)
