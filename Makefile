@@ -30,7 +30,7 @@ bench: $(VENV)/.bench  ## steps, training and inner loops against the peers
 	$(BIN)/python benchmarks/meta.py --threads 1 --write docs/inner-loops.md
 
 clean:
-	rm -rf $(VENV) build out *.egg-info functional_adamax/_execution/native/_native*.so
+	rm -rf $(VENV) build out *.egg-info functional_adamax/_execution/native/*.so
 
 $(VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard functional_adamax/_execution/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)

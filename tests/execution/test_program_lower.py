@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from functional_adamax._core.numerics import root, sign
-from functional_adamax._execution.program import machine
+from functional_adamax._execution.program import machine, proof
+from functional_adamax._execution.program.graph import Declined
 from functional_adamax._execution.program.lower import Layout, Program, lower
-from functional_adamax._execution.program.operations import Declined
 from functional_adamax._execution.program.record import Input, record
 
 Rule = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -45,7 +45,7 @@ def run(found: Program, x: dict[str, Tensor], in_place: bool) -> dict[str, Tenso
     """The columns and the counter after a step."""
     x = {name: value.clone() for name, value in x.items()}
     columns = tuple([x[name]] for name in ("g", "p", "m"))
-    handle = machine.made(found)
+    handle = proof.made(found)
     numbers = (float(x["lr"]),)
     if in_place:
         assert machine.overwrite(handle, columns, ([x["t"]],), numbers)
@@ -66,7 +66,7 @@ def assert_right(rule: Rule, *outputs: str) -> Program:
         for in_place in (False, True):
             got = run(found, x, in_place)
             for name in (*outputs, "t"):
-                assert machine.same_bits(got[name], wanted[f"new {name}"]), name
+                assert proof.same_bits(got[name], wanted[f"new {name}"]), name
     return found
 
 
@@ -172,7 +172,7 @@ def test_a_record_that_is_too_long_declines() -> None:
 
     if machine.is_there():
         with pytest.raises(Declined, match="not so many registers"):
-            machine.made(program(rule, "p"))
+            proof.made(program(rule, "p"))
 
 
 def test_a_root_in_double_is_one_in_single() -> None:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 import functional_adamax as fa
 from functional_adamax._core.node import public_node
 from functional_adamax._core.numerics import add_scaled, average, cast
-from functional_adamax._execution.program import executor, machine
+from functional_adamax._execution.program import machine, programs
 from functional_adamax._execution.program.executor import why_not
-from functional_adamax._execution.program.operations import Declined
+from functional_adamax._execution.program.graph import Declined
 from functional_adamax._execution.program.record import Input, record
 from functional_adamax._methods.method import Method
 
@@ -625,7 +625,7 @@ def test_a_closure_that_keeps_changing_is_given_up(without: Any) -> None:
 
     tx, p = method(scaled), torch.ones(3)
     reasons = []
-    for _ in range(executor._CHANGES + 2):
+    for _ in range(programs._CHANGES + 2):
         scale += 1.0
         assert bits(steps(tx, p)) == bits(without(steps, tx, p))
         reasons.append(reason(tx, p))
@@ -654,11 +654,11 @@ def test_a_rule_that_sets_what_it_shares_declines() -> None:
 
 
 def test_one_program_serves_all_numbers() -> None:
-    executor._families.clear()
+    programs.families.clear()
     for lr in (0.1, 0.2, 0.3):
         for beta in (0.5, 0.9):
             steps(method(plain, lr=lr, beta=beta), torch.ones(3))
-    kinds = [kind for kind in executor._families if kind.method.__name__ == "Recorded"]
+    kinds = [kind for kind in programs.families if kind.method.__name__ == "Recorded"]
     assert len({kind._replace(method=None) for kind in kinds}) == 1
 
 
@@ -742,7 +742,7 @@ def test_a_first_call_where_something_follows(without: Any) -> None:
 
 
 def test_records_of_several_threads_at_once() -> None:
-    executor._families.clear()
+    programs.families.clear()
     p, problems = torch.randn(5), []
 
     def run() -> None:
@@ -782,7 +782,7 @@ def test_what_is_kept_is_bounded_and_holds_no_tensor() -> None:
     import gc
     import weakref
 
-    executor._families.clear()
+    programs.families.clear()
     p = torch.randn(5)
     lr = torch.tensor(0.1)
     steps(method(plain, lr=lr), p)
@@ -790,9 +790,9 @@ def test_what_is_kept_is_bounded_and_holds_no_tensor() -> None:
     del p, lr
     gc.collect()
     assert [x() for x in known] == [None, None]
-    many: dict[int, int] = dict.fromkeys(range(executor._MOST + 5), 0)
-    executor._forget(many)
-    assert len(many) == executor._MOST
+    many: dict[int, int] = dict.fromkeys(range(programs._MOST + 5), 0)
+    programs._forget(many)
+    assert len(many) == programs._MOST
     assert 0 not in many
 
 

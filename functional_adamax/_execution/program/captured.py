@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .operations import Declined
+from .graph import Declined
 
 Getter: TypeAlias = Callable[[], Any]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._core.transform import Data, GradientTransformation, Init, Transform, Update
-from .operations import Declined
+from .graph import Declined
 
 FLOATING = (torch.float32, torch.float64)
 PLAIN = (Tensor, torch.nn.Parameter)

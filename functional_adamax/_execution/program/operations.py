@@ -6,86 +6,12 @@ The words are those of ``native/instructions.h``, and a few that ``lower.py`` ta
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..._core.private import dispatch
-
-DTYPES = (torch.float32, torch.float64, torch.bool)
-
-
-class Declined(Exception):  # noqa: N818  # it is an answer
-    """A rule is not for the machine, with the reason in words."""
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """A value of a record."""
-
-    op: str  # an instruction, "INPUT", "CONSTANT", "WIDEN" or "NARROW"
-    operands: tuple[Node, ...]
-    dtype: torch.dtype
-    vector: bool
-    single: bool  # whether it is computed in float32
-    value: Any = None  # of a constant, or the name of an input
-
-
-class Maker:
-    """Makes nodes, each once."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self._known: dict[Any, Node] = {}
-
-    def _node(self, key: Any, make: Callable[[], Node]) -> Node:
-        if key not in self._known:
-            self._known[key] = make()
-            self.nodes.append(self._known[key])
-        return self._known[key]
-
-    def input(self, name: str, dtype: torch.dtype, vector: bool) -> Node:
-        """What the rule is given."""
-        return self._node(("INPUT", name), lambda: Node("INPUT", (), dtype, vector, False, name))
-
-    def constant(self, value: float) -> Node:
-        """A number."""
-        double = torch.float64
-        return self._node(value.hex(), lambda: Node("CONSTANT", (), double, False, False, value))
-
-    def of(self, dtype: torch.dtype, common: torch.dtype) -> Make:
-        """What makes nodes of a dtype, computed in another where they compare."""
-        return Make(self, dtype, common == torch.float32)
-
-    def _of(
-        self, op: str, operands: tuple[Node, ...], dtype: torch.dtype, single: bool, vector: bool
-    ) -> Node:
-        key = (op, operands, dtype, single, vector)
-        return self._node(key, lambda: Node(op, operands, dtype, vector, single))
-
-
-@dataclass(frozen=True, slots=True)
-class Make:
-    """Makes the nodes of one operation."""
-
-    maker: Maker
-    dtype: torch.dtype
-    single: bool
-
-    def __call__(self, op: str, *operands: Node) -> Node:
-        if self.dtype == torch.bool and op not in _TO_BOOL:
-            raise Declined(f"it calls {op.lower()} of truth values")
-        vector = any(x.vector for x in operands)
-        return self.maker._of(op, operands, self.dtype, self.single, vector)
-
-    def number(self, value: float) -> Node:
-        return self.maker.constant(value)
-
-
-_TO_BOOL = (
-    "MOVE", "IS_NAN", "NOT", "EQUAL", "UNEQUAL", "LESS", "LESS_EQUAL", "AND", "OR", "WHERE",
-)  # fmt: skip
+from .graph import Declined, Make, Node
 
 
 def _simple(op: str, count: int) -> Callable[..., Node]:

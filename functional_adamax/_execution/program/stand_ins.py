@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from .operations import Declined, Maker, Node
+from .graph import Declined, Maker, Node
 
 
 class Numbers(Maker):

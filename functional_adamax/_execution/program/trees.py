@@ -19,8 +19,8 @@ from ..._core.private import dispatch
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
 from .forms import FLOATING, PLAIN, with_numbers
-from .operations import Declined, Node
-from .record import Graph, Questions, Recorder
+from .graph import Declined, Graph, Node
+from .recorder import Questions, Recorder
 
 G, P, FIRST = "g", "p", "first"
 _LEAF = "leaf"  # the key of the one leaf
@@ -185,7 +185,7 @@ _CHECKS = (
         f"{pytree.__package__}.{name}"
         for name in ("apply", "checks", "hyper", "norms", "private.dispatch")
     ),
-    *(f"{__package__}.{name}" for name in ("record", "trees")),
+    *(f"{__package__}.{name}" for name in ("recorder", "trees")),
 )
 """What asks about leaves, and does not do otherwise for the answers, but for what raises."""
 

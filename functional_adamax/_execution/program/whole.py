@@ -21,11 +21,11 @@ from ..._core import plans, pytree
 from ..._core.plans import OverTrees, Plan
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
-from . import machine, trees
+from . import machine, proof, trees
 from .forms import Form, form_of
+from .graph import Declined, Graph
 from .lower import Layout, lower
-from .operations import Declined
-from .record import Context, Graph, alone, context
+from .record import Context, alone, context
 from .trees import FIRST, Column, Given, Hyper, Operation, P, Phase, Place, Record
 
 _SHAPES = ((7,), (11,), (3, 2), (2, 3, 2, 2))
@@ -229,7 +229,7 @@ def _compiled(given: Given, has_missing: bool) -> Entry:
     squared = [x.output for x in found.sequence if isinstance(x, Phase)]
     starts = {c.start for c in given.columns}
     entry = Entry(
-        machine.made(lowered),
+        proof.made(lowered),
         {name: _phase(graph, layout, name) for name in squared},
         vectors,
         counters,
@@ -239,7 +239,7 @@ def _compiled(given: Given, has_missing: bool) -> Entry:
         tuple(c.start for c in written),
         tuple(found.results),
     )
-    signed = not any(x.op in machine.ZEROS for x in lowered.vector)
+    signed = not any(x.op in proof.ZEROS for x in lowered.vector)
     if not all(_agrees(given, entry, seed, signed) for seed in (1, 2, 9)):
         raise Declined("its program has not the bits of the transform")
     return entry
@@ -255,12 +255,12 @@ def _agrees(given: Given, entry: Entry, seed: int, signed: bool) -> bool:
     (first,), state = found
     pairs = [(x.first, first), *((y, state[position]) for position, y in x.new.items())]
     return all(
-        machine.same_bits(y, z, signed) if isinstance(y, Tensor) else bool(y == z) for y, z in pairs
+        proof.same_bits(y, z, signed) if isinstance(y, Tensor) else bool(y == z) for y, z in pairs
     )
 
 
 def _phase(graph: Graph, layout: Layout, output: str) -> Any:
-    return machine.made(lower(graph, layout._replace(outputs=[(output, trees.G)])))
+    return proof.made(lower(graph, layout._replace(outputs=[(output, trees.G)])))
 
 
 def _of_tree(given: Given, starts: set[int]) -> tuple[int, ...]:
