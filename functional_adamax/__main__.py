@@ -4,6 +4,7 @@ import torch
 
 from . import __version__
 from ._execution.native import kernel
+from ._execution.program import machine
 from ._execution.triton import executor as triton
 
 
@@ -12,6 +13,7 @@ def main() -> None:
     print(f"functional_adamax {__version__}, torch {torch.__version__}")
     for kind, answer in kernel.report().items():
         print(f"native kernel, CPU, {kind}: {answer}")
+    print(f"programs of any rule, CPU: {machine.report()}")
     for kind, answer in triton.report().items():
         print(f"Triton kernels, CUDA, {kind}: {answer}")
     print(f"threads: {torch.get_num_threads()}")

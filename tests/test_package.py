@@ -110,6 +110,7 @@ def test_the_report_says_which_executors_run() -> None:
         printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert f"native kernel, CPU, float32: {word}" in printed.stdout
         assert f"native kernel, CPU, float64: {word}" in printed.stdout
+        assert f"programs of any rule, CPU: {word}" in printed.stdout
 
 
 def test_the_report_says_whether_triton_runs() -> None:

@@ -34,6 +34,15 @@ def is_there() -> bool:
     return _machine is not None and dispatch.IS_THERE
 
 
+def report() -> str:
+    """Whether programs are run, and why not."""
+    if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") == "0":
+        return "no: switched off by FUNCTIONAL_ADAMAX_NATIVE=0"
+    if _machine is None:
+        return "no: built without a C compiler"
+    return "yes" if dispatch.IS_THERE else f"no: torch {torch.__version__} has no dispatch modes"
+
+
 def assembled(program: Program) -> Any:
     """Return what the machine runs.
 
