@@ -169,7 +169,7 @@ def test_leaves_go_by_their_names_and_by_paths_where_a_name_comes_twice(
     named = enumerate(names)
     belongs = [slot.parameter for slot in layout.slots]
     assert belongs == [None if x in ("count", "state") else names[:i].count(x) for i, x in named]
-    assert (layout.clock is None) == ("count" not in names)
+    assert bool(layout.counts) == ("count" in names)
 
 
 def test_a_state_goes_into_entries_and_comes_out() -> None:

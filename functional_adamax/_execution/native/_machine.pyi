@@ -40,7 +40,17 @@ def plan(
     columns: tuple[list[Any], ...],
     counters: tuple[list[Any], ...],
     numbers: tuple[float | list[float], ...],
+    recording: bool,
     /,
 ) -> object | None: ...
+def summed(
+    program: object,
+    columns: tuple[list[Any], ...],
+    counters: tuple[list[Any], ...],
+    numbers: tuple[float | list[float], ...],
+    recording: bool,
+    threads: int,
+    /,
+) -> float | None: ...
 def run(planned: object, increment: Callable[[list[Any]], Any], threads: int, /) -> bool: ...
 def fail_allocation(k: int, /) -> int: ...

@@ -166,12 +166,13 @@ static PyObject *machine_plan(PyObject *self, PyObject *arguments)
 {
     (void)self;
     PyObject *program, *columns, *counters, *numbers;
-    if (!PyArg_ParseTuple(arguments, "OOOO", &program, &columns, &counters, &numbers))
+    int grad_mode;
+    if (!PyArg_ParseTuple(arguments, "OOOOp", &program, &columns, &counters, &numbers, &grad_mode))
         return NULL;
     Plan *plan = resized(NULL, sizeof *plan);
     if (plan == NULL)
         return NULL;
-    int fine = begin(plan, program, columns, counters, numbers) && settle(plan, 0);
+    int fine = begin(plan, program, columns, counters, numbers) && settle(plan, grad_mode);
     PyObject *capsule = fine ? PyCapsule_New(plan, NULL, end_plan) : NULL;
     if (capsule == NULL) {
         end(plan);

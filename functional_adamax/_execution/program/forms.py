@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..._core.transform import Data, GradientTransformation, Init, Transform, Update
+from .captured import Getter, captured
 from .graph import Declined
 
 FLOATING = (torch.float32, torch.float64)
 PLAIN = (Tensor, torch.nn.Parameter)
+_FUNCTIONS = ("init", "update", "settled", "once", "rule", "hyper", "start", "fitting")
 _FORM = "_form"  # where a transform keeps its form
 _FIXED = (bool, int, float, str, torch.dtype)
 
@@ -48,28 +52,52 @@ def form_of(transform: Transform) -> Form:
     known: Form | None = vars(transform).get(_FORM)
     if known is not None:
         return known
-    numbers: list[float | Tensor] = []
-    form = Form(Hashed(_key(transform, numbers)), tuple(numbers))
-    if not any(isinstance(x, Tensor) for x in numbers):  # of which other things are asked each time
+    taken = _Taken()
+    form = Form(Hashed(_key(transform, taken)), tuple(taken.numbers))
+    if taken.stays:
         object.__setattr__(transform, _FORM, form)
     return form
 
 
-def _key(value: Any, numbers: list[float | Tensor]) -> Any:
+@dataclass
+class _Taken:
+    """What was taken out of a transform."""
+
+    numbers: list[float | Tensor] = field(default_factory=list)
+    stays: bool = True  # whether nothing of the form is asked anew in each step
+
+
+def _key(value: Any, taken: _Taken) -> Any:
     if isinstance(value, (GradientTransformation, Init, Update)):
-        return _key(_transform(value), numbers)
+        return _key(_transform(value), taken)
     if isinstance(value, Transform):
         if not value.is_local:
             raise Declined(f"{value.name} does not treat each leaf alone")
-        return type(value), *(_key(x, numbers) for x in value._values().values())
+        reads = _reads(type(value))
+        if isinstance(reads, str):
+            raise Declined(reads)
+        taken.stays = taken.stays and not reads
+        parts = [_key(x, taken) for x in value._values().values()]
+        return type(value), *parts, *(get() for get in reads)
     if _is_number(value):
-        numbers.append(value)
+        taken.numbers.append(value)
+        taken.stays = taken.stays and not isinstance(value, Tensor)
         return value.dtype if isinstance(value, Tensor) else float
     if isinstance(value, tuple):
-        return tuple(_key(x, numbers) for x in value)
+        return tuple(_key(x, taken) for x in value)
     if value is None or isinstance(value, _FIXED) or _is_curve(value):
         return type(value), value
     raise Declined(f"a hyperparameter of it is a {type(value).__name__}")
+
+
+@lru_cache(256)
+def _reads(kind: type[Transform]) -> list[Getter] | str:
+    """What finds the values that a class of the user's reads, or why it cannot be told."""
+    functions = (getattr(kind, name, None) for name in _FUNCTIONS)
+    try:
+        return [get for f in functions if callable(f) for get in captured(f, kind)]
+    except Declined as problem:
+        return str(problem)
 
 
 def _transform(value: Any) -> Transform:

@@ -105,7 +105,7 @@ def plan(
 
     It writes nothing and returns False where memory was moved or counted on meanwhile.
     """
-    capsule = _machine.plan(program, columns, counters, numbers)
+    capsule = _machine.plan(program, columns, counters, numbers, torch.is_grad_enabled())
     return None if capsule is None else partial(_run, capsule)
 
 

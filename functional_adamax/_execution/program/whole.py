@@ -58,6 +58,7 @@ class Entry:
     sequence: tuple[Operation | Phase, ...]
     entered: tuple[int, ...]  # what of those, and of what is made of them, the programs read
     written: tuple[int, ...]  # starts of the columns that change
+    passes: bool  # whether the updates are those that are given
     results: tuple[tuple[int, int], ...]  # positions of the state, and what comes there
 
 
@@ -218,10 +219,14 @@ def _compiled(given: Given, has_missing: bool) -> Entry:
     counters = tuple(c for c in given.columns if not c.vector)
     names = [trees.G, *([P] if given.has_params else []), *(c.old for c in vectors)]
     written = [c for c in vectors if graph.outputs[c.new] is not graph.inputs[c.old]]
+    passes = not given.add and graph.outputs[FIRST] is graph.inputs[trees.G]
+    if passes and not given.columns and not found.results:
+        raise Declined("it does nothing")
+    first = [] if passes else [(FIRST, P if given.add else trees.G)]
     numbers = [f"number {i}" for i in range(len(given.numbers))]
     layout = Layout(
         names,
-        [(FIRST, P if given.add else trees.G), *((c.new, c.old) for c in written)],
+        [*first, *((c.new, c.old) for c in written)],
         [(c.old, c.new) for c in counters],
         [*numbers, *(name for name, _ in found.entered)],
     )
@@ -237,6 +242,7 @@ def _compiled(given: Given, has_missing: bool) -> Entry:
         tuple(found.sequence),
         tuple(place for _, place in found.entered),
         tuple(c.start for c in written),
+        passes,
         tuple(found.results),
     )
     signed = not any(x.op in proof.ZEROS for x in lowered.vector)
@@ -345,7 +351,7 @@ def _columns(step: Flat, entry: Entry) -> tuple[list[Any], list[Any]] | None:
     if columns is None:
         return None
     n, state = len(step.g), step.state.copy()
-    first, *rest = columns
+    first, *rest = (step.g, *columns) if entry.passes else columns
     starts = [*entry.written, *(c.start for c in entry.counters)]
     for start, column in zip(starts, rest, strict=True):
         state[start : start + n] = column
