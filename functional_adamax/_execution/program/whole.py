@@ -175,7 +175,7 @@ def _asked(
         return "autograd records it"
     flat, state_spec = pytree.flatten(state)
     step = Flat(form, g, p, flat, spec, state_spec)
-    how = bool(p), None in g, add
+    how = bool(p), any(x is None for x in g), add  # ``in`` would compare tensors
     key = Key(form.key, spec, state_spec, like.dtype, *how, context())
     entry = _entries.get(key)
     if entry is None:
