@@ -233,8 +233,16 @@ def _follows_writes(work: Work) -> bool:
     if not tensors:
         return False
     columns = (work.p, *work.moments.values(), work.t)
-    written = memory.storages(chain.from_iterable(columns))
-    return not written.isdisjoint(memory.storages(tensors))
+    written: Iterable[Any] = chain.from_iterable(columns)
+    if not torch.compiler.is_compiling() and all(map(_is_lone, tensors)):
+        written = (x for x in written if isinstance(x, Tensor) and x.numel() == 1)
+    return not memory.storages(written).isdisjoint(memory.storages(tensors))
+
+
+def _is_lone(x: Tensor) -> bool:
+    """Whether no other element lies in the memory of the one of ``x``."""
+    plain = type(x) in _PLAIN and memory.has_address(x)
+    return plain and x.untyped_storage().nbytes() == x.element_size()
 
 
 def _is_learned(work: Work) -> bool:
