@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from recipes import RECIPES, Recipe
@@ -15,7 +16,7 @@ from torch.utils import _pytree
 from trees import assert_equal
 
 import functional_adamax as fa
-from functional_adamax._core import plans
+from functional_adamax._core import donation, plans
 from functional_adamax._execution.program import machine, whole
 from functional_adamax._transforms.stage import Seen, Stage
 from functional_adamax.compat import Optimizer
@@ -437,3 +438,57 @@ def test_leaves_that_are_no_tensors_are_left_to_the_rule(wrong: Any) -> None:
                 tx.update(g, state, q)
         else:
             assert tx.update(g, state, q)[0]["a"].shape == (3, 4)
+
+
+def test_sums_keep_their_order_in_any_layout(by_rule: Any) -> None:
+    tx, big = fa.clip_by_global_norm(1e-3), torch.randn(300, 301)
+    for g in (big, big.t(), torch.randn(2, 5, 8, 9).to(memory_format=torch.channels_last)):
+        tree = {"a": g, "b": torch.randn(3)}
+        state = tx.init(tree)
+        assert_equal(tx.update(tree, state), by_rule(tx.update, tree, state))
+        found = whole.update(tx.update.transform, tree, state, None)
+        assert (found is None) == (g is not big), "which would add up in the order of memory"
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_parameters_that_look_like_the_state_of_a_chain(kind: Any, by_rule: Any) -> None:
+    tx, p = fa.chain(fa.clip(0.5), fa.scale(-0.1)), kind([torch.randn(3), torch.randn(2)])
+    g, state = kind([torch.randn(3), torch.randn(2)]), tx.init(p)
+    assert whole.why_not(tx.update.transform, g, state, p) is None
+    assert_equal(fa.step(tx, g, state, p), by_rule(fa.step, tx, g, state, p))
+
+
+def test_numbers_of_numpy_make_one_program(by_rule: Any) -> None:
+    p = params()
+    g, state = gradients(p, 0), fa.scale(0.5).init(p)
+    fa.scale(0.5).update(g, state)
+    known = len(whole._entries)
+    for k in range(3):
+        tx = fa.scale(np.float64(0.3) + k)
+        assert_equal(tx.update(g, state), by_rule(tx.update, g, state))
+    assert len(whole._entries) == known
+
+
+def test_a_bound_that_is_nan_is_left_to_the_rule(by_rule: Any) -> None:
+    p = params()
+    g, state = gradients(p, 0), fa.clip(0.5).init(p)
+    for bound in (0.5, NAN):
+        tx = fa.clip(torch.tensor(bound))
+        assert_same(tx.update(g, state), by_rule(tx.update, g, state))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_step_that_is_refused_at_the_last_moment_is_taken_by_the_rule(
+    in_place: bool, by_rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tx, p = (
+        fa.chain(fa.trace(0.9), fa.scale_by_learning_rate(fa.linear_schedule(0.1, 0.0, 9))),
+        params(),
+    )
+    g, state = gradients(p, 0), tx.init(p)
+    wanted = by_rule(fa.step, tx, g, state, p)
+    monkeypatch.setattr(machine, "plan", lambda *_: lambda: False)
+    monkeypatch.setattr(donation, "may_write", lambda *_: in_place)
+    old = cloned((p, state))
+    assert_equal(fa.step(tx, g, old[1], old[0], donate=True), wanted)
+    assert_equal(old, wanted)

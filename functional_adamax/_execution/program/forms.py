@@ -16,7 +16,7 @@ from .graph import Declined
 
 FLOATING = (torch.float32, torch.float64)
 PLAIN = (Tensor, torch.nn.Parameter)
-_FUNCTIONS = ("init", "update", "settled", "once", "rule", "hyper", "start", "fitting")
+_PACKAGE = __name__.partition(".")[0]
 _FORM = "_form"  # where a transform keeps its form
 _FIXED = (bool, int, float, str, torch.dtype)
 
@@ -93,7 +93,8 @@ def _key(value: Any, taken: _Taken) -> Any:
 @lru_cache(256)
 def _reads(kind: type[Transform]) -> list[Getter] | str:
     """What finds the values that a class of the user's reads, or why it cannot be told."""
-    functions = (getattr(kind, name, None) for name in _FUNCTIONS)
+    own = (vars(x) for x in kind.__mro__ if x.__module__.partition(".")[0] != _PACKAGE)
+    functions = [f for names in own for name, f in names.items() if name[:2] != "__"]
     try:
         return [get for f in functions if callable(f) for get in captured(f, kind)]
     except Declined as problem:
@@ -114,7 +115,7 @@ def _is_number(value: Any) -> bool:
     Zero is no such number, for it can mean that something is left out.
     """
     if not isinstance(value, Tensor):
-        return type(value) is float and value != 0
+        return isinstance(value, float) and value != 0  # also one of NumPy
     if type(value) not in PLAIN or not value.is_cpu or value.dim() or value.requires_grad:
         raise Declined("a hyperparameter of it is no number, nor a plain tensor of one on the CPU")
     if value.dtype not in FLOATING:
@@ -137,5 +138,5 @@ def with_numbers(value: Any, numbers: list[Any]) -> Any:
         return dataclasses.replace(value, **new)
     if isinstance(value, tuple):
         return tuple(with_numbers(x, numbers) for x in value)
-    is_number = isinstance(value, Tensor) or (type(value) is float and value != 0)
+    is_number = isinstance(value, Tensor) or (isinstance(value, float) and value != 0)
     return numbers.pop(0) if is_number else value

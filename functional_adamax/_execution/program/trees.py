@@ -83,7 +83,9 @@ class Walker:
     def walk(self, node: Tree) -> Tree:
         """Return ``node`` with other columns, and other leaves that are in none."""
         start = self._position
-        if not self._spec.is_leaf() and pytree.flatten(node)[1] == self._spec:
+        leaves, spec = pytree.flatten(node)
+        is_tree = spec == self._spec and any(isinstance(x, Tensor) for x in leaves)
+        if is_tree and not spec.is_leaf():  # not a tuple of empty states, for params that are one
             self._position += self._spec.num_leaves
             return self._column(start)
         if not pytree.is_node(node):
@@ -345,6 +347,8 @@ def _recorded(
             place = recorder.place(y)
             if place is None:
                 raise Declined("a tensor that belongs to the tree depends on a leaf")
+            if any(y is z for z in olds):
+                raise Declined("a tensor that belongs to the tree comes to another place")
             results.append((start, place))
     if recorder.reads:
         raise Declined(f"it asks for the {' and '.join(sorted(recorder.reads))} of a leaf")

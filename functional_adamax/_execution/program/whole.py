@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ..._core import context as surroundings
-from ..._core import plans, pytree
+from ..._core import donation, plans, pytree
 from ..._core.plans import OverTrees, Plan
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
 from . import machine, proof, trees
-from .forms import Form, form_of
+from .forms import PLAIN, Form, form_of
 from .graph import Declined, Graph
 from .lower import Layout, lower
 from .record import Context, alone, context
@@ -143,7 +143,11 @@ class Whole(OverTrees):
         return result
 
     def _otherwise(self) -> None:
-        self._by_rule()()
+        other = self._by_rule()
+        new = other()
+        if not other.in_place:
+            _, state, params = self._trees
+            donation.write_over((params, state), new)()
 
 
 def _found(
@@ -169,8 +173,10 @@ def _asked(
         return "it has no gradients, or the structures of its trees differ"
     like = g[at]
     first = [like, *p[at : at + 1]]
-    if not all(isinstance(x, Tensor) for x in first):
-        return "its leaves are no tensors"
+    if not all(type(x) in PLAIN and x.is_cpu for x in first):
+        return "its leaves are no plain tensors on the CPU"
+    if any(x != x for x in form.numbers):  # which torch's bounds hand on, and the machine's do not
+        return "a hyperparameter of it is NaN"
     if torch.is_grad_enabled() and any(x.requires_grad for x in first):
         return "autograd records it"
     flat, state_spec = pytree.flatten(state)
@@ -320,6 +326,8 @@ def _once(step: Flat, entry: Entry) -> list[Any] | None:
     with torch.no_grad():
         for x in entry.sequence:
             if isinstance(x, Phase):
+                if not all(g is None or g.is_contiguous() for g in step.g):
+                    return None  # whose elements are not added up in the order of memory
                 total = machine.summed(entry.phases[x.output], *_job(step, entry, found))
                 if total is None:
                     return None
