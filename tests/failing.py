@@ -304,7 +304,7 @@ class Spy:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self.native, name)
-        if name not in ("step", "stepped", "run", "advance", "overwrite"):
+        if name not in ("step", "stepped", "run", "write", "advance", "overwrite"):
             return real
 
         def call(*arguments: Any) -> Any:

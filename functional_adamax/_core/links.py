@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
 from . import pytree
 from .pytree import Tree
-from .transform import GradientTransformation, Update
+from .transform import Data, GradientTransformation, Transform, Update
+
+Made = TypeVar("Made", bound=Transform)
 
 
 def checked_link(what: str, link: Any) -> GradientTransformation:
@@ -60,13 +64,60 @@ def call_update(
     return result
 
 
-def settled(link: GradientTransformation, state: Any) -> GradientTransformation:
-    """Return ``link`` with what the user's schedules in it say now."""
+@dataclass(frozen=True)
+class Chosen:
+    """What a mask, or labels, say of each leaf of a tree, in the order of the leaves."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Said(Data):
+    """What a function of the user's said, in the place of the function."""
+
+    value: Any
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.value
+
+
+def settled(
+    link: GradientTransformation, state: Any, updates: Tree, params: Tree
+) -> GradientTransformation:
+    """Return ``link`` with what the functions of the user in it say now."""
     if not isinstance(link.update, Update):
         return link
     transform = link.update.transform
-    now = transform.settled(state)
+    now = transform.settled(state, updates, params)
     return link if now is transform else now.pair()
+
+
+_REMADE = "_remade"  # where a transform keeps what was last made of it
+
+
+def remade(transform: Made, **changes: Any) -> Made:
+    """Return ``transform`` with other values; where they are as they were, what was made before."""
+    values = vars(transform)
+    for known in (transform, values.get(_REMADE)):
+        if known is not None and all(_is_same(getattr(known, k), x) for k, x in changes.items()):
+            return known
+    new = dataclasses.replace(transform, **changes)
+    object.__setattr__(transform, _REMADE, new)
+    return new
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two values of a transform are known to be the same, without looking far."""
+    if isinstance(a, Chosen):
+        return isinstance(b, Chosen) and a.values == b.values
+    if isinstance(a, GradientTransformation) and isinstance(a.update, Update):
+        other = b.update if isinstance(b, GradientTransformation) else None
+        return isinstance(other, Update) and a.update.transform is other.transform
+    if type(a) is tuple and type(b) is tuple:
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(map(_is_same, a.values(), b.values()))
+    return a is b
 
 
 def _check_signature(update: Callable[..., Any]) -> None:

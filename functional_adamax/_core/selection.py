@@ -11,14 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, pytree, sharded
+from . import checks, pytree, sharded, sums
 from .pytree import Tree
 
 
 def is_finite(leaves: list[Any], like: Tensor) -> Tensor:
     """Whether every element of every tensor is finite; 0-d, on the device of ``like``."""
+    if sums.watching.recorder is not None:
+        return sums.watching.recorder.are_finite([u for u in leaves if isinstance(u, Tensor)])
     flags = [u.isfinite().all().to(like.device) for u in leaves if isinstance(u, Tensor)]
     return sharded.combined(torch.logical_and, [torch.ones_like(like, dtype=torch.bool), *flags])
+
+
+def share(flags: Tensor, dtype: torch.dtype) -> Tensor:
+    """The part of the elements that are true: their exact number, in ``dtype``, by that of all."""
+    if sums.watching.recorder is not None:
+        return sums.watching.recorder.share(flags, dtype)
+    return flags.sum().to(dtype) / flags.numel()
 
 
 def presentable(u: Any, used: Tensor) -> Any:

@@ -9,9 +9,9 @@ every executor and on every number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from threading import local
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,10 +22,23 @@ _AT_ONCE = 16 * ROWS
 """So many rows are widened and squared at once, which bounds the memory that it takes."""
 
 
-class Watching(local):
-    """What sums of this thread are asked of instead, while a program is made of their terms."""
+class Recorder(Protocol):
+    """What takes note of what is asked about all leaves, while a program is made of the rest."""
 
-    recorder: Callable[[list[Tensor], torch.dtype], Tensor] | None = None
+    def sum_of_squares(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return what stands for the sum."""
+
+    def are_finite(self, tensors: list[Tensor]) -> Tensor:
+        """Return what stands for the answer, () bool."""
+
+    def share(self, flags: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what stands for the part of the elements of one leaf that are true, ()."""
+
+
+class Watching(local):
+    """Who is asked instead in this thread."""
+
+    recorder: Recorder | None = None
 
 
 watching = Watching()
@@ -34,7 +47,7 @@ watching = Watching()
 def of_squares(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Return the sum of the squares of all elements, () in ``dtype``; real tensors, one device."""
     if watching.recorder is not None:
-        return watching.recorder(tensors, dtype)
+        return watching.recorder.sum_of_squares(tensors, dtype)
     chunks = [chunk for x in tensors for chunk in _chunks(x)]
     rows: list[Any] = [None] * len(chunks)
     for where in _alike(chunks):

@@ -101,16 +101,20 @@ class Transform(Data, ABC):
         """
         transform = self
         if self.is_local and not extra and not torch.compiler.is_compiling():
-            transform = self.settled(state)
+            transform = self.settled(state, grads, params)
             for executor in executors:
                 found = executor.plan(transform, grads, state, params, donate)
                 if found is not None:
                     return found
         return by_update(transform.update, grads, state, params, donate, extra)
 
-    def settled(self, state: Any) -> Transform:
-        """Return the transform with what the user's schedules in it say now."""
-        del state
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        """Return the transform with what the user's functions in it say now.
+
+        They are schedules and conditions, asked with the state, and masks and labels, with the
+        trees, each once. Updates are those of the whole step, which have the same structure.
+        """
+        del state, updates, params
         return self
 
     def pair(self) -> GradientTransformation:
@@ -148,7 +152,7 @@ class Update:
     def __call__(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
         transform = self.transform
         if transform.is_local and not extra and not torch.compiler.is_compiling():
-            transform = transform.settled(state)
+            transform = transform.settled(state, updates, params)
             for executor in () if transform.has_executors else executors:
                 found = executor.update(transform, updates, state, params)
                 if found is not None:

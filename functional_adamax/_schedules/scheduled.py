@@ -75,11 +75,13 @@ class Scheduled(Transform):
         inner = self._now(state).plan(grads, state.inner, params, donate, **extra)
         return _Counted(inner, state.count)
 
-    def settled(self, state: Any) -> Transform:
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
         lr = self.transform.lr  # type: ignore[attr-defined]
-        if isinstance(lr, Data) or not is_schedule(lr) or not isinstance(state, ScheduledState):
+        if not is_schedule(lr) or not isinstance(state, ScheduledState):
             return self
-        return dataclasses.replace(self, transform=self._now(state))
+        now = self.transform if isinstance(lr, Data) else self._now(state)
+        inner = now.settled(state.inner, updates, params)
+        return self if inner is self.transform else dataclasses.replace(self, transform=inner)
 
     def _now(self, state: ScheduledState) -> Any:
         checks.state(state, ScheduledState, "; a constant lr has a state without count")

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._core import checks, norms, numerics, pytree, selection
-from .._core.links import call_update, checked_link
+from .._core.links import Said, call_update, checked_link, remade, settled
 from .._core.node import public_node
 from .._core.pytree import EmptyState, Tree
-from .._core.transform import GradientTransformation, Transform
+from .._core.transform import Data, GradientTransformation, Transform
 from .._schedules.scheduled import Schedule
 
 Skip: TypeAlias = Callable[[Tree, Tensor, Tree], Tensor]
@@ -40,6 +40,8 @@ class MultiStepsState(NamedTuple):
 class MultiSteps(Transform):
     """Run a transform on every k-th update, on all since the last."""
 
+    is_local: ClassVar[bool] = True
+
     inner: GradientTransformation
     every_k: int | Schedule
     use_grad_mean: bool = True
@@ -55,6 +57,14 @@ class MultiSteps(Transform):
             pytree.unflatten(spec, acc),
         )
 
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        if not isinstance(state, MultiStepsState):
+            return self
+        inner, k = settled(self.inner, state.inner, updates, params), self.every_k
+        if callable(k) and not isinstance(k, Data):
+            k = Said(self._k(state))
+        return remade(self, inner=inner, every_k=k)
+
     def update(
         self, updates: Tree, state: MultiStepsState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, MultiStepsState]:
@@ -63,11 +73,7 @@ class MultiSteps(Transform):
         checks.moments(spec, {"acc_grads": before})
         leaves = pytree.match(spec, updates, "updates", checks.INITIAL)
         checks.gradients(spec, leaves, before, self.name, "updates")
-        k = self.every_k
-        if callable(k):
-            k = k(state.gradient_step)
-            if not isinstance(k, Tensor):
-                _check_every_k(k)
+        k = self._k(state)
         kept = torch.ones_like(state.mini_step, dtype=torch.bool)
         if self.skip is not None:
             skipped = self.skip(updates, state.gradient_step, params)
@@ -94,6 +100,15 @@ class MultiSteps(Transform):
             selection.select(due, inner, state.inner),
             pytree.unflatten(spec, rest),
         )
+
+    def _k(self, state: MultiStepsState) -> Any:
+        if not callable(self.every_k):
+            return self.every_k
+        k: Any = self.every_k(state.gradient_step)
+        if isinstance(k, Tensor):
+            return k
+        _check_every_k(k)
+        return torch.full_like(state.gradient_step, k)
 
     def _batch(self, acc: Tensor, k: Any) -> Tensor:
         return acc / numerics.cast(k, acc) if self.use_grad_mean else acc

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .._core import pytree
-from .._core.links import call_update, checked_link
+from .._core import pytree, selection
+from .._core.links import call_update, checked_link, remade, settled
 from .._core.numerics import real_views
 from .._core.pytree import Tree
 from .._core.transform import GradientTransformation, Transform
@@ -19,11 +19,16 @@ from .._core.transform import GradientTransformation, Transform
 class Cautious(Transform):
     """``inner`` without the elements of its updates that go against the gradient."""
 
+    is_local: ClassVar[bool] = True
+
     inner: GradientTransformation
     ascending: bool = False
 
     def init(self, params: Tree) -> Any:
         return self.inner.init(params)
+
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        return remade(self, inner=settled(self.inner, state, updates, params))
 
     def update(
         self, updates: Tree, state: Any, params: Tree = None, **extra: Any
@@ -46,7 +51,7 @@ def _agreeing(u: Tensor, g: Tensor, ascending: bool) -> Tensor:
     g = g if ascending else -g
     against = ((u >= 0) & (g <= 0)) | ((u <= 0) & (g >= 0))  # neither for NaN, which stays
     dtype = torch.promote_types(u.dtype, torch.float32)
-    share = torch.mean((~against).to(dtype)).clamp(min=1e-3)
+    share = selection.share(~against, dtype).clamp(min=1e-3)
     return torch.where(against, 0.0, u.to(dtype) / share).to(u.dtype)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._core import checks
-from .._core.links import call_update, checked_link, settled
+from .._core.links import call_update, checked_link, remade, settled
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation, Stateless, Transform
 from .stage import Seen, Stage
@@ -56,11 +56,11 @@ class Chain(Transform):
             states.append(link_state)
         return updates, tuple(states)
 
-    def settled(self, state: Any) -> Transform:
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
         if not isinstance(state, tuple) or len(state) != len(self.links):
             return self
-        links = tuple(settled(x, y) for x, y in zip(self.links, state, strict=True))
-        return self if links == self.links else Chain(links)
+        pairs = zip(self.links, state, strict=True)
+        return remade(self, links=tuple(settled(x, y, updates, params) for x, y in pairs))
 
     def __repr__(self) -> str:
         return f"chain({', '.join(map(repr, self.links))})"
@@ -87,11 +87,11 @@ class NamedChain(Transform):
             updates, states[name] = call_update(link, updates, state[name], params, extra)
         return updates, states
 
-    def settled(self, state: Any) -> Transform:
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
         if not isinstance(state, dict) or state.keys() != {name for name, _ in self.links}:
             return self
-        links = tuple((name, settled(x, state[name])) for name, x in self.links)
-        return self if links == self.links else NamedChain(links)
+        links = ((name, settled(x, state[name], updates, params)) for name, x in self.links)
+        return remade(self, links=tuple(links))
 
     def __repr__(self) -> str:
         return f"named_chain({', '.join(map(repr, self.links))})"

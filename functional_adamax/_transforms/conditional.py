@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._core import checks, pytree, selection
-from .._core.links import call_update, checked_link
+from .._core.links import Said, call_update, checked_link, remade, settled
 from .._core.node import public_node
 from .._core.pytree import Tree
 from .._core.transform import GradientTransformation, Transform
@@ -28,6 +28,8 @@ class ConditionalState(NamedTuple):
 class Conditionally(Transform):
     """A transform applied where a condition on the count holds."""
 
+    is_local: ClassVar[bool] = True
+
     inner: GradientTransformation
     condition: Callable[[Tensor], Any]
     otherwise: str = "pass"
@@ -35,11 +37,17 @@ class Conditionally(Transform):
     def init(self, params: Tree) -> ConditionalState:
         return ConditionalState(pytree.count(params), self.inner.init(params))
 
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        if not isinstance(state, ConditionalState):
+            return self
+        inner = settled(self.inner, state.inner, updates, params)
+        return remade(self, inner=inner, condition=Said(self._holds(state)))
+
     def update(
         self, updates: Tree, state: ConditionalState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, ConditionalState]:
         checks.state(state, ConditionalState)
-        holds = selection.flag(self.condition(state.count), "condition", state.count.device)
+        holds = self._holds(state)
         shown = pytree.tree_map(lambda u: selection.presentable(u, holds), updates)
         new, inner = call_update(self.inner, shown, state.inner, params, extra)
         if self.otherwise == "zero":
@@ -48,6 +56,9 @@ class Conditionally(Transform):
             selection.select(holds, new, updates),
             ConditionalState(state.count + 1, selection.select(holds, inner, state.inner)),
         )
+
+    def _holds(self, state: ConditionalState) -> Tensor:
+        return selection.flag(self.condition(state.count), "condition", state.count.device)
 
 
 def conditionally(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._core import checks, pytree, sharded
-from .._core.links import call_update, checked_link
+from .._core.links import call_update, checked_link, remade, settled
 from .._core.node import public_node
 from .._core.pytree import Tree
 from .._core.selection import is_finite, presentable, select, zeros_unless
@@ -64,6 +64,8 @@ class ZeroNans(Keeping):
 class ApplyIfFinite(Transform):
     """Run a transform on finite updates only."""
 
+    is_local: ClassVar[bool] = True
+
     inner: GradientTransformation
     max_consecutive_errors: int
 
@@ -71,6 +73,11 @@ class ApplyIfFinite(Transform):
         count = pytree.count(params)
         finite = torch.ones_like(count, dtype=torch.bool)
         return ApplyIfFiniteState(count, finite, count.clone(), self.inner.init(params))
+
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        if not isinstance(state, ApplyIfFiniteState):
+            return self
+        return remade(self, inner=settled(self.inner, state.inner, updates, params))
 
     def update(
         self, updates: Tree, state: ApplyIfFiniteState, params: Tree = None, **extra: Any

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._core import checks, numerics, pytree
-from .._core.links import call_update
+from .._core.links import Said, call_update, settled
 from .._core.node import public_node
 from .._core.pytree import Tree
 from .._core.transform import GradientTransformation, Transform
@@ -40,6 +40,7 @@ class Injected(Transform):
     """A factory, and the arguments of its that are not in the state."""
 
     name: ClassVar[str] = "inject_hyperparams"
+    is_local: ClassVar[bool] = True
 
     factory: Callable[..., GradientTransformation]
     numbers: dict[str, Any]
@@ -52,22 +53,35 @@ class Injected(Transform):
         hyperparams = {k: pytree.tree_map(tensor, v) for k, v in self._at(count)}
         return InjectState(count, hyperparams, self._made(hyperparams).init(params))
 
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        if not isinstance(state, InjectState):
+            return self
+        said = self._said(state)
+        made = settled(self._made(state.hyperparams | said), state.inner, updates, params)
+        schedules: dict[str, Schedule] = {k: Said(value) for k, value in said.items()}
+        return Injected(Said(made), {}, schedules, {})
+
     def update(
         self, updates: Tree, state: InjectState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, InjectState]:
         checks.state(state, InjectState)
+        said = self._said(state)
+        made = self._made(state.hyperparams | said)
+        new, inner = call_update(made, updates, state.inner, params, extra)
+        tensor = partial(_tensor, state.count.device)
+        shown = {k: pytree.tree_map(tensor, value) for k, value in said.items()}
+        return new, InjectState(state.count + 1, state.hyperparams | shown, inner)
+
+    def _said(self, state: InjectState) -> dict[str, Any]:
+        """What the schedules say, as tensors: the number 0 would switch a stage off."""
         count = state.count
         tensor = partial(_tensor, count.device)
-        said = {
+        return {
             k: pytree.tree_map(
                 lambda x: x if isinstance(x, Tensor) else tensor(x), ask(schedule, count)
             )
-            for k, schedule in self.schedules.items()  # the number 0 would switch a stage off
+            for k, schedule in self.schedules.items()
         }
-        made = self._made(state.hyperparams | said)
-        new, inner = call_update(made, updates, state.inner, params, extra)
-        shown = {k: pytree.tree_map(tensor, value) for k, value in said.items()}
-        return new, InjectState(count + 1, state.hyperparams | shown, inner)
 
     def _at(self, count: Tensor) -> list[tuple[str, Any]]:
         values = self.numbers | {k: ask(schedule, count) for k, schedule in self.schedules.items()}

@@ -6,7 +6,6 @@ any other. A synchronisation is selected and not branched to: no code depends on
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .._core import apply, checks, hyper, numerics, pytree, selection
 from .._core.hyper import Hyperparameter
-from .._core.links import call_update, checked_link, settled
+from .._core.links import call_update, checked_link, remade, settled
 from .._core.node import public_node
 from .._core.numerics import blend
 from .._core.pytree import Tree
@@ -49,10 +48,10 @@ class Lookahead(Transform):
         count = pytree.count(params)
         return LookaheadState(count, pytree.unflatten(spec, slow), self.inner.init(params))
 
-    def settled(self, state: Any) -> Transform:
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
         if not isinstance(state, LookaheadState):
             return self
-        return dataclasses.replace(self, inner=settled(self.inner, state.inner))
+        return remade(self, inner=settled(self.inner, state.inner, updates, params))
 
     def update(
         self, updates: Tree, state: LookaheadState, params: Tree = None, **extra: Any

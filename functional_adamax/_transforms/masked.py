@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
 from .._core import checks, pytree
-from .._core.links import call_update, checked_link
+from .._core.links import Chosen, call_update, checked_link, remade, settled
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import Data, GradientTransformation, Init, Stateless, Transform, Update
 
@@ -53,8 +53,18 @@ def goes_by_path(value: Any) -> bool:
 class Masked(Transform):
     """A transform of some leaves; the others pass."""
 
+    is_local: ClassVar[bool] = True
+
     inner: GradientTransformation
     mask: Mask
+
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        where = _settled(self.mask, updates, params, "mask", bool)
+        if where is None:
+            return self
+        updates = _like_params(updates, params)
+        trees = (None if x is None else _only(x, where) for x in (updates, params))
+        return remade(self, inner=settled(self.inner, state, *trees), mask=Chosen(tuple(where)))
 
     def init(self, params: Tree) -> Any:
         return self.inner.init(_only(params, _resolved(self.mask, params, "mask", bool)))
@@ -74,8 +84,21 @@ class Masked(Transform):
 class Partition(Transform):
     """A transform for each label."""
 
+    is_local: ClassVar[bool] = True
+
     transforms: Mapping[str, GradientTransformation]
     labels: Tree | Callable[[Tree], Tree]
+
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        labels = _settled(self.labels, updates, params, "labels", object)
+        if labels is None or not isinstance(state, dict) or state.keys() != self.transforms.keys():
+            return self
+        updates, now = _like_params(updates, params), {}
+        for label, tx in self.transforms.items():
+            where = [x == label for x in labels]
+            trees = (None if x is None else _only(x, where) for x in (updates, params))
+            now[label] = settled(tx, state[label], *trees)
+        return remade(self, transforms=now, labels=Chosen(tuple(labels)))
 
     def init(self, params: Tree) -> dict[str, Any]:
         parts = self._parts(params)
@@ -116,7 +139,14 @@ class Partition(Transform):
 class Freeze(Stateless):
     """Zero updates for some leaves."""
 
+    is_local: ClassVar[bool] = True
+
     mask: Mask
+
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        del state
+        where = _settled(self.mask, updates, params, "mask", bool)
+        return self if where is None else remade(self, mask=Chosen(tuple(where)))
 
     def update(
         self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
@@ -132,8 +162,18 @@ class Freeze(Stateless):
         return pytree.unflatten(spec, new), state
 
 
+def _settled(given: Any, updates: Tree, params: Tree, name: str, kind: type) -> list[Any] | None:
+    """What a mask, or labels, say of each leaf; None where they are asked about the updates."""
+    asks = callable(given) and not pytree.is_node(given) and not isinstance(given, ByPath)
+    if params is None and asks:
+        return None
+    return _resolved(given, updates if params is None else params, name, kind)
+
+
 def _resolved(given: Any, tree: Tree, name: str, kind: type) -> list[Any]:
     """Return what a mask, or labels, say of each leaf of ``tree``."""
+    if isinstance(given, Chosen):
+        return list(given.values)
     if isinstance(given, ByPath):
         result = given.values(tree)
     else:

@@ -13,14 +13,14 @@ Where ``b1`` changes from one step to the next, x is what stays, and c in the fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._core import checks, hyper, numerics, pytree
 from .._core.hyper import Hyperparameter
-from .._core.links import call_update, checked_link
+from .._core.links import call_update, checked_link, remade, settled
 from .._core.node import public_node
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation, Transform
@@ -47,6 +47,8 @@ class ScheduleFreeState(NamedTuple):
 class ScheduleFree(Transform):
     """A transform whose iterates are averaged."""
 
+    is_local: ClassVar[bool] = True
+
     inner: GradientTransformation
     lr: Hyperparameter | Schedule
     b1: Hyperparameter = 0.9
@@ -70,6 +72,11 @@ class ScheduleFree(Transform):
 
     def _copy(self, p: Tensor) -> Tensor:
         return p.to(numerics.moment_dtype(p, self.state_dtype), copy=True)
+
+    def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        if not isinstance(state, ScheduleFreeState):
+            return self
+        return remade(self, inner=settled(self.inner, state.inner, updates, params))
 
     def update(
         self, updates: Tree, state: ScheduleFreeState, params: Tree = None, **extra: Any

@@ -44,6 +44,7 @@ class Layout(NamedTuple):
     slots: list[Slot]
     counts: list[Slot]  # of the schedules
     outline: Any  # of the hyperparameters that made the transform
+    columns: tuple[tuple[str, ...], tuple[bool, ...]]  # names, and whether all share one value
 
     @classmethod
     def of(cls, state: Tree, params: Any, outline: Any) -> Layout:
@@ -67,7 +68,9 @@ class Layout(NamedTuple):
         ends = [path[-1] for path in {tuple(path) for path, _ in found} if path]
         slots = [Slot(_name(path, ends), i) for path, i in found]
         spec = pytree.flatten(state)[1]
-        return cls(spec, params, slots, [slots[i] for i in counts], outline)
+        heads = [slot for slot in slots if not slot.parameter]  # of a column, the first
+        columns = tuple(x.name for x in heads), tuple(x.parameter is None for x in heads)
+        return cls(spec, params, slots, [slots[i] for i in counts], outline, columns)
 
     def gather(self, state: Mapping[Any, dict[str, Any]], params: Sequence[Any]) -> Tree:
         """Make the state of its leaves, as they stand in the entries of ``state``."""

@@ -270,13 +270,13 @@ class Optimizer(TorchOptimizer):
             if len(units) > 1 and not self._init_group():
                 return in_turn
             return [unit.prepare(*given) for unit in units]
-        known = set(self.state)
+        known = len(self.state)
         try:
             self._make_state()
             plans = [unit.prepare(*given) for unit in units]
             return plans if len(units) == 1 or self._are_apart() else in_turn
         except Exception:
-            for p in set(self.state) - known:
+            for p in list(self.state)[known:]:
                 del self.state[p]
             raise
 

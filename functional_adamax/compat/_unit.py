@@ -24,6 +24,7 @@ from .._core.pytree import Tree
 from .._core.transform import GradientTransformation, Transform, Update, same
 from .._execution.native import kernel
 from .._execution.native.kernel import Group
+from .._execution.program import machine, whole
 from .._methods.method import Method
 from . import _loading, _schedules
 from ._closure import Gradients
@@ -76,9 +77,52 @@ class Unit:
 
     def prepare(self, closure: Callable[[], Any] | None, extra: dict[str, Any], said: Said) -> Run:
         """Check and plan the step; return what takes it."""
-        compiling, state = torch.compiler.is_compiling(), self.owner.state
         tx = self._transform(said)
         leaves, spec = self._leaves()
+        run = None if closure is not None or extra else self._by_programs(tx, leaves, spec, said)
+        return run or self._planned(tx, leaves, spec, closure, extra, said)
+
+    def _by_programs(
+        self, tx: GradientTransformation, leaves: list[Tensor], spec: Any, said: Said
+    ) -> Run | None:
+        """The step as the machine takes it, which finds the state in the entries; or None."""
+        layout, transform, state = self._layout, transform_in(tx), self.owner.state
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not machine.is_there():
+            return None
+        if layout is None or (layout.outline, layout.params) != (self._outline, spec):
+            return None
+        found = machine.gathered(leaves, state, *layout.columns)
+        if found is None or transform is None:
+            return None
+        otherwise = partial(self._otherwise, tx, leaves, spec, said)
+        write = whole.written(transform, *found, spec, layout.spec, otherwise)
+        if write is None or not layout.counts:
+            return write
+        before = layout.read(layout.counts[0], state, leaves).clone()
+        return partial(self._counted, write, before, said)
+
+    def _counted(self, write: Run, before: Tensor, said: Said) -> None:
+        """Step, and show what schedules said at the count ``before``."""
+        write()
+        for group in self.groups:
+            _schedules.show(group, before, said)
+
+    def _otherwise(
+        self, tx: GradientTransformation, leaves: list[Tensor], spec: Any, said: Said
+    ) -> None:
+        self._planned(tx, leaves, spec, None, {}, said)()
+
+    def _planned(
+        self,
+        tx: GradientTransformation,
+        leaves: list[Tensor],
+        spec: Any,
+        closure: Callable[[], Any] | None,
+        extra: dict[str, Any],
+        said: Said,
+    ) -> Run:
+        """Check and plan the step of any transform over trees; return what takes it."""
+        compiling, state = torch.compiler.is_compiling(), self.owner.state
         layout = self._complete(tx, leaves, spec)
         used = self._stepped(leaves)
         if all(p is None for p in used):

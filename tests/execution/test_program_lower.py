@@ -45,13 +45,14 @@ def run(found: Program, x: dict[str, Tensor], in_place: bool) -> dict[str, Tenso
     """The columns and the counter after a step."""
     x = {name: value.clone() for name, value in x.items()}
     columns = tuple([x[name]] for name in ("g", "p", "m"))
-    handle = proof.made(found)
+    part = machine.Part(proof.made(found), columns, ([x["t"]],))
     numbers = (float(x["lr"]),)
     if in_place:
-        assert machine.overwrite(handle, columns, ([x["t"]],), numbers)
+        assert machine.overwrite([part], numbers)
         return x
-    results = machine.stepped(handle, columns, ([x["t"]],), numbers)
     names = [("g", "p", "m")[k] for k in found.of] + ["t"]
+    results = [[x[name]] for name in names]
+    assert machine.into_new(part, numbers, results)
     return x | {name: column[0] for name, column in zip(names, results, strict=True)}
 
 

@@ -16,41 +16,43 @@ def program(
     vector: list[int],
     /,
 ) -> object: ...
-def stepped(
-    program: object,
-    columns: tuple[list[Any], ...],
-    counters: tuple[list[Any], ...],
+def plan(parts: list[Any], in_place: bool, grad_mode: bool, /) -> object | None: ...
+def summed(
+    planned: object,
+    programs: list[Any],
     numbers: tuple[float | list[float], ...],
-    grad_mode: bool,
+    each: bool,
     threads: int,
     /,
-) -> tuple[list[Any], ...] | None: ...
+) -> float | list[float] | None: ...
+def stepped(
+    planned: object,
+    numbers: tuple[float | list[float], ...],
+    lists: list[tuple[list[Any], ...]],
+    threads: int,
+    /,
+) -> bool: ...
+def write(
+    planned: object,
+    numbers: tuple[float | list[float], ...],
+    increment: Callable[[list[Any]], Any],
+    threads: int,
+    /,
+) -> bool: ...
 def overwrite(
-    program: object,
-    columns: tuple[list[Any], ...],
-    counters: tuple[list[Any], ...],
+    parts: list[Any],
     numbers: tuple[float | list[float], ...],
     grad_mode: bool,
     increment: Callable[[list[Any]], Any],
     threads: int,
     /,
 ) -> bool: ...
-def plan(
-    program: object,
-    columns: tuple[list[Any], ...],
-    counters: tuple[list[Any], ...],
-    numbers: tuple[float | list[float], ...],
-    recording: bool,
+def gather(
+    params: list[Any],
+    state: dict[Any, Any],
+    names: tuple[str, ...],
+    single: tuple[bool, ...],
+    empty: object,
     /,
-) -> object | None: ...
-def summed(
-    program: object,
-    columns: tuple[list[Any], ...],
-    counters: tuple[list[Any], ...],
-    numbers: tuple[float | list[float], ...],
-    recording: bool,
-    threads: int,
-    /,
-) -> float | None: ...
-def run(planned: object, increment: Callable[[list[Any]], Any], threads: int, /) -> bool: ...
+) -> tuple[list[Any], list[Any], list[Any]] | None: ...
 def fail_allocation(k: int, /) -> int: ...

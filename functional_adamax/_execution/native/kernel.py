@@ -193,7 +193,7 @@ def zeros_like(p: Tensor, dtype: torch.dtype) -> Tensor:
 
     A page may have 4 kB or 2 MB, and a step looks up fewer of the latter: it takes 4 % less time.
     """
-    if _native is None or not (p.is_cpu and memory.has_address(p) and p.nbytes >= _LARGE_PAGE):
+    if _native is None or not (p.is_cpu and p.nbytes >= _LARGE_PAGE and memory.has_address(p)):
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
     zeros = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format)
     _native.expect_writes(zeros)

@@ -1,24 +1,30 @@
 /* The leaves of one step: gathered, looked at, and run.
 
-   A leaf is a row of tensors, one of each column, and of each counter a tensor of one number. The
-   first column holds the gradients: a leaf without one is left as it is. As in plan.h all is asked
-   and described before anything is written. */
+   A leaf is a row of tensors, one of each column, and of each counter a tensor of one number. Leaves
+   of one kind are a part, with a program. The first column holds the gradients: a leaf without one is
+   left as it is. As in plan.h all is asked and described before anything is written. */
 
 typedef struct {
     PyObject *capsule; /* of the program, owned */
     const Program *program;
     PyObject **x; /* columns and counters of each leaf, owned */
+    Py_ssize_t *leaves; /* the position of each among the leaves of all parts */
     Py_ssize_t count, width;
+    Py_ssize_t first, rows; /* in the work, of the leaves that are stepped */
+    double *before, *after; /* of each row, the counters */
+    char **counters;        /* and where they are */
+    double *pool;           /* the uniforms that are spread, of each row that has others */
+} Part;
+
+typedef struct {
+    Part *parts;
+    Py_ssize_t count;
     Work *work; /* of the leaves that are stepped */
-    Py_ssize_t rows;
-    double *pool;            /* the uniforms that are spread, of each row that has others */
-    double *before, *after;  /* of each row, the counters */
-    char **counters;         /* and where they are */
-    double *r;               /* uniforms, while they are computed */
-    double numbers[MOST_UNIFORMS];
-    PyObject *lists[MOST_UNIFORMS]; /* of numbers of each leaf, or NULL; borrowed */
+    Py_ssize_t *leaf; /* the position of each of those */
+    Py_ssize_t rows, leaves; /* all positions are less than leaves */
     Ranges ranges;
     PyObject *written; /* a list, or NULL */
+    int in_order; /* whether the elements of each row lie in the order of its indices */
     int releases;
 } Plan;
 
@@ -43,66 +49,97 @@ static int is_same(double x, double y)
 
 static void end(Plan *plan)
 {
-    for (Py_ssize_t i = 0; plan->x != NULL && i < plan->count * plan->width; i++)
-        Py_XDECREF(plan->x[i]);
-    Py_XDECREF(plan->capsule);
+    for (Py_ssize_t k = 0; k < plan->count; k++) {
+        Part *part = &plan->parts[k];
+        for (Py_ssize_t i = 0; part->x != NULL && i < part->count * part->width; i++)
+            Py_XDECREF(part->x[i]);
+        Py_XDECREF(part->capsule);
+        PyMem_Free(part->x);
+        PyMem_Free(part->leaves);
+        PyMem_Free(part->before);
+        PyMem_Free(part->counters);
+        PyMem_Free(part->pool);
+    }
     Py_XDECREF(plan->written);
     let_go(&plan->ranges);
-    PyMem_Free(plan->x);
+    PyMem_Free(plan->parts);
     PyMem_Free(plan->work);
-    PyMem_Free(plan->pool);
-    PyMem_Free(plan->before);
-    PyMem_Free(plan->counters);
-    PyMem_Free(plan->r);
+    PyMem_Free(plan->leaf);
 }
 
-/* Take the numbers of the uniforms; 0 with an exception. */
-static int take_numbers(Plan *plan, PyObject *numbers)
+/* Memory for so many things of a size, all of them zero; NULL with an exception. */
+static void *zeroed(Py_ssize_t count, size_t size)
 {
-    for (int k = 0; k < plan->program->numbers; k++) {
-        PyObject *x = PyTuple_GetItem(numbers, k);
-        if (x == NULL)
+    void *memory = resized(NULL, (count + 1) * size);
+    return memory ? memset(memory, 0, (count + 1) * size) : NULL;
+}
+
+/* The positions of the leaves of a part, all of them where there is no list; 0 with an exception. */
+static int take_leaves(Part *part, PyObject *where, Py_ssize_t all)
+{
+    part->count = where == Py_None ? all : PyList_Size(where);
+    if (part->count < 0 || (part->leaves = zeroed(part->count, sizeof(Py_ssize_t))) == NULL)
+        return 0;
+    for (Py_ssize_t i = 0; i < part->count; i++) {
+        part->leaves[i] = where == Py_None ? i : PyLong_AsSsize_t(PyList_GetItem(where, i));
+        if (part->leaves[i] < 0 || part->leaves[i] >= all) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_IndexError, "there is no such leaf");
             return 0;
-        plan->lists[k] = PyList_Check(x) ? x : NULL;
-        if (!PyList_Check(x))
-            plan->numbers[k] = PyFloat_AsDouble(x);
-    }
-    return !PyErr_Occurred();
-}
-
-/* Begin a plan of columns and counters, both tuples of lists; 0 with an exception. */
-static int begin(Plan *plan, PyObject *capsule, PyObject *columns, PyObject *counters,
-                 PyObject *numbers)
-{
-    *plan = (Plan){0};
-    const Program *p = PyCapsule_GetPointer(capsule, NULL);
-    if (p == NULL)
-        return 0;
-    plan->capsule = Py_NewRef(capsule);
-    plan->program = p;
-    plan->width = p->columns + p->counters;
-    Py_ssize_t count = PyList_Size(PyTuple_GetItem(columns, 0));
-    if (count < 0 || (plan->x = resized(NULL, (count * plan->width + 1) * sizeof *plan->x)) == NULL)
-        return 0;
-    memset(plan->x, 0, (count * plan->width + 1) * sizeof *plan->x);
-    plan->count = count;
-    for (int k = 0; k < plan->width; k++) {
-        PyObject *list = k < p->columns ? PyTuple_GetItem(columns, k)
-                                        : PyTuple_GetItem(counters, k - p->columns);
-        for (Py_ssize_t i = 0; i < count; i++) {
-            PyObject *x = list ? PyList_GetItem(list, i) : NULL;
-            if (x == NULL)
-                return 0;
-            plan->x[i * plan->width + k] = Py_NewRef(x);
         }
     }
-    Py_ssize_t numbered = count * p->counters + 1;
-    return (plan->work = resized(NULL, (count + 1) * sizeof(Work))) != NULL &&
-           (plan->pool = resized(NULL, (count * p->spread + 1) * sizeof(double))) != NULL &&
-           (plan->before = resized(NULL, 2 * numbered * sizeof(double))) != NULL &&
-           (plan->counters = resized(NULL, numbered * sizeof(char *))) != NULL &&
-           (plan->r = resized(NULL, (p->uniforms + 1) * sizeof(double))) != NULL &&
-           (plan->after = plan->before + numbered, 1) && take_numbers(plan, numbers);
+    return 1;
+}
+
+/* Take a part of a step: a program, its columns and counters, which are tuples of lists, and which
+   leaves of them it is for; 0 with an exception. */
+static int take_part(Plan *plan, Part *part, PyObject *given)
+{
+    PyObject *capsule, *columns, *counters, *where;
+    if (!PyArg_ParseTuple(given, "OOOO", &capsule, &columns, &counters, &where))
+        return 0;
+    const Program *p = part->program = PyCapsule_GetPointer(capsule, NULL);
+    if (p == NULL)
+        return 0;
+    part->capsule = Py_NewRef(capsule);
+    part->width = p->columns + p->counters;
+    Py_ssize_t all = PyList_Size(PyTuple_GetItem(columns, 0));
+    if (all < 0 || !take_leaves(part, where, all) ||
+        (part->x = zeroed(part->count * part->width, sizeof *part->x)) == NULL)
+        return 0;
+    for (int k = 0; k < part->width; k++) {
+        PyObject *list = k < p->columns ? PyTuple_GetItem(columns, k)
+                                        : PyTuple_GetItem(counters, k - p->columns);
+        for (Py_ssize_t i = 0; i < part->count; i++) {
+            PyObject *x = list ? PyList_GetItem(list, part->leaves[i]) : NULL;
+            if (x == NULL)
+                return 0;
+            part->x[i * part->width + k] = Py_NewRef(x);
+        }
+    }
+    Py_ssize_t numbered = part->count * p->counters;
+    plan->leaves = all > plan->leaves ? all : plan->leaves;
+    return (part->before = zeroed(2 * numbered + 1, sizeof(double))) != NULL &&
+           (part->counters = zeroed(numbered, sizeof(char *))) != NULL &&
+           (part->pool = zeroed(part->count * p->spread, sizeof(double))) != NULL &&
+           (part->after = part->before + numbered + 1, 1);
+}
+
+/* Begin a plan of a list of parts; 0 with an exception. */
+static int begin(Plan *plan, PyObject *parts)
+{
+    *plan = (Plan){.in_order = 1};
+    Py_ssize_t count = PyList_Size(parts), rows = 0;
+    if (count < 0 || (plan->parts = zeroed(count, sizeof(Part))) == NULL)
+        return 0;
+    plan->count = count;
+    for (Py_ssize_t k = 0; k < count; k++) {
+        if (!take_part(plan, &plan->parts[k], PyList_GetItem(parts, k)))
+            return 0;
+        rows += plan->parts[k].count;
+    }
+    return (plan->work = zeroed(rows, sizeof(Work))) != NULL &&
+           (plan->leaf = zeroed(rows, sizeof(Py_ssize_t))) != NULL;
 }
 
 static int is_written(const Program *p, int column)
@@ -118,20 +155,20 @@ static int is_written(const Program *p, int column)
 /* Ask what only Python can answer, which may let other threads run: whether the tensors of a leaf
    can be read, and written, as they are. Tensors that autograd follows, and those made in inference
    mode, are not written. */
-static int is_askable(const Plan *plan, PyObject *const *x, int in_place, int grad_mode)
+static int is_askable(const Part *part, PyObject *const *x, int in_place, int grad_mode)
 {
-    for (int k = 0; k < plan->width; k++)
+    for (int k = 0; k < part->width; k++)
         if (!is_free(x[k], grad_mode) || !denies(x[k], &is_neg) ||
-            (in_place && is_written(plan->program, k) && !denies(x[k], &is_inference)))
+            (in_place && is_written(part->program, k) && !denies(x[k], &is_inference)))
             return 0;
     return 1;
 }
 
 /* Whether the columns of a leaf, from the first given on, are alike, and the counters numbers. */
-static int are_alike(const Plan *plan, PyObject *const *x, int first, View *v)
+static int are_alike(const Part *part, PyObject *const *x, int first, View *v)
 {
-    const Program *p = plan->program;
-    if (!describe_all(x + first, v + first, plan->width - first))
+    const Program *p = part->program;
+    if (!describe_all(x + first, v + first, part->width - first))
         return 0;
     for (int k = first; k < p->columns; k++)
         if ((int)v[k].type != p->type || !same_layout(&v[k], &v[first]))
@@ -149,78 +186,61 @@ static int are_alike(const Plan *plan, PyObject *const *x, int first, View *v)
 
 /* A leaf without gradient: no write may reach it. 0, perhaps with an exception, where it is not what
    the program takes, unless it has no state. */
-static int lay_bystander(Plan *plan, PyObject *const *x)
+static int lay_bystander(Plan *plan, const Part *part, PyObject *const *x)
 {
     View v[MOST_COLUMNS + MOST_COUNTERS];
-    const Program *p = plan->program;
-    if (p->counters > 0 && is_tensor(x[p->columns]) && !are_alike(plan, x, 1, v))
+    const Program *p = part->program;
+    if (p->counters > 0 && is_tensor(x[p->columns]) && !are_alike(part, x, 1, v))
         return 0;
-    for (int k = 1; k < plan->width; k++)
+    for (int k = 1; k < part->width; k++)
         if (is_tensor(x[k]) &&
             !(locate(x[k], &v[k]) && is_dense(&v[k]) && add_range(&plan->ranges, NULL, &v[k], 0)))
             return 0;
     return 1;
 }
 
-/* Compute what is one number for the leaf, unless all is as in the row before. */
-static int number_row(Plan *plan, Py_ssize_t i, const View *v)
+/* Whether the elements lie side by side in the order of their indices. */
+static int is_contiguous(const View *v)
 {
-    const Program *p = plan->program;
-    Row *row = &plan->work[plan->rows].row;
-    double *before = plan->before + plan->rows * p->counters;
-    double *after = plan->after + plan->rows * p->counters;
-    int same = plan->rows > 0;
-    for (int k = 0; k < p->counters; k++) {
-        before[k] = read_number(v[p->columns + k].start, p->wide[k]);
-        plan->counters[plan->rows * p->counters + k] = v[p->columns + k].start;
-        same = same && is_same(before[k], before[k - p->counters]);
+    ptrdiff_t covered = 1;
+    for (int i = v->dl.ndim - 1; i >= 0; i--) {
+        if (v->dl.shape[i] != 1 && v->dl.strides[i] != covered && v->n != 0)
+            return 0;
+        covered *= v->dl.shape[i];
     }
-    for (int k = 0; k < p->numbers; k++)
-        if (plan->lists[k] != NULL) {
-            double x = PyFloat_AsDouble(PyList_GetItem(plan->lists[k], i));
-            same = same && is_same(x, plan->numbers[k]);
-            plan->numbers[k] = x;
-        }
-    if (PyErr_Occurred())
-        return 0;
-    if (!same) {
-        memcpy(plan->r, p->constant, p->constants * sizeof(double));
-        memcpy(plan->r + p->constants, before, p->counters * sizeof(double));
-        memcpy(plan->r + p->constants + p->counters, plan->numbers, p->numbers * sizeof(double));
-        compute_uniforms(p, plan->r);
-    }
-    double *numbers = plan->pool + (same ? 0 : plan->rows * p->spread);
-    row->numbers = same ? plan->work[plan->rows - 1].row.numbers : numbers;
-    for (int k = 0; k < p->spread && !same; k++)
-        numbers[k] = plan->r[p->sources[k]];
-    for (int k = 0; k < p->counters; k++)
-        after[k] = p->counts[k] >= 0 ? plan->r[p->counts[k]] : before[k];
     return 1;
 }
 
 /* Describe a leaf that is stepped, in place or not; its outputs are not placed yet. */
-static int lay_row(Plan *plan, Py_ssize_t i, int in_place)
+static int lay_row(Plan *plan, Part *part, Py_ssize_t i, int in_place)
 {
-    const Program *p = plan->program;
-    PyObject *const *x = plan->x + i * plan->width;
+    const Program *p = part->program;
+    PyObject *const *x = part->x + i * part->width;
     View v[MOST_COLUMNS + MOST_COUNTERS];
     Work *work = &plan->work[plan->rows];
-    if (!are_alike(plan, x, 0, v) || !number_row(plan, i, v))
+    if (!are_alike(part, x, 0, v))
         return 0;
+    plan->leaf[plan->rows] = part->leaves[i];
+    plan->in_order &= is_contiguous(&v[0]);
     work->kernel = kernels[p->type];
     work->n = v[0].n;
-    work->row.program = p;
-    work->row.sums = NULL;
+    work->row = (Row){.program = p};
     for (int k = 0; k < p->columns; k++)
         work->row.at[k] = v[k].start;
     for (int j = 0; j < p->outputs; j++)
         work->row.at[p->columns + j] = v[p->of[j]].start;
-    for (int k = 0; k < plan->width; k++) {
+    for (int k = 0; k < p->counters; k++) {
+        char *at = v[p->columns + k].start;
+        part->counters[part->rows * p->counters + k] = at;
+        part->before[part->rows * p->counters + k] = read_number(at, p->wide[k]);
+    }
+    for (int k = 0; k < part->width; k++) {
         int written = in_place && is_written(p, k);
         if (!add_range(&plan->ranges, x[k], &v[k], written) ||
             (written && (!may_allocate() || PyList_Append(plan->written, x[k]) != 0)))
             return 0;
     }
+    part->rows++;
     plan->rows++;
     return 1;
 }
@@ -228,16 +248,93 @@ static int lay_row(Plan *plan, Py_ssize_t i, int in_place)
 /* Ask and describe all leaves; 0, perhaps with an exception, where one does not fit. */
 static int lay_out(Plan *plan, int in_place, int grad_mode)
 {
-    for (Py_ssize_t i = 0; i < plan->count; i++) {
-        PyObject *const *x = plan->x + i * plan->width;
-        if (x[0] != Py_None && !is_askable(plan, x, in_place, grad_mode))
-            return 0;
+    for (Py_ssize_t k = 0; k < plan->count; k++) {
+        const Part *part = &plan->parts[k];
+        for (Py_ssize_t i = 0; i < part->count; i++) {
+            PyObject *const *x = part->x + i * part->width;
+            if (x[0] != Py_None && !is_askable(part, x, in_place, grad_mode))
+                return 0;
+        }
     }
     if (in_place && (plan->written = new_list(0)) == NULL)
         return 0;
-    for (Py_ssize_t i = 0; i < plan->count; i++) {
-        PyObject *const *x = plan->x + i * plan->width;
-        if (!(x[0] == Py_None ? lay_bystander(plan, x) : lay_row(plan, i, in_place)))
+    for (Py_ssize_t k = 0; k < plan->count; k++) {
+        Part *part = &plan->parts[k];
+        part->first = plan->rows;
+        for (Py_ssize_t i = 0; i < part->count; i++) {
+            PyObject *const *x = part->x + i * part->width;
+            if (!(x[0] == Py_None ? lay_bystander(plan, part, x)
+                                  : lay_row(plan, part, i, in_place)))
+                return 0;
+        }
+    }
+    return 1;
+}
+
+/* Do everything that comes before the numbers of a step are known; 0, perhaps with an exception,
+   where it cannot be taken. */
+static int settle(Plan *plan, int in_place, int grad_mode)
+{
+    if (!lay_out(plan, in_place, grad_mode) || (in_place && !are_apart(&plan->ranges)))
+        return 0;
+    plan->releases = is_long(plan->work, plan->rows, &plan->ranges);
+    return !plan->releases || hold(&plan->ranges);
+}
+
+/* Compute what is one number for each row of a part, by its program or by another of the same
+   columns, counters and numbers; the last are floats, or lists with one for each leaf. 0 with an
+   exception. */
+static int number_rows(const Plan *plan, const Part *part, const Program *p, PyObject *numbers,
+                       Work *work, double *pool, double *after)
+{
+    PyObject *lists[MOST_UNIFORMS];
+    double r[MOST_UNIFORMS], given[MOST_UNIFORMS];
+    for (int k = 0; k < p->numbers; k++) {
+        PyObject *x = PyTuple_GetItem(numbers, k);
+        if (x == NULL)
+            return 0;
+        lists[k] = PyList_Check(x) ? x : NULL;
+        given[k] = lists[k] ? 0 : PyFloat_AsDouble(x);
+    }
+    for (Py_ssize_t row = 0; row < part->rows; row++) {
+        const double *before = part->before + row * p->counters;
+        int same = row > 0;
+        for (int k = 0; k < p->counters && row > 0; k++)
+            same = same && is_same(before[k], before[k - p->counters]);
+        for (int k = 0; k < p->numbers; k++)
+            if (lists[k] != NULL) {
+                PyObject *x = PyList_GetItem(lists[k], plan->leaf[part->first + row]);
+                double number = x ? PyFloat_AsDouble(x) : 0;
+                same = same && is_same(number, given[k]);
+                given[k] = number;
+            }
+        if (PyErr_Occurred())
+            return 0;
+        double *spread = pool + row * p->spread;
+        if (same) {
+            work[row].row.numbers = work[row - 1].row.numbers;
+        } else {
+            memcpy(r, p->constant, p->constants * sizeof *r);
+            memcpy(r + p->constants, before, p->counters * sizeof *r);
+            memcpy(r + p->constants + p->counters, given, p->numbers * sizeof *r);
+            compute_uniforms(p, r);
+            for (int k = 0; k < p->spread; k++)
+                spread[k] = r[p->sources[k]];
+            work[row].row.numbers = spread;
+        }
+        for (int k = 0; k < p->counters && after != NULL; k++)
+            after[row * p->counters + k] = p->counts[k] >= 0 ? r[p->counts[k]] : before[k];
+    }
+    return 1;
+}
+
+/* Compute what is one number for each row; 0 with an exception. */
+static int number_all(const Plan *plan, PyObject *numbers)
+{
+    for (Py_ssize_t k = 0; k < plan->count; k++) {
+        const Part *part = &plan->parts[k];
+        if (!number_rows(plan, part, part->program, numbers, plan->work + part->first, part->pool,
+                         part->after))
             return 0;
     }
     return 1;
@@ -246,33 +343,39 @@ static int lay_out(Plan *plan, int in_place, int grad_mode)
 /* Whether all counters are what they were when their rows were laid out. */
 static int are_counted_alike(const Plan *plan)
 {
-    const Program *p = plan->program;
-    for (Py_ssize_t i = 0; i < plan->rows * p->counters; i++) {
-        double now = read_number(plan->counters[i], p->wide[i % p->counters]);
-        if (!is_same(now, plan->before[i]))
-            return 0;
+    for (Py_ssize_t k = 0; k < plan->count; k++) {
+        const Part *part = &plan->parts[k];
+        const Program *p = part->program;
+        for (Py_ssize_t i = 0; i < part->rows * p->counters; i++) {
+            double now = read_number(part->counters[i], p->wide[i % p->counters]);
+            if (!is_same(now, part->before[i]))
+                return 0;
+        }
     }
     return 1;
 }
 
-/* Do everything that comes before the first write of a step in place; 0, perhaps with an exception,
-   where it cannot be taken. */
-static int settle(Plan *plan, int grad_mode)
+static void count_steps(const Plan *plan)
 {
-    if (!lay_out(plan, 1, grad_mode) || !are_apart(&plan->ranges))
-        return 0;
-    plan->releases = is_long(plan->work, plan->rows, &plan->ranges);
-    return !plan->releases || hold(&plan->ranges);
+    for (Py_ssize_t k = 0; k < plan->count; k++) {
+        const Part *part = &plan->parts[k];
+        const Program *p = part->program;
+        for (Py_ssize_t i = 0; i < part->rows * p->counters; i++)
+            if (p->counts[i % p->counters] >= 0)
+                write_number(part->counters[i], p->wide[i % p->counters], part->after[i]);
+    }
 }
 
 /* Write what is settled; 0, perhaps with an exception, and with nothing written, where memory was
-   moved or counted on meanwhile; not where the caller knows that nothing ran. Autograd is told before the write, since after it an exception,
-   Ctrl-C for one, would leave a write that it does not notice. */
-static int commit(const Plan *plan, PyObject *increment, long threads, int alone)
+   moved or counted on meanwhile; not where the caller knows that nothing ran. Autograd is told
+   before the write, since after it an exception, Ctrl-C for one, would leave a write that it does
+   not notice. */
+static int commit(const Plan *plan, PyObject *numbers, PyObject *increment, long threads, int alone)
 {
-    const Program *p = plan->program;
     if (plan->rows == 0)
         return 1;
+    if (!number_all(plan, numbers))
+        return 0;
     int collects = PyGC_Disable(); /* a collection runs Python, and with it other threads */
     PyObject *answer = PyObject_CallFunctionObjArgs(increment, plan->written, NULL);
     if (collects)
@@ -281,86 +384,139 @@ static int commit(const Plan *plan, PyObject *increment, long threads, int alone
     if (answer == NULL ||
         !(alone || (are_unmoved(&plan->ranges, 0) && are_counted_alike(plan))))
         return 0;
-    for (Py_ssize_t i = 0; i < plan->rows * p->counters; i++)
-        if (p->counts[i % p->counters] >= 0)
-            write_number(plan->counters[i], p->wide[i % p->counters], plan->after[i]);
+    count_steps(plan);
     run(plan->work, plan->rows, threads, !plan->releases);
     return 1;
 }
 
-/* Make the outputs of a row, and its counters, in lists that have a place for each leaf. */
-static int make_results(Plan *plan, Py_ssize_t i, Py_ssize_t row, PyObject *const *lists)
+/* Run rows into memory that is no leaf's; 0 where a leaf lies elsewhere now, or was counted on. */
+static int run_apart(const Plan *plan, const Work *work, Py_ssize_t count, long threads)
 {
-    const Program *p = plan->program;
-    PyObject *const *x = plan->x + i * plan->width;
+    if (!are_unmoved(&plan->ranges, 0) || !are_counted_alike(plan))
+        return 0;
+    run(work, count, threads, !plan->releases);
+    return 1;
+}
+
+static ptrdiff_t blocks_of(const Work *work)
+{
+    return (work->n + BLOCK - 1) / BLOCK;
+}
+
+/* Give each row that adds to a sum its place, in the order of the leaves; return how many blocks
+   there are, or -1 with an exception. */
+static ptrdiff_t place_sums(const Plan *plan, Work *work, const Py_ssize_t *leaf, Py_ssize_t count,
+                            double **sums)
+{
+    ptrdiff_t *start = zeroed(plan->leaves, sizeof *start), blocks = 0;
+    if (start == NULL)
+        return -1;
+    for (Py_ssize_t i = 0; i < count; i++)
+        start[leaf[i]] = blocks_of(&work[i]);
+    for (Py_ssize_t i = 0; i < plan->leaves; i++) {
+        ptrdiff_t size = start[i];
+        start[i] = blocks;
+        blocks += size;
+    }
+    *sums = resized(NULL, (blocks * ROW + 1) * sizeof **sums);
+    for (Py_ssize_t i = 0; i < count && *sums != NULL; i++)
+        work[i].row.sums = *sums + start[leaf[i]] * ROW;
+    PyMem_Free(start);
+    return *sums ? blocks : -1;
+}
+
+/* The sums of single rows, in a list with a place for each leaf; NULL with an exception. */
+static PyObject *sums_of_each(const Plan *plan, const Work *work, const Py_ssize_t *leaf,
+                              Py_ssize_t count)
+{
+    double last[ROW];
+    PyObject *list = new_list(plan->leaves);
+    for (Py_ssize_t i = 0; i < plan->leaves && list != NULL; i++)
+        PyList_SetItem(list, i, PyFloat_FromDouble(0));
+    for (Py_ssize_t i = 0; i < count && list != NULL; i++) {
+        double sum = total(work[i].row.sums, blocks_of(&work[i]), last);
+        PyList_SetItem(list, leaf[i], PyFloat_FromDouble(sum));
+    }
+    return list;
+}
+
+/* The sum of the squares of the first output over the leaves of all parts that have a program for
+   it, as a float, or for each leaf, as a list; or NULL, perhaps with an exception. */
+static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers, int each,
+                        long threads)
+{
+    double last[ROW], *sums = NULL, *pool = NULL;
+    PyObject *result = NULL;
+    Work *work = zeroed(plan->rows, sizeof *work);
+    Py_ssize_t *leaf = zeroed(plan->rows, sizeof *leaf), rows = 0, spread = 0;
+    pool = zeroed(plan->rows * MOST_REGISTERS, sizeof *pool);
+    int fine = plan->in_order && work != NULL && leaf != NULL && pool != NULL;
+    for (Py_ssize_t k = 0; k < plan->count && fine; k++) {
+        const Part *part = &plan->parts[k];
+        PyObject *capsule = PyList_GetItem(programs, k);
+        if (capsule == Py_None)
+            continue;
+        const Program *p = PyCapsule_GetPointer(capsule, NULL);
+        fine = p != NULL && p->columns == part->program->columns &&
+               p->counters == part->program->counters &&
+               number_rows(plan, part, p, numbers, work + rows, pool + spread, NULL);
+        for (Py_ssize_t i = 0; i < part->rows && fine; i++, rows++) {
+            const Work *like = &plan->work[part->first + i];
+            work[rows].kernel = like->kernel;
+            work[rows].n = like->n;
+            work[rows].row.program = p;
+            memcpy(work[rows].row.at, like->row.at, p->columns * sizeof *like->row.at);
+            leaf[rows] = plan->leaf[part->first + i];
+            spread += p->spread;
+        }
+    }
+    if (fine) {
+        ptrdiff_t blocks = place_sums(plan, work, leaf, rows, &sums);
+        if (blocks >= 0 && run_apart(plan, work, rows, threads))
+            result = each ? sums_of_each(plan, work, leaf, rows)
+                          : PyFloat_FromDouble(total(sums, blocks, last));
+    }
+    PyMem_Free(sums);
+    PyMem_Free(pool);
+    PyMem_Free(leaf);
+    PyMem_Free(work);
+    return result;
+}
+
+/* Make the outputs of a row, and its counters, in lists that have a place for each leaf. */
+static int make_results(const Plan *plan, const Part *part, Py_ssize_t i, Py_ssize_t row,
+                        PyObject *lists)
+{
+    const Program *p = part->program;
+    PyObject *const *x = part->x + i * part->width;
+    Py_ssize_t leaf = part->leaves[i];
     for (int j = 0; j < p->outputs; j++) {
-        char *new = new_like(x[p->of[j]], 0, lists[j], i);
-        plan->work[row].row.at[p->columns + j] = new;
+        PyObject *list = PyTuple_GetItem(lists, j);
+        char *new = list ? new_like(x[p->of[j]], 0, list, leaf) : NULL;
+        plan->work[part->first + row].row.at[p->columns + j] = new;
     }
     for (int k = 0; k < p->counters && !PyErr_Occurred(); k++) {
-        char *new = new_like(x[p->columns + k], 0, lists[p->outputs + k], i);
+        PyObject *list = PyTuple_GetItem(lists, p->outputs + k);
+        char *new = list ? new_like(x[p->columns + k], 0, list, leaf) : NULL;
         if (new != NULL)
-            write_number(new, p->wide[k], plan->after[row * p->counters + k]);
+            write_number(new, p->wide[k], part->after[row * p->counters + k]);
     }
     return !PyErr_Occurred();
 }
 
-/* The sum of the squares of the first output over all leaves, as a float; or NULL, perhaps with an
-   exception. Its memory is no leaf's. */
-static PyObject *summed(Plan *plan, int grad_mode, long threads)
+/* Step all leaves into new tensors, which come into the lists of their parts; 0, perhaps with an
+   exception, where they cannot be. */
+static int stepped(const Plan *plan, PyObject *numbers, PyObject *lists, long threads)
 {
-    ptrdiff_t blocks = 0;
-    double row[ROW];
-    if (!lay_out(plan, 0, grad_mode))
-        return NULL;
-    for (Py_ssize_t i = 0; i < plan->rows; i++)
-        blocks += (plan->work[i].n + BLOCK - 1) / BLOCK;
-    double *sums = resized(NULL, (blocks * ROW + 1) * sizeof *sums), *next = sums;
-    if (sums == NULL)
-        return NULL;
-    for (Py_ssize_t i = 0; i < plan->rows; i++) {
-        plan->work[i].row.at[plan->program->columns] = NULL;
-        plan->work[i].row.sums = next;
-        next += (plan->work[i].n + BLOCK - 1) / BLOCK * ROW;
+    if (!number_all(plan, numbers))
+        return 0;
+    for (Py_ssize_t k = 0; k < plan->count; k++) {
+        const Part *part = &plan->parts[k];
+        Py_ssize_t row = 0;
+        for (Py_ssize_t i = 0; i < part->count; i++)
+            if (part->x[i * part->width] != Py_None &&
+                !make_results(plan, part, i, row++, PyList_GetItem(lists, k)))
+                return 0;
     }
-    PyObject *result = NULL;
-    if (are_counted_alike(plan) && run_pure(plan->work, plan->rows, &plan->ranges, threads))
-        result = PyFloat_FromDouble(total(sums, blocks, row));
-    PyMem_Free(sums);
-    return result;
-}
-
-static void keep(const Plan *plan, Py_ssize_t i, PyObject *const *lists)
-{
-    const Program *p = plan->program;
-    PyObject *const *x = plan->x + i * plan->width;
-    for (int j = 0; j < p->outputs; j++)
-        PyList_SetItem(lists[j], i, Py_NewRef(x[p->of[j]]));
-    for (int k = 0; k < p->counters; k++)
-        PyList_SetItem(lists[p->outputs + k], i, Py_NewRef(x[p->columns + k]));
-}
-
-/* Step all leaves into new tensors; their columns, or NULL, perhaps with an exception. */
-static PyObject *stepped(Plan *plan, int grad_mode, long threads)
-{
-    const Program *p = plan->program;
-    PyObject *lists[MOST_COLUMNS + MOST_COUNTERS];
-    Py_ssize_t row = 0;
-    if (!lay_out(plan, 0, grad_mode))
-        return NULL;
-    PyObject *results = may_allocate() ? PyTuple_New(p->outputs + p->counters) : NULL;
-    for (int k = 0; k < p->outputs + p->counters && results != NULL; k++)
-        PyTuple_SetItem(results, k, lists[k] = new_list(plan->count));
-    int fine = !PyErr_Occurred();
-    for (Py_ssize_t i = 0; i < plan->count && fine; i++) {
-        if (plan->x[i * plan->width] == Py_None)
-            keep(plan, i, lists);
-        else
-            fine = make_results(plan, i, row++, lists);
-    }
-    fine = fine && are_counted_alike(plan) &&
-           run_pure(plan->work, plan->rows, &plan->ranges, threads);
-    if (!fine)
-        Py_CLEAR(results);
-    return results;
+    return run_apart(plan, plan->work, plan->rows, threads);
 }

@@ -42,6 +42,7 @@ typedef struct {
 #include "sums.h"
 #include "targets.h"
 #include "leaves.h"
+#include "entries.h"
 
 static void end_program(PyObject *capsule)
 {
@@ -106,55 +107,6 @@ static PyObject *machine_program(PyObject *self, PyObject *arguments)
     return capsule;
 }
 
-static PyObject *machine_stepped(PyObject *self, PyObject *arguments)
-{
-    (void)self;
-    PyObject *program, *columns, *counters, *numbers;
-    int grad_mode;
-    long threads;
-    Plan plan;
-    if (!PyArg_ParseTuple(arguments, "OOOOpl", &program, &columns, &counters, &numbers, &grad_mode,
-                          &threads))
-        return NULL;
-    PyObject *results = begin(&plan, program, columns, counters, numbers)
-                            ? stepped(&plan, grad_mode, threads) : NULL;
-    end(&plan);
-    return results || PyErr_Occurred() ? results : Py_NewRef(Py_None);
-}
-
-static PyObject *machine_overwrite(PyObject *self, PyObject *arguments)
-{
-    (void)self;
-    PyObject *program, *columns, *counters, *numbers, *increment;
-    int grad_mode;
-    long threads;
-    Plan plan;
-    if (!PyArg_ParseTuple(arguments, "OOOOpOl", &program, &columns, &counters, &numbers, &grad_mode,
-                          &increment, &threads))
-        return NULL;
-    int fine = begin(&plan, program, columns, counters, numbers) && settle(&plan, grad_mode);
-    int alone = !plan.releases && PyCFunction_Check(increment);
-    fine = fine && commit(&plan, increment, threads, alone);
-    end(&plan);
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
-}
-
-static PyObject *machine_summed(PyObject *self, PyObject *arguments)
-{
-    (void)self;
-    PyObject *program, *columns, *counters, *numbers, *sum = NULL;
-    int grad_mode;
-    long threads;
-    Plan plan;
-    if (!PyArg_ParseTuple(arguments, "OOOOpl", &program, &columns, &counters, &numbers, &grad_mode,
-                          &threads))
-        return NULL;
-    if (begin(&plan, program, columns, counters, numbers))
-        sum = summed(&plan, grad_mode, threads);
-    end(&plan);
-    return sum || PyErr_Occurred() ? sum : Py_NewRef(Py_None);
-}
-
 static void end_plan(PyObject *capsule)
 {
     Plan *plan = PyCapsule_GetPointer(capsule, NULL);
@@ -165,14 +117,14 @@ static void end_plan(PyObject *capsule)
 static PyObject *machine_plan(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *program, *columns, *counters, *numbers;
-    int grad_mode;
-    if (!PyArg_ParseTuple(arguments, "OOOOp", &program, &columns, &counters, &numbers, &grad_mode))
+    PyObject *parts;
+    int in_place, grad_mode;
+    if (!PyArg_ParseTuple(arguments, "Opp", &parts, &in_place, &grad_mode))
         return NULL;
     Plan *plan = resized(NULL, sizeof *plan);
     if (plan == NULL)
         return NULL;
-    int fine = begin(plan, program, columns, counters, numbers) && settle(plan, grad_mode);
+    int fine = begin(plan, parts) && settle(plan, in_place, grad_mode);
     PyObject *capsule = fine ? PyCapsule_New(plan, NULL, end_plan) : NULL;
     if (capsule == NULL) {
         end(plan);
@@ -181,30 +133,74 @@ static PyObject *machine_plan(PyObject *self, PyObject *arguments)
     return capsule || PyErr_Occurred() ? capsule : Py_NewRef(Py_None);
 }
 
-static PyObject *machine_run(PyObject *self, PyObject *arguments)
+static PyObject *machine_summed(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *capsule, *increment;
+    PyObject *capsule, *programs, *numbers, *sum = NULL;
+    int each;
     long threads;
-    if (!PyArg_ParseTuple(arguments, "OOl", &capsule, &increment, &threads))
+    if (!PyArg_ParseTuple(arguments, "OOOpl", &capsule, &programs, &numbers, &each, &threads))
         return NULL;
     const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
-    int fine = plan != NULL && commit(plan, increment, threads, 0);
+    if (plan != NULL)
+        sum = summed(plan, programs, numbers, each, threads);
+    return sum || PyErr_Occurred() ? sum : Py_NewRef(Py_None);
+}
+
+static PyObject *machine_stepped(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *capsule, *numbers, *lists;
+    long threads;
+    if (!PyArg_ParseTuple(arguments, "OOOl", &capsule, &numbers, &lists, &threads))
+        return NULL;
+    const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
+    int fine = plan != NULL && stepped(plan, numbers, lists, threads);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
+}
+
+static PyObject *machine_write(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *capsule, *numbers, *increment;
+    long threads;
+    if (!PyArg_ParseTuple(arguments, "OOOl", &capsule, &numbers, &increment, &threads))
+        return NULL;
+    const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
+    int fine = plan != NULL && commit(plan, numbers, increment, threads, 0);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
+}
+
+static PyObject *machine_overwrite(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *parts, *numbers, *increment;
+    int grad_mode;
+    long threads;
+    Plan plan;
+    if (!PyArg_ParseTuple(arguments, "OOpOl", &parts, &numbers, &grad_mode, &increment, &threads))
+        return NULL;
+    int fine = begin(&plan, parts) && settle(&plan, 1, grad_mode);
+    int alone = !plan.releases && PyCFunction_Check(increment);
+    fine = fine && commit(&plan, numbers, increment, threads, alone);
+    end(&plan);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
 
 static PyMethodDef methods[] = {
     {"program", machine_program, METH_VARARGS, "A program, as a capsule."},
-    {"stepped", machine_stepped, METH_VARARGS,
-     "Step columns of leaves into new tensors; their columns, or None."},
-    {"summed", machine_summed, METH_VARARGS,
-     "The sum of the squares of the first output over all leaves, or None."},
-    {"overwrite", machine_overwrite, METH_VARARGS,
-     "Step columns of leaves in place; False with nothing written."},
     {"plan", machine_plan, METH_VARARGS,
-     "Do all of a step in place but the writes; a capsule, or None."},
-    {"run", machine_run, METH_VARARGS,
-     "Write a planned step; False with nothing written where memory was changed meanwhile."},
+     "Look at the leaves of a step, in place or not; a capsule, or None."},
+    {"summed", machine_summed, METH_VARARGS,
+     "The sum of the squares of what programs make of the leaves of a plan, or None."},
+    {"stepped", machine_stepped, METH_VARARGS,
+     "Take a step into new tensors; False where the leaves are not what they were."},
+    {"write", machine_write, METH_VARARGS,
+     "Take a step in place; False with nothing written where memory was changed meanwhile."},
+    {"overwrite", machine_overwrite, METH_VARARGS,
+     "Plan and take a step in place; False with nothing written."},
+    {"gather", machine_gather, METH_VARARGS,
+     "The gradients, the parameters and the flat state of an optimizer, or None."},
     {"fail_allocation", native_fail_allocation, METH_O,
      "Let the k-th allocation from now on fail, or none for 0; what was left of the k before."},
     {NULL, NULL, 0, NULL},
@@ -236,7 +232,7 @@ static int find_torch(void)
 {
     struct { PyObject **place; const char *word; } words[] = {
         {&is_neg.name, "is_neg"}, {&is_inference.name, "is_inference"}, {&data, "data"},
-        {&requires_grad, "requires_grad"},
+        {&requires_grad, "requires_grad"}, {&grad, "grad"},
     };
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if ((*words[i].place = PyUnicode_InternFromString(words[i].word)) == NULL)

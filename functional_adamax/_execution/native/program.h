@@ -7,7 +7,7 @@
 
 #include "instructions.h"
 
-enum { MOST_COLUMNS = 16, MOST_STREAMS = 2 * MOST_COLUMNS, MOST_REGISTERS = 48, MOST_COUNTERS = 4 };
+enum { MOST_COLUMNS = 16, MOST_STREAMS = 2 * MOST_COLUMNS, MOST_REGISTERS = 48, MOST_COUNTERS = 12 };
 enum { MOST_UNIFORMS = 256, BLOCK_BYTES = 512 };
 
 typedef struct {

@@ -8,60 +8,76 @@ programs; what has none is left to the rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
 
-from ..._core import hyper
+from ..._core import hyper, pytree
 from ..adamax_rule import adamax
 from ..native import kernel
 from ..work import Columns, Row, Work
 from . import machine
-from .machine import Numbers
+from .machine import Numbers, Part
 from .programs import Runner, found_for
 
 
 class Job(NamedTuple):
-    """What the machine is given for one step of some leaves."""
+    """One step of some leaves by one program."""
 
-    program: Any
-    columns: Columns
-    counters: Columns
+    part: Part
     numbers: Numbers
 
 
 def compute(work: Work, add: bool) -> Columns | None:
     """Step all leaves into new tensors, checks included, or return None."""
     job = _job(work, add)
-    columns = None if job is None else machine.stepped(*job)
-    return None if columns is None else _ordered(columns)
+    return None if job is None else _stepped(work, job, add)
 
 
 def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
     """Step those of the leaves that the machine takes."""
     rows: dict[int, Row] = {}
-    for places, columns in _taken(work, where, add, machine.stepped):
-        rows |= dict(zip(places, zip(*_ordered(columns), strict=True), strict=True))
+    for places, columns in _taken(work, where, add, partial(_stepped, work, add=add)):
+        rows |= {i: [column[i] for column in columns] for i in places}
     return rows
 
 
 def overwrite(work: Work) -> bool:
     """Step all leaves in place, checks included; False with nothing written."""
-    if any(isinstance(x, Tensor) for x in work.rates.values()):
-        return False  # which may be recorded, or lie where the step would write
+    if torch.is_grad_enabled() and _are_learned(work.rates):
+        return False
     job = _job(work, add=True)
-    return job is not None and machine.overwrite(*job)
+    return job is not None and machine.overwrite([job.part], job.numbers)
 
 
 def plan(work: Work) -> Callable[[], bool] | None:
     """Return what steps all leaves over their tensors, if the machine takes them, or None."""
     job = _job(work, add=True)
-    return None if job is None else machine.plan(*job)
+    return None if job is None else _planned(job)
 
 
 def written(work: Work, where: list[int]) -> list[tuple[list[int], Callable[[], bool]]]:
     """Return what steps some of the leaves, which it names, over their tensors."""
-    return _taken(work, where, True, machine.plan)
+    return _taken(work, where, True, _planned)
+
+
+def _are_learned(rates: dict[str, Any]) -> bool:
+    values = (x for x in rates.values() if not isinstance(x, (int, float)))
+    return any(x.requires_grad for x in pytree.tensors(list(values)))
+
+
+def _planned(job: Job) -> Callable[[], bool] | None:
+    planned = machine.plan([job.part], in_place=True)
+    return None if planned is None else partial(machine.write, planned, job.numbers)
+
+
+def _stepped(work: Work, job: Job, add: bool) -> Columns | None:
+    """The results of all leaves, where they are stepped, in the order of a row."""
+    first, t = list(work.p if add else work.g), list(work.t)
+    moments = list(map(list, work.moments.values()))
+    done = machine.into_new(job.part, job.numbers, [first, *moments, t])
+    return [first, t, *moments] if done else None
 
 
 def why_not(work: Work, i: int, add: bool = True) -> str | None:
@@ -70,12 +86,6 @@ def why_not(work: Work, i: int, add: bool = True) -> str | None:
         return "the machine is not built, or switched off"
     found = found_for(work, i, _rates_of(work, i), add, checked=True)[1]
     return found if isinstance(found, str) else None
-
-
-def _ordered(columns: Columns) -> Columns:
-    """The columns in the order of a row: the update or the parameter, t, and the moments."""
-    first, *moments, t = columns
-    return [first, t, *moments]
 
 
 def _job(work: Work, add: bool) -> Job | None:
@@ -93,7 +103,7 @@ def _job(work: Work, add: bool) -> Job | None:
     if isinstance(found, str) or family.reads:
         return None
     numbers = tuple(float(rates[name]) for name in found.numbers)
-    return _given(work, found, range(len(work.g)), numbers)
+    return _given(work, found, None, numbers)
 
 
 def _taken(
@@ -109,28 +119,28 @@ def _taken(
             groups.setdefault(id(found.program), (found, []))[1].append(i)
     taken = []
     for runner, places in groups.values():
-        done = do(*_job_of(work, runner, places))
+        done = do(_job_of(work, runner, places))
         if done is not None:
             taken.append((places, done))
             continue
-        singles = (([i], do(*_job_of(work, runner, [i]))) for i in places)
+        singles = (([i], do(_job_of(work, runner, [i]))) for i in places)
         taken += [(place, done) for place, done in singles if done is not None]
     return taken
 
 
 def _job_of(work: Work, runner: Runner, places: list[int]) -> Job:
     assert work.hyper is not None
-    columns = [work.hyper[name] for name in runner.numbers]
-    return _given(work, runner, places, tuple([float(x[i]) for i in places] for x in columns))
+    numbers = []
+    for name in runner.numbers:
+        numbers.append([0.0] * len(work.g))
+        for i in places:
+            numbers[-1][i] = float(work.hyper[name][i])
+    return _given(work, runner, places, tuple(numbers))
 
 
-def _given(work: Work, runner: Runner, where: Sequence[int], numbers: Numbers) -> Job:
+def _given(work: Work, runner: Runner, where: list[int] | None, numbers: Numbers) -> Job:
     columns = [work.g, *([work.p] if runner.with_p else []), *work.moments.values()]
-    counters = [work.t]
-    if len(where) < len(work.g):
-        columns = [[column[i] for i in where] for column in columns]
-        counters = [[work.t[i] for i in where]]
-    return Job(runner.program, tuple(columns), tuple(counters), numbers)
+    return Job(Part(runner.program, tuple(columns), (work.t,), where), numbers)
 
 
 def _single(name: str, value: Any) -> Any:

@@ -1,15 +1,22 @@
-"""A transform without its numbers, so that one program serves all their values."""
+"""A transform without its numbers, so that one program serves all their values.
+
+What it chooses for each leaf, by a mask or by labels, is taken out, too: leaves for which all that
+is the same are of one kind, and a program is made for each kind.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..._core.links import Chosen, Said
 from ..._core.transform import Data, GradientTransformation, Init, Transform, Update
 from .captured import Getter, captured
 from .graph import Declined
@@ -37,14 +44,15 @@ class Hashed:
 
 
 class Form(NamedTuple):
-    """A transform, of which the numbers are taken out."""
+    """A transform, of which the numbers and the choices are taken out."""
 
-    key: Hashed | None  # what is left
+    key: Hashed  # what is left
     numbers: tuple[float | Tensor, ...]
+    choices: tuple[tuple[Any, ...], ...]  # of each, a value for each leaf
 
 
 def form_of(transform: Transform) -> Form:
-    """Take the hyperparameters out of a transform.
+    """Take the hyperparameters out of a transform that is settled.
 
     Raises:
         Declined: it is not local, or has a hyperparameter that is no number.
@@ -53,7 +61,7 @@ def form_of(transform: Transform) -> Form:
     if known is not None:
         return known
     taken = _Taken()
-    form = Form(Hashed(_key(transform, taken)), tuple(taken.numbers))
+    form = Form(Hashed(_key(transform, taken)), tuple(taken.numbers), tuple(taken.choices))
     if taken.stays:
         object.__setattr__(transform, _FORM, form)
     return form
@@ -64,6 +72,7 @@ class _Taken:
     """What was taken out of a transform."""
 
     numbers: list[float | Tensor] = field(default_factory=list)
+    choices: list[tuple[Any, ...]] = field(default_factory=list)
     stays: bool = True  # whether nothing of the form is asked anew in each step
 
 
@@ -83,9 +92,18 @@ def _key(value: Any, taken: _Taken) -> Any:
         taken.numbers.append(value)
         taken.stays = taken.stays and not isinstance(value, Tensor)
         return value.dtype if isinstance(value, Tensor) else float
+    if isinstance(value, Chosen):
+        taken.choices.append(value.values)
+        return Chosen
+    if isinstance(value, Said):
+        return Said, _key(value.value, taken)
     if isinstance(value, tuple):
         return tuple(_key(x, taken) for x in value)
-    if value is None or isinstance(value, _FIXED) or _is_curve(value):
+    if isinstance(value, Mapping) and all(map(_is_part, value.values())):
+        return tuple((name, _key(x, taken)) for name, x in value.items())
+    if isinstance(value, partial) and not value.args and _are_fixed(value.keywords):
+        return _key(value.func, taken), tuple(value.keywords.items())
+    if value is None or isinstance(value, _FIXED) or _is_curve(value) or _is_ours(value):
         return type(value), value
     raise Declined(f"a hyperparameter of it is a {type(value).__name__}")
 
@@ -115,28 +133,49 @@ def _is_number(value: Any) -> bool:
     Zero is no such number, for it can mean that something is left out.
     """
     if not isinstance(value, Tensor):
+        if (
+            isinstance(value, float) and value != value
+        ):  # which torch's bounds hand on, and the machine's do not
+            raise Declined("a hyperparameter of it is NaN")
         return isinstance(value, float) and value != 0  # also one of NumPy
     if type(value) not in PLAIN or not value.is_cpu or value.dim() or value.requires_grad:
         raise Declined("a hyperparameter of it is no number, nor a plain tensor of one on the CPU")
-    if value.dtype not in FLOATING:
-        raise Declined(f"a hyperparameter of it is in {value.dtype}")
     return True
 
 
 def _is_curve(value: Any) -> bool:
     """Whether a value is a schedule of this library with numbers that stay."""
-    fixed = (type(None), *_FIXED)
-    return isinstance(value, Data) and all(isinstance(x, fixed) for x in value._values().values())
+    return isinstance(value, Data) and _are_fixed(value._values())
 
 
-def with_numbers(value: Any, numbers: list[Any]) -> Any:
-    """Return a transform with other numbers, taken from a list in the order of ``form_of``."""
-    if isinstance(value, GradientTransformation):
-        return with_numbers(_transform(value), numbers).pair()
-    if isinstance(value, Transform):
-        new = {name: with_numbers(x, numbers) for name, x in value._values().items()}
+def _are_fixed(values: dict[str, Any]) -> bool:
+    return all(x is None or isinstance(x, _FIXED) for x in values.values())
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, (GradientTransformation, Said))
+
+
+def _is_ours(value: Any) -> bool:
+    """Whether a value is a function of this library."""
+    return isinstance(value, FunctionType) and value.__module__.partition(".")[0] == _PACKAGE
+
+
+def with_others(value: Any, numbers: list[Any], choices: list[tuple[Any, ...]]) -> Any:
+    """Return a transform with other numbers and choices, in the order of ``form_of``.
+
+    They are taken out of the lists.
+    """
+    if isinstance(value, (GradientTransformation, Init, Update)):
+        return with_others(_transform(value), numbers, choices).pair()
+    if isinstance(value, (Transform, Said)):
+        new = {k: with_others(x, numbers, choices) for k, x in value._values().items()}
         return dataclasses.replace(value, **new)
+    if isinstance(value, Chosen):
+        return Chosen(choices.pop(0))
     if isinstance(value, tuple):
-        return tuple(with_numbers(x, numbers) for x in value)
+        return tuple(with_others(x, numbers, choices) for x in value)
+    if isinstance(value, Mapping):
+        return {k: with_others(x, numbers, choices) for k, x in value.items()}
     is_number = isinstance(value, Tensor) or (isinstance(value, float) and value != 0)
     return numbers.pop(0) if is_number else value

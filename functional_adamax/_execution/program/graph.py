@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,3 +101,14 @@ class Graph:
             for x in self.nodes
         ]
         return rows, {name: number[x] for name, x in self.outputs.items()}
+
+
+def inputs_of(nodes: Iterable[Node]) -> set[str]:
+    """The names of the inputs that enter some values."""
+    left, seen = list(nodes), set(nodes)
+    while left:
+        for x in left.pop().operands:
+            if x not in seen:
+                seen.add(x)
+                left.append(x)
+    return {x.value for x in seen if x.op == "INPUT"}

@@ -68,6 +68,8 @@ def lower(graph: Graph, layout: Layout) -> Program:
         raise Declined("a number of the leaf becomes a vector")
     nodes = live(nodes, [*outputs, *becomes])
     _check_dtypes(nodes, dtype)
+    if any(x.op == "INPUT" and x.vector and x.value not in layout.columns for x in nodes):
+        raise Declined("what becomes of a leaf depends on another")
     nodes = fused(nodes, [*outputs, *becomes])
     uniforms = _Uniforms(inputs, layout, nodes)
     program = Program(

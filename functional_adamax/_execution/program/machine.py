@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from ..._core.private import dispatch, modes
+from ..._core.pytree import EmptyState
 from .graph import Declined
 from .lower import Instruction, Program
 
@@ -24,6 +24,19 @@ Columns: TypeAlias = Sequence[list[Any]]
 
 Numbers: TypeAlias = tuple[float | list[float], ...]
 """The other uniforms: one number for all leaves, or a list with one for each."""
+
+
+class Part(NamedTuple):
+    """Leaves that are stepped by one program, of which the first column holds the gradients.
+
+    A leaf that has none is left as it is.
+    """
+
+    program: Any
+    columns: Columns
+    counters: Columns
+    where: list[int] | None = None  # which leaves; None for all
+
 
 _increment = modes.increment_version
 _TYPES = [torch.float32, torch.float64]  # in the order of native/tensors.h
@@ -73,42 +86,65 @@ def _coded(x: Instruction, *more: int) -> list[int]:
     return [getattr(_machine, x.op), *more, x.target, *operands]
 
 
-def stepped(program: Any, columns: Columns, counters: Columns, numbers: Numbers) -> Any:
-    """Step leaves into new tensors; return their columns, or None where one cannot be taken.
+def plan(parts: list[Part], in_place: bool) -> Any:
+    """Look at the leaves of a step; return what the step is taken by, or None where it cannot be.
 
-    The first column holds the gradients: a leaf that has none is left as it is.
+    The parts are for different leaves of the same trees.
     """
-    recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
-    return _machine.stepped(program, columns, counters, numbers, recording, threads)
+    return _machine.plan(parts, in_place, torch.is_grad_enabled())
 
 
-def summed(program: Any, columns: Columns, counters: Columns, numbers: Numbers) -> float | None:
-    """Return the sum of the squares of the first output, in the order of ``sums.py``, or None."""
-    recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
-    found: float | None = _machine.summed(program, columns, counters, numbers, recording, threads)
+def summed(
+    planned: Any, programs: list[Any], numbers: Numbers, each: bool = False
+) -> float | list[float] | None:
+    """Return the sum of the squares of the first outputs, in the order of ``sums.py``.
+
+    There is a program for each part, or None. With ``each``, return a list with the sum of each
+    leaf. None where leaves are not as they were, or do not lie in the order of their elements.
+    """
+    found: float | list[float] | None
+    found = _machine.summed(planned, programs, numbers, each, torch.get_num_threads())
     return found
 
 
-def overwrite(program: Any, columns: Columns, counters: Columns, numbers: Numbers) -> bool:
-    """Step leaves where they lie; False, with nothing written, where one cannot be taken."""
-    recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
-    done: bool = _machine.overwrite(
-        program, columns, counters, numbers, recording, _increment, threads
-    )
-    return done
+def stepped(planned: Any, numbers: Numbers, lists: list[tuple[list[Any], ...]]) -> bool:
+    """Take a step into new tensors, which come into lists: a tuple of them for each part.
 
-
-def plan(
-    program: Any, columns: Columns, counters: Columns, numbers: Numbers
-) -> Callable[[], bool] | None:
-    """Return what steps leaves where they lie, once all is checked and allocated, or None.
-
-    It writes nothing and returns False where memory was moved or counted on meanwhile.
+    They are for the outputs of its program, and for its counters. False where leaves are not as
+    they were.
     """
-    capsule = _machine.plan(program, columns, counters, numbers, torch.is_grad_enabled())
-    return None if capsule is None else partial(_run, capsule)
-
-
-def _run(capsule: object) -> bool:
-    done: bool = _machine.run(capsule, _increment, torch.get_num_threads())
+    done: bool = _machine.stepped(planned, numbers, lists, torch.get_num_threads())
     return done
+
+
+def write(planned: Any, numbers: Numbers) -> bool:
+    """Take a step in place; False, with nothing written, where leaves are not as they were."""
+    done: bool = _machine.write(planned, numbers, _increment, torch.get_num_threads())
+    return done
+
+
+def overwrite(parts: list[Part], numbers: Numbers) -> bool:
+    """Plan and take a step in place; False, with nothing written, where it cannot be taken."""
+    recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
+    done: bool = _machine.overwrite(parts, numbers, recording, _increment, threads)
+    return done
+
+
+def into_new(part: Part, numbers: Numbers, lists: Columns) -> bool:
+    """Plan and take a step into new tensors, which come into ``lists``."""
+    planned = plan([part], in_place=False)
+    return planned is not None and stepped(planned, numbers, [tuple(lists)])
+
+
+def gathered(
+    params: list[Any], state: Any, names: tuple[str, ...], single: tuple[bool, ...]
+) -> tuple[list[Any], list[Any], list[Any]] | None:
+    """Return gradients, parameters and the flat state of an optimizer, whose entries are dicts.
+
+    Under each name an entry has a value of its own, or all have the ``single`` one. What there is
+    none of is EmptyState, and a parameter without an entry None. None where a parameter has a
+    gradient and no entry, or entries differ.
+    """
+    found: tuple[list[Any], list[Any], list[Any]] | None
+    found = _machine.gather(params, state, names, single, EmptyState())
+    return found

@@ -262,11 +262,14 @@ def _agrees(
         x[_T] = torch.full_like(x[_T], t)
         columns = tuple([x[name]] for name in layout.columns)
         numbers = tuple(x[name].item() for name in layout.numbers)
-        found = machine.stepped(runner.program, columns, ([x[_T]],), numbers)
+        found = [[x[column]] for _, column in layout.outputs] + [[x[_T]]]
+        part = machine.Part(runner.program, columns, ([x[_T]],))
+        if not machine.into_new(part, numbers, found):
+            return False
         x |= {name: x[name].item() for name, given in inputs.items() if given.dtype is None}
         wanted = whole(x)
         names = [name for name, _ in layout.outputs] + [_NEXT]
-        if found is None or not all(
+        if not all(
             proof.same_bits(y, wanted[name], signed)
             for name, (y,) in zip(names, found, strict=True)
         ):

@@ -163,7 +163,10 @@ def holds(code: str, op: str, dtype: torch.dtype) -> bool:
         for length in range(1, 71):
             leaves += [[x[i : i + length] for x in rows] for i in (length % 8, 20 * length + 71)]
         columns = tuple(map(list, zip(*leaves, strict=True)))
-        (found,) = machine.stepped(machine.assembled(program), columns, (), ())
+        found = list(columns[0])
+        part = machine.Part(machine.assembled(program), columns, ())
+        if not machine.into_new(part, (), [found]):
+            return False
         wanted = [TORCH[op](*leaf) for leaf in leaves]
         return same_bits(torch.cat(found), torch.cat(wanted).to(dtype), op not in ZEROS)
 
@@ -182,7 +185,10 @@ def uniform_holds(code: str, op: str, single: bool) -> bool:
         program.vector = [Instruction("MOVE", 1, (2,))]
         leaves = [torch.zeros((), dtype=double, device="cpu")] * len(rows[0])
         numbers = tuple(x.tolist() for x in rows)
-        (found,) = machine.stepped(machine.assembled(program), (leaves,), (), numbers)
+        found = leaves.copy()
+        part = machine.Part(machine.assembled(program), (leaves,), ())
+        if not machine.into_new(part, numbers, [found]):
+            return False
         wanted = [TORCH[op](*x) for x in zip(*rows, strict=True)]
         return same_bits(torch.stack(found), torch.stack(wanted).to(double), op not in ZEROS)
 
@@ -191,6 +197,8 @@ def same_bits(x: Tensor, y: Tensor, signed: bool = True) -> bool:
     """Equality that takes every NaN for the same; ``signed`` zeros are told apart."""
     if x.dtype != y.dtype:
         return False
+    if not x.is_floating_point():
+        return torch.equal(x, y)
     x, y = (z.nan_to_num(_FOR_NAN, torch.inf, -torch.inf) for z in (x, y))
     if not signed:
         x, y = x + 0.0, y + 0.0

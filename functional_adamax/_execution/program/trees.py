@@ -1,13 +1,12 @@
-"""The update of a transform over a tree, recorded over a tree of one leaf.
+"""The update of a transform over a tree, recorded over a tree with a leaf of each kind.
 
-What is computed of tensors that belong to the tree, a count or a flag, is kept apart: it is done
-once for a step, in torch. What is computed of a leaf, and of numbers that are one for it, is a
-graph.
+Leaves are of one kind if masks and labels say the same of them, and all or none have gradients.
+What is computed of a leaf, and of numbers that are one for it, is a graph; see
+``tree_recorder.py`` for the rest.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,60 +14,66 @@ import torch
 from torch import Tensor
 
 from ..._core import apply, pytree, sums
-from ..._core.private import dispatch
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
-from .forms import FLOATING, PLAIN, with_numbers
-from .graph import Declined, Graph, Node
-from .recorder import Questions, Recorder
+from .forms import FLOATING, PLAIN, with_others
+from .graph import Declined, Graph
+from .tree_recorder import Operation, Phase, TreeQuestions, TreeRecorder
 
 G, P, FIRST = "g", "p", "first"
-_LEAF = "leaf"  # the key of the one leaf
-_OF_DTYPES = ("aten::result_type", "aten::promote_types")
+
+
+class Kind(NamedTuple):
+    """What leaves of one kind have in common."""
+
+    choices: tuple[Any, ...]
+    has_gradient: bool
 
 
 class Column(NamedTuple):
     """A part of a state that is a tree like the parameters."""
 
     start: int  # of its leaves in the flat state
-    vector: bool  # whether it holds a tensor like the leaf, or one of one number
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype | None, ...]  # of each kind of leaves; None where it holds nothing
+    vectors: tuple[bool, ...]  # whether it holds tensors like the leaves, or of one number each
 
-    @property
-    def old(self) -> str:
+    def old(self, kind: int) -> str:
         """The input of a record that it is."""
-        return f"column {self.start}"
+        return f"column {self.start} of {kind}"
 
-    @property
-    def new(self) -> str:
+    def new(self, kind: int) -> str:
         """The output of a record that it becomes."""
-        return f"new column {self.start}"
+        return f"new column {self.start} of {kind}"
 
 
-class Place(NamedTuple):
-    """Where the tensor lies that is an argument of an operation."""
-
-    at: int
-
-
-class Hyper(NamedTuple):
-    """Which hyperparameter a number is that is an argument of an operation."""
-
-    at: int
+def of(name: str, kind: int) -> str:
+    """The name of an input or an output of a kind of leaves."""
+    return f"{name} of {kind}"
 
 
-class Operation(NamedTuple):
-    """What is done once for a step."""
+class Given(NamedTuple):
+    """What is recorded: a transform, and what its trees are like."""
 
-    function: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    transform: Transform
+    numbers: tuple[float | Tensor, ...]
+    spec: Any
+    state: Tree
+    kinds: tuple[Kind, ...]
+    columns: tuple[Column, ...]
+    dtype: torch.dtype
+    has_params: bool
+    add: bool  # whether the results are parameters, not updates
 
+    def doubled(self) -> Given:
+        """The same with two leaves of each kind."""
+        columns = (c._replace(dtypes=2 * c.dtypes, vectors=2 * c.vectors) for c in self.columns)
+        return self._replace(kinds=2 * self.kinds, columns=tuple(columns))
 
-class Phase(NamedTuple):
-    """A sum of squares over all leaves, for which they are passed over once."""
-
-    output: str  # what is squared
+    def small(self, numbers: list[Any]) -> Transform:
+        """The transform with other numbers, for a tree with a leaf of each kind."""
+        choices = list(zip(*(x.choices for x in self.kinds), strict=True))
+        found: Transform = with_others(self.transform, numbers, choices)
+        return found
 
 
 class Walker:
@@ -84,8 +89,10 @@ class Walker:
         """Return ``node`` with other columns, and other leaves that are in none."""
         start = self._position
         leaves, spec = pytree.flatten(node)
-        is_tree = spec == self._spec and any(isinstance(x, Tensor) for x in leaves)
-        if is_tree and not spec.is_leaf():  # not a tuple of empty states, for params that are one
+        is_tree = spec == self._spec and not spec.is_leaf()
+        if is_tree and spec.type is tuple:  # which the states of links without state may be, too
+            is_tree = any(isinstance(x, Tensor) for x in leaves)
+        if is_tree:
             self._position += self._spec.num_leaves
             return self._column(start)
         if not pytree.is_node(node):
@@ -95,148 +102,33 @@ class Walker:
         return build([self.walk(child) for child in children])
 
 
-class TreeRecorder(Recorder):
-    """Keeps apart what is computed of tensors that belong to the tree."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        self.sequence: list[Operation | Phase] = []
-        self.entered: list[tuple[str, int]] = []  # inputs of the graph, and where they lie
-        self.squared: dict[str, Node] = {}
-        self._of_tree: list[Tensor] = []
-        self._place: dict[int, int] = {}
-        self._sums = [torch.full((), 2.5 + k, dtype=torch.float64, device="cpu") for k in range(8)]
-
-    def take_of_tree(self, x: Tensor) -> None:
-        """Give a place to a tensor that belongs to the tree."""
-        self._place[id(x)] = len(self._of_tree)
-        self._of_tree.append(x)
-
-    def place(self, x: Any) -> int | None:
-        """The place of a tensor that belongs to the tree, or None."""
-        return self._place.get(id(x))
-
-    def read(self, x: Tensor) -> Node:
-        place = self._place.get(id(x))
-        if place is not None and id(x) not in self._node:
-            self._enter(x, place)
-        return super().read(x)
-
-    def _enter(self, x: Tensor, place: int) -> None:
-        name = f"of the tree {place}"
-        self.take(name, x, vector=False)
-        self.entered.append((name, place))
-
-    def sum_of_squares(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """Take note of a sum over all leaves, and return what stands for it."""
-        nodes = [self.read(x) for x in tensors]
-        if len(nodes) != 1 or dtype != torch.float64 or nodes[0].dtype != torch.float32:
-            raise self.decline("it adds up other squares than those of leaves in float32")
-        if not self._sums or not nodes[0].vector:
-            raise self.decline("it adds up too much")
-        output = f"squared {len(self.squared)}"
-        self.squared[output] = nodes[0]
-        self.sequence.append(Phase(output))
-        found = self._sums.pop()
-        self._of_tree.append(found)
-        self._enter(found, len(self._of_tree) - 1)
-        return found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = pytree.tensors((args, kwargs))
-        name = dispatch.name_of(func)
-        if name in _OF_DTYPES:
-            return func(*args, **kwargs)
-        if all(id(x) in self._place for x in given) and self._is_plain((args, kwargs)):
-            return self._once(func, args, kwargs)
-        if name == "aten::view" and list(args[0].shape) == list(args[1]):
-            out = func(*args)
-            self._name(out, self.read(args[0]))
-            return out
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def _once(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        name = dispatch.name_of(func)
-        if name in dispatch.READS:
-            raise self.decline("it reads the value of a tensor")
-        if dispatch.writes(func) or torch.Tag.nondeterministic_seeded in func.tags:
-            raise self.decline(f"it calls {name} of what belongs to the tree")
-        out = func(*args, **kwargs)
-        if not name.startswith("aten::") or not isinstance(out, Tensor):
-            raise self.decline(f"it calls {name} of what belongs to the tree")
-        args, kwargs = pytree.tree_map(self._placed, (args, kwargs))
-        self.sequence.append(Operation(func, args, kwargs))
-        self.take_of_tree(out)
-        return out
-
-    def _is_plain(self, given: Any) -> bool:
-        """Whether no number among the arguments is computed of hyperparameters."""
-        numbers = (self._maker.known(x) for x in pytree.flatten(given)[0] if type(x) is float)
-        return all(node is None or node.op == "INPUT" for node in numbers)
-
-    def _placed(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return Place(self._place[id(x)])
-        node = self._maker.known(x) if type(x) is float else None
-        return x if node is None else Hyper(int(node.value.split()[1]))
-
-
-_CHECKS = (
-    *(
-        f"{pytree.__package__}.{name}"
-        for name in ("apply", "checks", "hyper", "norms", "private.dispatch")
-    ),
-    *(f"{__package__}.{name}" for name in ("recorder", "trees")),
-)
-"""What asks about leaves, and does not do otherwise for the answers, but for what raises."""
-
-
-class TreeQuestions(Questions):
-    """Notes what a rule asks about a leaf; checks may ask."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = args and self._recorder.place(args[0]) is not None
-        if known or sys._getframe(1).f_globals["__name__"] in _CHECKS:
-            return func(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
-
-
 class Record(NamedTuple):
     """What was recorded of an update."""
 
     graph: Graph
     sequence: list[Operation | Phase]
-    entered: list[tuple[str, int]]
+    entered: list[tuple[str, int]]  # inputs of the graph that belong to the tree, and their places
     results: list[tuple[int, int]]  # positions of the flat state, and what comes there
+    sources: list[int]  # of the first places: positions of the state, or numbers, from -1 down
+    places: int
 
     def form(self) -> Any:
         """What is equal for equal records."""
-        return self.graph.form(), self.sequence, self.entered, self.results
+        return self.graph.form(), *self[1:]
 
 
-class Given(NamedTuple):
-    """What is recorded: a transform, and what its trees are like."""
-
-    transform: Transform
-    numbers: tuple[float | Tensor, ...]
-    spec: Any
-    state: Tree
-    columns: tuple[Column, ...]
-    dtype: torch.dtype
-    has_params: bool
-    add: bool  # whether the results are parameters, not updates
-
-
-def record(given: Given, shape: tuple[int, ...], seed: int, missing: bool = False) -> Record:
-    """Run an update over one leaf of a shape, whose gradient may be missing.
+def record(given: Given, shape: tuple[int, ...], seed: int) -> Record:
+    """Run an update over a leaf of each kind, all of one shape.
 
     Raises:
         Declined: it cannot be recorded, with the reason.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    recorder = TreeRecorder(shape)
-    known = {c.start: c for c in given.columns}
+    kinds, known = range(len(given.kinds)), {c.start: c for c in given.columns}
+    kind_of = {of(name, k): k for name in (G, P) for k in kinds}
+    kind_of |= {c.old(k): k for c in given.columns for k in kinds}
+    recorder = TreeRecorder(shape, kind_of)
+    sources: list[int] = []
 
     def made(name: str, dtype: torch.dtype, vector: bool = True) -> Tensor:
         if dtype not in FLOATING:
@@ -248,7 +140,20 @@ def record(given: Given, shape: tuple[int, ...], seed: int, missing: bool = Fals
 
     def column(start: int) -> Tree:
         c = known.get(start)
-        return {_LEAF: pytree.EmptyState() if c is None else made(c.old, c.dtype, c.vector)}
+        dtypes = [None] * len(kinds) if c is None else c.dtypes
+        return {
+            k: pytree.EmptyState()
+            if c is None or dtype is None
+            else made(c.old(k), dtype, c.vectors[k])
+            for k, dtype in enumerate(dtypes)
+        }
+
+    def of_tree(source: int, x: Tensor) -> Tensor:
+        value = seed % 2 if x.dtype == torch.bool else 2.5 + 3 * seed + len(sources)
+        new = torch.as_tensor(value, device="cpu").to(x.dtype)
+        recorder.take_of_tree(new)
+        sources.append(source)
+        return new
 
     def lone(start: int, x: Any) -> Any:
         if start in known:
@@ -257,126 +162,153 @@ def record(given: Given, shape: tuple[int, ...], seed: int, missing: bool = Fals
             return x
         if x.dim() or not x.is_cpu or type(x) not in PLAIN or x.requires_grad:
             raise Declined("its state has a tensor that belongs to no leaf, and is no number")
-        value = seed % 2 if x.dtype == torch.bool else 2.5 + 3 * seed
-        new = torch.as_tensor(value, device="cpu").to(x.dtype)
-        recorder.take_of_tree(new)
-        return new
+        return of_tree(start, x)
 
     values = torch.rand(len(given.numbers), dtype=torch.float64, generator=generator, device="cpu")
     numbers = [
-        made(f"number {i}", x.dtype, False)
-        if isinstance(x, Tensor)
-        else recorder.number(f"number {i}", value)
+        of_tree(-1 - i, x) if isinstance(x, Tensor) else recorder.number(f"number {i}", value)
         for i, (x, value) in enumerate(zip(given.numbers, values.tolist(), strict=True))
     ]
-    transform = with_numbers(given.transform, list(numbers))
     old = Walker(given.spec, column, lone).walk(given.state)
-    g = {_LEAF: None if missing else made(G, given.dtype)}
-    p = {_LEAF: made(P, given.dtype)} if given.has_params else None
-    sums.watching.recorder = recorder.sum_of_squares
+    g = {
+        k: made(of(G, k), given.dtype) if x.has_gradient else None
+        for k, x in enumerate(given.kinds)
+    }
+    p = {k: made(of(P, k), given.dtype) for k in kinds} if given.has_params else None
+    transform = given.small(numbers)
+    sums.watching.recorder = recorder
     try:
         with recorder, TreeQuestions(recorder):
             updates, new = transform.update(g, old, p)
             first = apply.updated(p, updates) if given.add else updates
     finally:
         sums.watching.recorder = None
-    return _recorded(recorder, given, known, first[_LEAF], old, new)
+    outputs, results = _named(recorder, given, first, old, new)
+    if recorder.reads:
+        raise Declined(f"it asks for the {' and '.join(sorted(recorder.reads))} of a leaf")
+    graph = recorder.graph(outputs)
+    graph.outputs |= recorder.squared
+    entered, places = recorder.entered, recorder.places
+    return Record(graph, recorder.sequence, entered, results, sources, places)
 
 
-class Sample(NamedTuple):
-    """A step of one leaf with numbers as they come, and what a transform makes of it."""
-
-    g: Tensor
-    p: Tensor | None
-    state: list[Any]  # flat, at the positions of the recorded state; the others are None
-    first: Any
-    new: dict[int, Any]  # by position
-
-
-def sample(given: Given, size: int, seed: int) -> Sample:
-    """Run an update over one leaf, by the rule."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    known = {c.start: c for c in given.columns}
-    state: list[Any] = [None] * len(pytree.flatten(given.state)[0])
-    starts: list[int] = []
-
-    def made(dtype: torch.dtype) -> Tensor:
-        return torch.randn(size, dtype=dtype, generator=generator, device="cpu")
-
-    def column(start: int) -> Tree:
-        starts.append(start)
-        c = known.get(start)
-        if c is None:
-            state[start] = pytree.EmptyState()
-            return {_LEAF: state[start]}
-        x = made(c.dtype).abs() if c.vector else torch.tensor(seed, dtype=c.dtype, device="cpu")
-        state[start] = x
-        return {_LEAF: x}
-
-    def lone(start: int, x: Any) -> Any:
-        if start in known:
-            return column(start)
-        starts.append(start)
-        state[start] = torch.as_tensor(seed, dtype=x.dtype) if isinstance(x, Tensor) else x
-        return state[start]
-
-    g, p = made(given.dtype), made(given.dtype) if given.has_params else None
-    old = Walker(given.spec, column, lone).walk(given.state)
-    params = None if p is None else {_LEAF: p}
-    updates, new = given.transform.update({_LEAF: g}, old, params)
-    first = apply.updated(params, updates) if given.add else updates
-    return Sample(g, p, state, first[_LEAF], dict(zip(starts, pytree.flatten(new)[0], strict=True)))
-
-
-def _recorded(
-    recorder: TreeRecorder, given: Given, known: dict[int, Column], first: Any, old: Tree, new: Tree
-) -> Record:
-    """What a recorder saw, by the names of the results."""
+def _named(
+    recorder: TreeRecorder, given: Given, first: Tree, old: Tree, new: Tree
+) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
+    """The results of leaves by their names, and those that belong to the tree."""
     olds, old_spec = pytree.flatten(old)
     news, new_spec = pytree.flatten(new)
-    if old_spec != new_spec:
-        raise Declined("its state changes its form")
-    starts: list[int] = []
-    Walker(given.spec, starts.append, lambda start, _: starts.append(start)).walk(given.state)
-    outputs = {} if first is None else {FIRST: first}
+    if old_spec != new_spec or not isinstance(first, dict):
+        raise Declined("its state, or its updates, change their form")
+    known = {c.start: c for c in given.columns}
+    outputs = {of(FIRST, k): x for k, x in first.items() if x is not None}
     results: list[tuple[int, int]] = []
-    for start, x, y in zip(starts, olds, news, strict=True):
-        if start in known:
-            outputs[known[start].new] = y
-        elif isinstance(x, Tensor) and y is not x:
+    for (start, k), x, y in zip(positions(given), olds, news, strict=True):
+        if start in known and known[start].dtypes[k] is not None:
+            outputs[known[start].new(k)] = y
+        elif isinstance(x, Tensor) and y is not x and start not in known:
             place = recorder.place(y)
             if place is None:
                 raise Declined("a tensor that belongs to the tree depends on a leaf")
             if any(y is z for z in olds):
                 raise Declined("a tensor that belongs to the tree comes to another place")
             results.append((start, place))
-    if recorder.reads:
-        raise Declined(f"it asks for the {' and '.join(sorted(recorder.reads))} of a leaf")
-    graph = recorder.graph(outputs)
-    graph.outputs |= recorder.squared
-    return Record(graph, recorder.sequence, recorder.entered, results)
+        elif isinstance(y, Tensor) and y is not x:
+            raise Declined("a leaf comes to have state")
+    return outputs, results
+
+
+def positions(given: Given) -> list[tuple[int, int]]:
+    """Of each leaf of a state for small trees: where it lies in the flat one, and its kind."""
+    found: list[tuple[int, int]] = []
+    columns = {c.start for c in given.columns}
+
+    def column(start: int) -> None:
+        found.extend((start, k) for k in range(len(given.kinds)))
+
+    def lone(start: int, _: Any) -> None:
+        if start in columns:
+            column(start)
+        else:
+            found.append((start, 0))
+
+    Walker(given.spec, column, lone).walk(given.state)
+    return found
+
+
+class Sample(NamedTuple):
+    """A step of a leaf of each kind with numbers as they come, and what a transform makes of it."""
+
+    g: list[Any]
+    p: list[Any]
+    state: list[Any]  # flat
+    at: dict[int, int]  # of the starts in the state that is recorded, those in this one
+    first: list[Any]
+    new: list[Any]  # the state after the step
+
+
+def sample(given: Given, size: int, seed: int) -> Sample:
+    """Run an update over a leaf of each kind, by the rule."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    kinds, known = range(len(given.kinds)), {c.start: c for c in given.columns}
+    state: list[Any] = []
+    at: dict[int, int] = {}
+
+    def made(dtype: torch.dtype) -> Tensor:
+        return torch.randn(size, dtype=dtype, generator=generator, device="cpu")
+
+    def column(start: int) -> Tree:
+        c = known.get(start)
+        leaves: dict[int, Any] = {k: pytree.EmptyState() for k in kinds}
+        for k, dtype in enumerate(() if c is None else c.dtypes):
+            if c is not None and dtype is not None:
+                number = torch.tensor(seed, dtype=dtype, device="cpu")
+                leaves[k] = made(dtype).abs() if c.vectors[k] else number
+        at[start] = len(state)
+        state.extend(leaves.values())
+        return leaves
+
+    def lone(start: int, x: Any) -> Any:
+        if start in known:
+            return column(start)
+        if isinstance(x, Tensor):
+            x = torch.as_tensor(seed % 2 if x.dtype == torch.bool else seed, dtype=x.dtype)
+        at[start] = len(state)
+        state.append(x)
+        return x
+
+    old = Walker(given.spec, column, lone).walk(given.state)
+    g = [made(given.dtype) if x.has_gradient else None for x in given.kinds]
+    p = [made(given.dtype) for _ in kinds] if given.has_params else []
+    params = dict(enumerate(p)) if given.has_params else None
+    updates, new = given.small(list(given.numbers)).update(dict(enumerate(g)), old, params)
+    first = apply.updated(params, updates) if given.add else updates
+    return Sample(g, p, state, at, list(first.values()), pytree.flatten(new)[0])
 
 
 def columns_of(
-    spec: Any, state: Tree, flat: list[Any], like: Tensor, at: int
+    spec: Any, state: Tree, flat: list[Any], like: list[tuple[int, Tensor]]
 ) -> tuple[Column, ...]:
-    """The parts of a state that are trees like the parameters; ``like`` is the leaf ``at``.
+    """The parts of a state that are trees like the parameters.
+
+    ``like`` has the position of a leaf of each kind, and a tensor of its shape.
 
     Raises:
-        Declined: it is not told whether a part holds tensors like the leaf, or numbers.
+        Declined: it is not told whether a part holds tensors like a leaf, or numbers.
     """
     found: list[Column] = []
 
     def column(start: int) -> None:
-        x = flat[start + at]
-        if isinstance(x, Tensor):
-            found.append(Column(start, x.dim() > 0, x.dtype))
+        some = [flat[start + at] for at, _ in like]
+        dtypes = tuple(x.dtype if isinstance(x, Tensor) else None for x in some)
+        vectors = tuple(isinstance(x, Tensor) and x.dim() > 0 for x in some)
+        found.append(Column(start, dtypes, vectors))
 
     def lone(start: int, x: Any) -> None:
         if isinstance(x, Tensor) and spec.is_leaf() and x.dim():
-            found.append(Column(start, True, x.dtype))
+            found.append(Column(start, (x.dtype,), (True,)))
 
-    if like.dim() == 0:
-        raise Declined("its first leaf has no dimension")
+    if any(x.dim() == 0 for _, x in like):
+        raise Declined("all leaves of a kind have no dimension")
     Walker(spec, column, lone).walk(state)
     return tuple(found)

@@ -1,0 +1,208 @@
+"""A step of a whole transform by its programs: one for each kind of leaves, and what is done once.
+
+The machine looks at all leaves first. Then comes what is computed for the tree: in torch, but for
+sums over leaves, which are passes of the machine. Then the machine steps the leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from math import isnan
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import machine
+from .forms import Form
+from .tree_recorder import Hyper, Operation, Phase, Place
+
+GRADIENTS, PARAMS, FIRST = -1, -2, -3
+"""Of what is no part of the state: what is given, and the updates or parameters that result."""
+
+
+class Trees(NamedTuple):
+    """The trees of one step, flat."""
+
+    form: Form
+    g: list[Any]
+    p: list[Any]  # empty where no params are given
+    state: list[Any]
+    spec: Any
+    state_spec: Any
+    where: Sequence[Sequence[int]]  # the leaves of each kind
+
+
+class Group(NamedTuple):
+    """The leaves of one kind, and the program that steps them."""
+
+    kinds: tuple[int, ...]  # its own, and those that are left as they are
+    program: Any
+    columns: tuple[int, ...]  # the starts of what it reads, or GRADIENTS or PARAMS
+    counters: tuple[int, ...]
+    written: tuple[int, ...]  # the starts of what it writes, or FIRST
+
+
+class Entry(NamedTuple):
+    """What steps trees of one form."""
+
+    groups: tuple[Group, ...]
+    kinds: int
+    add: bool  # whether the results are parameters, not updates
+    sources: tuple[int, ...]  # of the first places: positions of the state, or -1 - a number
+    places: int  # of what belongs to the tree
+    sequence: tuple[Operation | Phase, ...]
+    sums: dict[int, list[Any]]  # by the place of a sum, the program of each group, or None
+    numbers: tuple[int, ...]  # those that programs are given
+    entered: tuple[int, ...]  # the places that they are given
+    results: tuple[tuple[int, int], ...]  # positions of the state, and places of what comes there
+
+    def at(self, new: dict[int, int]) -> Entry:
+        """The same for a state whose parts start elsewhere."""
+
+        def moved(starts: Iterable[int]) -> tuple[int, ...]:
+            return tuple(new[x] if x >= 0 else x for x in starts)
+
+        groups = tuple(
+            x._replace(
+                columns=moved(x.columns), counters=moved(x.counters), written=moved(x.written)
+            )
+            for x in self.groups
+        )
+        results = tuple((new[position], place) for position, place in self.results)
+        return self._replace(groups=groups, sources=moved(self.sources), results=results)
+
+
+def into_new(step: Trees, entry: Entry) -> tuple[list[Any], list[Any]] | None:
+    """Return the updates, or the parameters, and the state; None where a leaf cannot be taken."""
+    columns = _columns(step, entry)
+    planned = machine.plan(_parts(step, entry, columns), in_place=False)
+    found = None if planned is None else _once(step, entry, planned)
+    if found is None:
+        return None
+    first = list(step.p if entry.add else step.g)
+    new = {start: column.copy() for start, column in columns.items()}
+    lists = [
+        (
+            *(first if start == FIRST else new[start] for start in group.written),
+            *(new[start] for start in group.counters),
+        )
+        for group in entry.groups
+    ]
+    if not machine.stepped(planned, _numbers(step, entry, found), lists):
+        return None
+    state = step.state.copy()
+    for start, column in new.items():
+        state[start : start + len(column)] = column
+    for position, place in entry.results:
+        state[position] = found[place]
+    return first, state
+
+
+def planned(step: Trees, entry: Entry, otherwise: Callable[[], None]) -> Callable[[], None] | None:
+    """Return what steps over the trees, or None where a leaf cannot be taken.
+
+    ``otherwise`` is called where that turns out when it is to be written.
+    """
+    if not _may_write([step.state[i] for i, _ in entry.results]):
+        return None
+    plan = machine.plan(_parts(step, entry, _columns(step, entry)), in_place=True)
+    found = None if plan is None else _once(step, entry, plan)
+    if found is None:
+        return None
+    pairs = [(step.state[position], found[place]) for position, place in entry.results]
+    return partial(_commit, plan, _numbers(step, entry, found), pairs, otherwise)
+
+
+def _commit(
+    plan: Any,
+    numbers: machine.Numbers,
+    pairs: list[tuple[Tensor, Tensor]],
+    otherwise: Callable[[], None],
+) -> None:
+    if not machine.write(plan, numbers):  # memory was moved, or counted on, meanwhile
+        otherwise()
+        return
+    for old, new in pairs:
+        old.copy_(new)
+
+
+def _may_write(of_tree: list[Tensor]) -> bool:
+    """Whether each tensor that belongs to the tree has memory of its own, and can be written."""
+    own = all(x.untyped_storage().nbytes() == x.element_size() for x in of_tree)
+    apart = len({x.data_ptr() for x in of_tree}) == len(of_tree)
+    frozen = not torch.is_inference_mode_enabled() and any(x.is_inference() for x in of_tree)
+    return own and apart and not frozen
+
+
+def _columns(step: Trees, entry: Entry) -> dict[int, list[Any]]:
+    """The columns of the state that groups read, by their starts."""
+    n, found = len(step.g), {}
+    for group in entry.groups:
+        for start in (*group.columns, *group.counters):
+            if start >= 0 and start not in found:
+                found[start] = step.state[start : start + n]
+    return found
+
+
+def _parts(step: Trees, entry: Entry, columns: dict[int, list[Any]]) -> list[machine.Part]:
+    given = {GRADIENTS: step.g, PARAMS: step.p, **columns}
+    parts = []
+    for group in entry.groups:
+        where = None
+        if len(group.kinds) < entry.kinds:
+            where = [i for kind in group.kinds for i in step.where[kind]]
+        read = tuple(given[start] for start in group.columns)
+        counters = tuple(given[start] for start in group.counters)
+        parts.append(machine.Part(group.program, read, counters, where))
+    return parts
+
+
+def _numbers(step: Trees, entry: Entry, found: list[Any]) -> machine.Numbers:
+    """What programs are given; places that are not filled yet are read by nobody yet."""
+    given: list[Any] = [float(step.form.numbers[i]) for i in entry.numbers]
+    for place in entry.entered:
+        x = found[place]
+        given.append(0.0 if x is None else x if isinstance(x, list) else float(x))
+    return tuple(given)
+
+
+def _made_of(total: Any, phase: Phase, step: Trees) -> Any:
+    """What a sum is wanted for: itself, whether it is 0, or what share of each leaf it is."""
+    if phase.kind == "share":
+        sizes = [0 if x is None else x.numel() for x in step.g]
+        shares = torch.tensor(total, dtype=phase.dtype) / torch.tensor(sizes, dtype=phase.dtype)
+        return shares.tolist()
+    return torch.tensor(total == 0) if phase.kind == "finite" else total
+
+
+def _are_odd(entry: Entry, found: list[Any]) -> bool:
+    """Whether a hyperparameter is NaN, which torch's bounds hand on, and the machine's do not."""
+    return any(i < 0 and isnan(x) for i, x in zip(entry.sources, found, strict=False))
+
+
+def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
+    """What belongs to the tree, and what is made of it; None where a sum cannot be made."""
+    numbers, state = step.form.numbers, step.state
+    found: list[Any] = [state[i] if i >= 0 else numbers[-1 - i] for i in entry.sources]
+    if any(x.requires_grad for x in found) or _are_odd(entry, found):
+        return None
+    found += [None] * (entry.places - len(found))
+    if not entry.sequence:
+        return found
+    with torch.no_grad():
+        for x in entry.sequence:
+            if isinstance(x, Phase):
+                given = entry.sums[x.target], _numbers(step, entry, found)
+                total = machine.summed(plan, *given, each=x.kind == "share")
+                if total is None:
+                    return None
+                found[x.target] = _made_of(total, x, step)
+            else:
+                args = [
+                    found[y.at] if type(y) is Place else numbers[y.at] if type(y) is Hyper else y
+                    for y in x.args
+                ]
+                found[x.target] = x.function(*args, **x.kwargs)
+    return found

@@ -1,0 +1,227 @@
+"""The modes under which an update over a tree is recorded.
+
+What is computed of tensors that belong to the tree, a count or a flag, is taken down apart: it is
+done once for a step, in torch. Where a leaf needs a number of them that the machine can compute,
+too, the machine does.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..._core import pytree
+from ..._core.private import dispatch
+from ..native import kernel
+from .graph import DTYPES, Declined, Node
+from .operations import BUILDERS, TAKEN
+from .recorder import Questions, Recorder
+
+_OF_DTYPES = ("aten::result_type", "aten::promote_types")
+_PHASES = 32  # at most, of each dtype
+
+
+class Place(NamedTuple):
+    """Where the tensor lies that is an argument of an operation."""
+
+    at: int
+
+
+class Hyper(NamedTuple):
+    """Which hyperparameter a number is that is an argument of an operation."""
+
+    at: int
+
+
+class Operation(NamedTuple):
+    """What is done once for a step."""
+
+    target: int  # the place of the result
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def reads(self) -> list[int]:
+        """The places of its arguments."""
+        return [x.at for x in (*self.args, *self.kwargs.values()) if type(x) is Place]
+
+
+class Phase(NamedTuple):
+    """A sum of squares, for which leaves are passed over once."""
+
+    target: int
+    outputs: tuple[str | None, ...]  # of each leaf that is recorded, what is squared
+    kind: str  # what the place holds of it: "sum", "finite" (that it is 0) or "share" (of 1)
+    dtype: torch.dtype  # of that
+
+
+class TreeRecorder(Recorder):
+    """Keeps apart what is computed of tensors that belong to the tree."""
+
+    def __init__(self, shape: tuple[int, ...], kind_of: dict[str, int]) -> None:
+        super().__init__(shape)
+        self.sequence: list[Operation | Phase] = []
+        self.entered: list[tuple[str, int]] = []  # inputs of the graph, and where they lie
+        self.squared: dict[str, Node] = {}
+        self.places = 0
+        self._place: dict[int, int] = {}
+        self._made_by: dict[int, tuple[Any, Any, dict[str, Any]]] = {}
+        self._kind_of = kind_of  # of each vector that is an input, the kind of leaves
+        self._kinds: dict[int, set[int]] = {}  # of the leaves that a tensor is made of
+        self._stand_ins = {  # which are made before the mode sees what makes them
+            dtype: [torch.full((), 1.5 + k, dtype=dtype, device="cpu") for k in range(_PHASES)]
+            for dtype in DTYPES
+        }
+
+    def take(self, name: str, x: Tensor, vector: bool) -> None:
+        super().take(name, x, vector)
+        if vector:
+            self._kinds[id(x)] = {self._kind_of[name]}
+
+    def take_of_tree(self, x: Tensor) -> int:
+        """Give a place to a tensor that belongs to the tree."""
+        place = self._place[id(x)] = self.places
+        self._kept.append(x)
+        self.places += 1
+        return place
+
+    def place(self, x: Any) -> int | None:
+        """The place of a tensor that belongs to the tree, or None."""
+        return self._place.get(id(x))
+
+    def read(self, x: Tensor) -> Node:
+        place = self._place.get(id(x))
+        if place is not None and id(x) not in self._node:
+            node = self._computed(x)
+            if node is None:
+                self._enter(x, place)
+            else:
+                self._node[id(x)] = node
+        return super().read(x)
+
+    def _enter(self, x: Tensor, place: int) -> None:
+        if x.dtype not in DTYPES or x.dim():
+            raise self.decline(f"a leaf reads {x.dtype} of what belongs to the tree")
+        name = f"of the tree {place}"
+        self.take(name, x, vector=False)
+        self.entered.append((name, place))
+
+    def _computed(self, x: Tensor) -> Node | None:
+        """The number that ``x`` is, computed by the machine, if it can be."""
+        func, args, kwargs = self._made_by.get(id(x), (None, (), {}))
+        base = "" if func is None else dispatch.name_of(func).removeprefix("aten::")
+        tensors = pytree.tensors((args, kwargs))
+        if base not in BUILDERS or any(y.dtype not in DTYPES for y in (x, *tensors)):
+            return None
+        if x.dtype == torch.bool and not tensors:
+            return None
+        try:
+            given = self._given(dispatch.arguments_of(func), args, kwargs)
+            given = [given[i] for i in TAKEN.get(base, range(len(given)))]
+            return BUILDERS[base](self._maker.of(x.dtype, self._common(args, kwargs, x)), *given)
+        except Declined:
+            return None
+
+    def sum_of_squares(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Take note of a sum over leaves, and return what stands for it."""
+        if dtype != torch.float64 or any(x.dtype != torch.float32 for x in tensors):
+            raise self.decline("it adds up other squares than those of leaves in float32")
+        return self._phase(tensors, list(map(self.read, tensors)), "sum", dtype)
+
+    def are_finite(self, tensors: list[Tensor]) -> Tensor:
+        """Take note of a question about leaves, and return what stands for the answer."""
+        nodes = []
+        for x in map(self.read, tensors):  # of which a product with zero is zero or NaN
+            make = self._maker.of(x.dtype, x.dtype)
+            nodes.append(make("MULTIPLY", x, make.number(0.0)))
+        return self._phase(tensors, nodes, "finite", torch.bool)
+
+    def share(self, flags: Tensor, dtype: torch.dtype) -> Tensor:
+        """Take note of a count of truth values, and return what stands for their share."""
+        make = self._maker.of(torch.float32, torch.float32)
+        one, zero = make.number(1.0), make.number(0.0)
+        ones = make("WHERE", self.read(flags), one, zero)
+        return self._phase([flags], [ones], "share", dtype)
+
+    def _phase(
+        self, tensors: list[Tensor], nodes: list[Node], kind: str, dtype: torch.dtype
+    ) -> Tensor:
+        """What stands for a sum of squares, of one tensor for each leaf at most."""
+        if not self._stand_ins[dtype]:
+            raise self.decline("it adds up too much")
+        found = self._stand_ins[dtype].pop()
+        outputs: list[str | None] = [None] * (1 + max(self._kind_of.values()))
+        for x, node in zip(tensors, nodes, strict=True):
+            kinds = self._kinds.get(id(x), set())
+            if len(kinds) != 1 or outputs[min(kinds)] is not None:
+                raise self.decline("it adds up what is not of one leaf each")
+            name = outputs[min(kinds)] = f"squared {len(self.squared)}"
+            self.squared[name] = node
+        self.sequence.append(Phase(self.take_of_tree(found), tuple(outputs), kind, dtype))
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = pytree.tensors((args, kwargs))
+        name = dispatch.name_of(func)
+        if name in _OF_DTYPES:
+            return func(*args, **kwargs)
+        if all(id(x) in self._place for x in given) and self._is_plain((args, kwargs)):
+            return self._once(func, args, kwargs)
+        if name == "aten::view" and list(args[0].shape) == list(args[1]):
+            out = func(*args)
+            self._name(out, self.read(args[0]))
+        else:
+            out = super().__torch_dispatch__(func, types, args, kwargs)
+        self._kinds[id(out)] = set().union(*(self._kinds.get(id(x), ()) for x in given))
+        return out
+
+    def _once(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        name = dispatch.name_of(func)
+        if name in dispatch.READS:
+            raise self.decline("it reads the value of a tensor")
+        if dispatch.writes(func) or torch.Tag.nondeterministic_seeded in func.tags:
+            raise self.decline(f"it calls {name} of what belongs to the tree")
+        out = func(*args, **kwargs)
+        nested = any(isinstance(x, (list, tuple)) and pytree.tensors(x) for x in args)
+        if not name.startswith("aten::") or not isinstance(out, Tensor) or out.dim() or nested:
+            raise self.decline(f"it calls {name} of what belongs to the tree")
+        self._made_by[id(out)] = func, args, kwargs
+        args, kwargs = pytree.tree_map(self._placed, (args, kwargs))
+        self.sequence.append(Operation(self.take_of_tree(out), func, args, kwargs))
+        return out
+
+    def _is_plain(self, given: Any) -> bool:
+        """Whether no number among the arguments is computed of hyperparameters."""
+        numbers = (self._maker.known(x) for x in pytree.flatten(given)[0] if type(x) is float)
+        return all(node is None or node.op == "INPUT" for node in numbers)
+
+    def _placed(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return Place(self._place[id(x)])
+        node = self._maker.known(x) if type(x) is float else None
+        return x if node is None else Hyper(int(node.value.split()[1]))
+
+
+_CHECKS = (
+    *(
+        f"{pytree.__package__}.{name}"
+        for name in ("apply", "checks", "hyper", "memory", "norms", "private.dispatch")
+    ),
+    *(f"{__package__}.{name}" for name in ("recorder", "trees", "tree_recorder")),
+    kernel.__name__,
+)
+"""What asks about leaves, and has the same results whatever the answers, but for what raises."""
+
+
+class TreeQuestions(Questions):
+    """Notes what a rule asks about a leaf; checks may ask."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = args and self._recorder.place(args[0]) is not None
+        if known or sys._getframe(1).f_globals["__name__"] in _CHECKS:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
