@@ -4,6 +4,8 @@ from ._core.apply import apply_updates as apply_updates
 from ._core.norms import global_norm as global_norm
 from ._core.pytree import EmptyState as EmptyState
 from ._core.transform import GradientTransformation as GradientTransformation
+from ._explain import Explanation as Explanation
+from ._explain import explain as explain
 from ._loops.implicit import implicit as implicit
 from ._loops.unroll import Unrolled as Unrolled
 from ._loops.unroll import detach as detach
@@ -101,5 +103,7 @@ from ._transforms.schedule_free import ScheduleFreeState as ScheduleFreeState
 from ._transforms.schedule_free import schedule_free as schedule_free
 from ._transforms.schedule_free import schedule_free_eval_params as schedule_free_eval_params
 from ._transforms.sign import scale_by_sign as scale_by_sign
+from ._transforms.stage import LeafUpdate as LeafUpdate
+from ._transforms.stage import Stage as Stage
 
 __version__: str

@@ -126,7 +126,7 @@ WRITERS = {  # executors, and what commits a step
     "_execution.native.kernel",
     "_execution.operator",
     "_execution.program.recorder",
-    "_execution.program.whole",
+    "_execution.program.steps",
     "_execution.triton.executor",
     "_execution.triton.table",
     "_schedules.scheduled",

@@ -92,7 +92,7 @@ def settled(
     return link if now is transform else now.pair()
 
 
-_REMADE = "_remade"  # where a transform keeps what was last made of it
+_REMADE = "remade"  # where a transform keeps what was last made of it
 
 
 def remade(transform: Made, **changes: Any) -> Made:

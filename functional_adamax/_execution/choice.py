@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain, pairwise
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,10 +26,40 @@ from .native import kernel
 from .native.kernel import Group
 from .program import executor as program
 from .triton import executor as triton
-from .work import Columns, Row, Work
+from .work import Columns, Row, Work, leaves_of
 
 Executors: TypeAlias = tuple[ModuleType, ...]
 _PLAIN = {Tensor, torch.nn.Parameter}
+_TITLES = {  # others are other ways to the kernel
+    program: "program",
+    triton: "Triton",
+    foreach: "torch's foreach",
+    inplace: "torch in place",
+    recorded: "one node of autograd",
+    by_rule: "the rule",
+}
+_SLOWER = (foreach, inplace, recorded, by_rule)
+NOBODY = "none", "it has no gradient"
+FOLLOWED = "a transform of torch.func, a compiler or a mode follows it"
+RECORDED = "autograd records it"
+UNLIKE = "its tensors are not dense in memory, or not laid out alike"
+
+
+class Taken(NamedTuple):
+    """A leaf, and who steps it."""
+
+    path: str
+    executor: str
+    why_not: str | None
+    """Why neither a kernel nor a program does, if none does."""
+
+
+class Part(NamedTuple):
+    """What steps some leaves where they lie."""
+
+    executor: ModuleType
+    where: list[int]
+    write: Callable[[], None]
 
 
 def _order() -> tuple[Executors, Executors]:
@@ -49,20 +79,28 @@ def _order() -> tuple[Executors, Executors]:
     return (kernel, program), (kernel, program, by_rule)
 
 
-def compute(work: Work, add: bool) -> Columns:
-    """Step ``work``, purely; with ``add``, the new parameters take the place of the updates."""
+def compute(work: Work, add: bool, takers: dict[int, ModuleType] | None = None) -> Columns:
+    """Step ``work``, purely; with ``add``, the new parameters take the place of the updates.
+
+    ``takers``, where it is given, is told the executor of each leaf.
+    """
     whole, parts = _order()
     for executor in whole:
         found: Columns | None = executor.compute(work, add)
         if found is not None:
+            if takers is not None:
+                takers |= dict.fromkeys(work.stepped(), executor)
             return found
     work.check()
     rows: dict[int, Row] = {}
     left = work.stepped()
     for executor in parts:
         if left:
-            rows |= executor.part(work, left, add)
+            new = executor.part(work, left, add)
+            rows |= new
             left = [i for i in left if i not in rows]
+            if takers is not None:
+                takers |= dict.fromkeys(new, executor)
     return work.columns(rows, add)
 
 
@@ -96,6 +134,26 @@ class Step(OverTrees):
         if self._write is None:
             self.new = work.method.results(work, compute(work, add=True))
 
+    def explained(self) -> list[Taken]:
+        """Say who would step each leaf; nothing is written.
+
+        Raises:
+            ValueError: donated tensors share memory.
+        """
+        work = self._work
+        work.check()
+        parts, takers = None, dict[int, ModuleType]()
+        if self._donate and self._may_write():
+            parts, problem = _parts(work, self._trees)
+            if problem is not None:
+                raise ValueError(problem)
+        if parts is None:
+            compute(work, True, takers)
+        else:
+            takers = {i: x.executor for x in parts for i in x.where}
+        paths = pytree.paths(work.spec, "params")
+        return [_taken(work, i, path, takers.get(i)) for i, path in enumerate(paths)]
+
     def _may_write(self) -> bool:
         if torch.compiler.is_compiling():
             return self._work.method.in_turn and not torch.is_grad_enabled()
@@ -121,6 +179,12 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
     None where a hyperparameter lies where the step would write, or autograd records it; or where
     tensors share memory, with what says so, unless the method steps such leaves in turn.
     """
+    parts, problem = _parts(work, trees)
+    return None if parts is None else partial(_run, parts), problem
+
+
+def _parts(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[list[Part] | None, str | None]:
+    """The same, in parts."""
     method = work.method
     if _is_learned(work):
         return None, None
@@ -130,11 +194,13 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
             return None, problem
     aliased = _follows_writes(work)
     if not aliased and not method.foreach and not torch.compiler.is_compiling():
+        executor: ModuleType = kernel
         write = kernel.plan(work) if method.rule is adamax else None
         if write is None and not method.in_turn:
-            write = program.plan(work)
+            executor, write = program, program.plan(work)
         if write is not None:
-            return partial(_in_c, write, work, work.stepped()), None
+            where = work.stepped()
+            return [Part(executor, where, partial(_in_c, write, work, where))], None
     work.check()
     if method.in_turn:
         in_turn = aliased or not memory.are_apart(_written(work))
@@ -148,7 +214,7 @@ def plan(work: Work, trees: tuple[Tree, Any, Tree]) -> tuple[Callable[[], None] 
 def _in_c(write: Callable[[], bool], work: Work, where: list[int]) -> None:
     if not write():  # an odd counter, or memory that was moved
         work.check()
-        _in_torch(work, where, by_program=False)()
+        _run(_in_torch(work, where, by_program=False))
 
 
 def _in_torch(
@@ -157,56 +223,81 @@ def _in_torch(
     by_triton: bool = True,
     in_turn: bool = False,
     by_program: bool = True,
-) -> Callable[[], None]:
+) -> list[Part]:
     """Plan in torch's operations, or in Triton's; ``in_turn`` what does not go by foreach."""
     wanted = work.method.foreach
     if in_turn and not wanted:
-        return partial(_in_turn, work, where)
+        return [Part(inplace, where, partial(_in_turn, work, where))]
     if work.method.rule is not adamax:  # which the other executors are written for
-        return partial(_run, _for_any_rule(work, where, by_program))
+        return _for_any_rule(work, where, by_program)
     if wanted is None and not torch.compiler.is_compiling():
         wanted = all(_is_plain_cuda(work.p[i]) for i in where)
         leaves = triton.part(work, where) if by_triton else {}
         if leaves:
             rest = _in_torch(work, [i for i in where if i not in leaves])
-            return partial(_by_triton, work, leaves, rest)
-    writes: list[Callable[[], None]] = []
+            return [Part(triton, list(leaves), partial(_by_triton, work, leaves)), *rest]
+    parts: list[Part] = []
     if wanted:
         taken, write = foreach.part(work, where)
-        writes.append(write)
+        parts.append(Part(foreach, taken, write))
         where = [i for i in where if i not in set(taken)]
     if in_turn:
-        return partial(_run, [*writes, partial(_in_turn, work, where)])
+        return [*parts, Part(inplace, where, partial(_in_turn, work, where))]
     inside = inplace.part(work, where)
-    left = [i for i in where if i not in inside]
-    return partial(_run, [*writes, *inside.values(), *_for_any_rule(work, left, by_program)])
+    parts += [Part(inplace, [i], write) for i, write in inside.items()]
+    return [*parts, *_for_any_rule(work, [i for i in where if i not in inside], by_program)]
 
 
-def _for_any_rule(work: Work, left: list[int], by_program: bool) -> list[Callable[[], None]]:
+def _for_any_rule(work: Work, left: list[int], by_program: bool) -> list[Part]:
     """Plan by programs, and by the rule what those do not take."""
-    writes: list[Callable[[], None]] = []
+    parts: list[Part] = []
     if by_program and left and not torch.compiler.is_compiling():
         for places, planned in program.written(work, left):
-            writes.append(partial(_in_c, planned, work, places))
+            parts.append(Part(program, places, partial(_in_c, planned, work, places)))
             left = [i for i in left if i not in set(places)]
-    return [*writes, *(by_rule.written(work, left).values() if left else ())]
+    rest = by_rule.written(work, left) if left else {}
+    return [*parts, *(Part(by_rule, [i], write) for i, write in rest.items())]
 
 
-def _by_triton(work: Work, leaves: dict[int, AdamaxLeaf], rest: Callable[[], None]) -> None:
+def _by_triton(work: Work, leaves: dict[int, AdamaxLeaf]) -> None:
     if not triton.write(list(leaves.values())):
-        _in_torch(work, list(leaves), by_triton=False)()
-    rest()
+        _run(_in_torch(work, list(leaves), by_triton=False))
 
 
 def _in_turn(work: Work, where: list[int]) -> None:
     """Step leaf after leaf, each of which sees what those before it wrote."""
     for i in where:
-        _in_torch(work, [i])()
+        _run(_in_torch(work, [i]))
 
 
-def _run(writes: Iterable[Callable[[], None]]) -> None:
-    for write in writes:
-        write()
+def _run(parts: Iterable[Part]) -> None:
+    for part in parts:
+        part.write()
+
+
+def _taken(work: Work, i: int, path: str, executor: ModuleType | None) -> Taken:
+    if executor is None:
+        return Taken(path, *NOBODY)
+    why = _why_not(work, i, executor) if executor in _SLOWER else None
+    return Taken(path, _TITLES.get(executor, "kernel"), why)
+
+
+def _why_not(work: Work, i: int, executor: ModuleType) -> str:
+    """Why neither a kernel nor a program steps a leaf."""
+    if context.traced():
+        return FOLLOWED
+    problem = None
+    for leaf in leaves_of(work, [i]).values():
+        problem = kernel.why_not(leaf)
+        if problem is None and executor in (foreach, inplace):
+            problem = triton.why_not(leaf)
+            if kernel.as_read([leaf]) is not None:
+                problem = "the kernel writes over all leaves or none, and does not take another one"
+    problem = problem or program.why_not(work, i)
+    if problem is None:
+        tensors = pytree.tensors([work.p[i], work.g[i], *(x[i] for x in work.moments.values())])
+        problem = RECORDED if context.recorded(tensors) else UNLIKE
+    return problem
 
 
 def _shared_memory(work: Work, trees: tuple[Tree, Any, Tree]) -> str | None:

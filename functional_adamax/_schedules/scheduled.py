@@ -73,7 +73,7 @@ class Scheduled(Transform):
     ) -> Plan:
         donate = donate and donation.may_write(None, getattr(state, "count", None), None)
         inner = self._now(state).plan(grads, state.inner, params, donate, **extra)
-        return _Counted(inner, state.count)
+        return Counted(inner, state.count)
 
     def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
         lr = self.transform.lr  # type: ignore[attr-defined]
@@ -94,19 +94,19 @@ class Scheduled(Transform):
         return repr(self.transform)
 
 
-class _Counted(Plan):
+class Counted(Plan):
     """A step that is counted once it is taken."""
 
     def __init__(self, inner: Plan, count: Tensor) -> None:
-        self._inner, self._count = inner, count
+        self.inner, self._count = inner, count
 
     def check(self) -> None:
-        self._inner.check()
-        self.problem = self._inner.problem
+        self.inner.check()
+        self.problem = self.inner.problem
 
     def __call__(self) -> tuple[Tree, ScheduledState]:
-        params, inner = self._inner()
-        self.problem = self._inner.problem
-        count = self._count.add_(1) if self._inner.in_place else self._count + 1
-        self.in_place = self._inner.in_place
+        params, inner = self.inner()
+        self.problem = self.inner.problem
+        count = self._count.add_(1) if self.inner.in_place else self._count + 1
+        self.in_place = self.inner.in_place
         return params, ScheduledState(count, inner)

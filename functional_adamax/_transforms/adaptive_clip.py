@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .._core import checks, hyper, norms, numerics, pytree
+from .._core import hyper, norms, numerics
 from .._core.hyper import Hyperparameter
-from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation
-from .stage import Seen, Stage
+from .stage import LeafUpdate, Stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AdaptiveGradClip(Stage):
     """Bound the norm of each unit by a multiple of the norm of its weights."""
 
+    needs_params: ClassVar[bool] = True
+
     clipping: Hyperparameter
     eps: Hyperparameter = 1e-3
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return _by_unit(x.u, x.p, x.h["clipping"], x.h["eps"]) if x.u.numel() else x.u
-
-    def update(
-        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
-    ) -> tuple[Tree, EmptyState]:
-        del extra
-        leaves, spec = pytree.flatten(updates)
-        checks.gradients(spec, leaves, leaves, self.name, "updates")
-        if params is None:
-            if any(u is not None for u in leaves):
-                checks.params_given(None, f"for {self.name}")
-            return updates, state
-        weights = pytree.match(spec, params, "params", "updates")
-        checks.gradients(spec, leaves, weights, self.name, "updates")
-        return pytree.unflatten(spec, self.applied(updates, leaves, weights)), state
 
 
 def _by_unit(u: Tensor, p: Tensor, clipping: Any, eps: Any) -> Tensor:

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from .._core import numerics, sharded
 from .._core.transform import GradientTransformation
-from .stage import Seen, Stage
+from .stage import LeafUpdate, Stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Centralize(Stage):
     """Subtract the mean of each unit."""
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u if x.u.dim() < 2 else _centered(x.u)
 
 

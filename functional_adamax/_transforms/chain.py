@@ -13,7 +13,7 @@ from .._core import checks
 from .._core.links import call_update, checked_link, remade, settled
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation, Stateless, Transform
-from .stage import Seen, Stage
+from .stage import LeafUpdate, Stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,7 +103,7 @@ class SetToZero(Stage):
 
     strict: ClassVar[bool] = False
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return torch.zeros_like(x.u)
 
 

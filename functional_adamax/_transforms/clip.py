@@ -16,7 +16,7 @@ from .._core import hyper, norms, pytree
 from .._core.hyper import Hyperparameter
 from .._core.numerics import cast, over_components, real_views
 from .._core.transform import GradientTransformation
-from .stage import Seen, Stage
+from .stage import LeafUpdate, Stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,7 +25,7 @@ class Clip(Stage):
 
     max_value: Hyperparameter
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return _by_value(x.u, x.h["max_value"])
 
 
@@ -44,7 +44,7 @@ class ClipByGlobalNorm(Stage):
         limit = limit.reshape(()) if isinstance(limit, Tensor) else limit
         return {"unit": unit, "root": root, "limit": limit}
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return norms.shortened(x.u, **x.h)
 
 
@@ -54,7 +54,7 @@ class ClipByBlockRms(Stage):
 
     threshold: Hyperparameter
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return _by_rms(x.u, x.h["threshold"]) if x.u.numel() else x.u
 
 

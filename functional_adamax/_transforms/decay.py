@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,16 +12,18 @@ from .._core.hyper import Hyperparameter
 from .._core.numerics import add_scaled
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation
-from .stage import Seen, Stage
+from .stage import LeafUpdate, Stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AddDecayedWeights(Stage):
     """Add a multiple of the parameters."""
 
+    needs_params: ClassVar[bool] = True
+
     weight_decay: Hyperparameter = 0.0
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return add_scaled(x.u, x.p.to(x.u.dtype), x.h["weight_decay"])
 
     def update(

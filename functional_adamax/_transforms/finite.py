@@ -19,7 +19,7 @@ from .._core.node import public_node
 from .._core.pytree import Tree
 from .._core.selection import is_finite, presentable, select, zeros_unless
 from .._core.transform import GradientTransformation, Transform
-from .stage import Keeping, Seen
+from .stage import Keeping, LeafUpdate
 
 
 @public_node
@@ -55,7 +55,7 @@ class ZeroNans(Keeping):
         pairs = zip(updates, kept["found"], strict=True)
         return [u if isinstance(x, Tensor) else x for u, x in pairs]
 
-    def rule(self, x: Seen) -> tuple[Tensor, dict[str, Any]]:
+    def rule(self, x: LeafUpdate) -> tuple[Tensor, dict[str, Any]]:
         bad = ~x.u.isfinite() if self.infinities else x.u.isnan()
         return torch.where(bad, 0.0, x.u), {"found": sharded.whole(bad.any())}
 

@@ -20,7 +20,7 @@ from .._core.node import public_node
 from .._core.numerics import add_scaled, blend, moment_dtype, scaled, step_dtype
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation
-from .stage import Keeping, Seen
+from .stage import Keeping, LeafUpdate
 
 
 @public_node
@@ -76,7 +76,7 @@ class Ema(Accumulating):
         step = torch.zeros((), dtype=step_dtype(p.device), device=p.device)
         return [step, *super().start(p)]
 
-    def rule(self, x: Seen) -> tuple[Tensor, dict[str, Any]]:
+    def rule(self, x: LeafUpdate) -> tuple[Tensor, dict[str, Any]]:
         t, m, decay = x.kept["step"], x.kept["exp_avg"], x.h["decay"]
         decay = decay.to(t.dtype) if isinstance(decay, Tensor) else decay
         t = t + 1
@@ -96,7 +96,7 @@ class Trace(Accumulating):
     nesterov: bool = False
     accumulator_dtype: torch.dtype | None = None
 
-    def rule(self, x: Seen) -> tuple[Tensor, dict[str, Any]]:
+    def rule(self, x: LeafUpdate) -> tuple[Tensor, dict[str, Any]]:
         before, decay = x.kept["trace"], x.h["decay"]
         g = x.u.to(before.dtype)
         trace = add_scaled(g, before, decay)

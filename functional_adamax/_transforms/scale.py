@@ -12,7 +12,7 @@ from .._core.hyper import Hyperparameter
 from .._core.numerics import scaled
 from .._core.transform import GradientTransformation
 from .._schedules.scheduled import Schedule, check_lr, with_schedule
-from .stage import Seen, Stage
+from .stage import LeafUpdate, Stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,7 +23,7 @@ class Scale(Stage):
 
     factor: Hyperparameter
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return scaled(x.u, x.h["factor"])
 
 
@@ -35,7 +35,7 @@ class ScaleByLearningRate(Stage):
 
     lr: Hyperparameter | Schedule
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return scaled(x.u, -x.h["lr"])
 
 

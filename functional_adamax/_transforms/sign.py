@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._core.numerics import real_views, sign
 from .._core.transform import GradientTransformation
-from .stage import Seen, Stage
+from .stage import LeafUpdate, Stage
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -19,7 +19,7 @@ class ScaleBySign(Stage):
 
     strict: ClassVar[bool] = False
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         if x.u.is_complex():
             return torch.view_as_complex(sign(*real_views(x.u)))
         return sign(x.u)

@@ -20,25 +20,79 @@ from .._execution.program import whole as whole
 _NOTHING: dict[str, Any] = {}
 
 
-class Seen(NamedTuple):
-    """What the rule of a stage sees of one leaf."""
+class LeafUpdate(NamedTuple):
+    """The update of one leaf, and what the rule of a ``Stage`` may read beside it."""
 
-    u: Tensor  # the update
-    p: Any  # the parameter, where the stage needs it
-    h: dict[str, Any]  # hyperparameters that broadcast to the leaf, and what ``once`` returned
-    kept: dict[str, Any]  # what the state holds of the leaf, by the name of the field
+    u: Tensor
+    """The update: the gradient, or what the links before have made of it."""
+    p: Any
+    """The parameter, if the stage says ``needs_params``, else None."""
+    h: dict[str, Any]
+    """The hyperparameters by name, each a number or a tensor that broadcasts to ``u``, and what
+    ``once`` returned."""
+    kept: dict[str, Any]
+    """What the state holds of the leaf, by the name of the field. Empty in a ``Stage``."""
 
 
 class Stage(Stateless):
-    """A stage without state."""
+    """A link of a chain that treats each leaf alone and keeps no state: derive your own from it.
+
+    Write a frozen dataclass, whose fields are the hyperparameters, and a method ``rule``, which
+    returns what becomes of the update of one leaf. ``pair()`` makes the transform.
+
+    ``rule(x)`` is given a ``LeafUpdate``. It is a pure function of ``x`` and of the fields, written
+    in torch's operations: it returns a tensor of the shape and the dtype of ``x.u``, and writes to
+    nothing. Then it can be differentiated, batched and compiled like all transforms of the library.
+    Leaves whose update is None are passed by.
+
+    On a CPU such a stage is run as a program, alone and as a link of a chain, where the rule
+    computes each element by itself: with arithmetic, comparisons, ``where``, ``abs``, ``sign``,
+    ``maximum``, ``lerp`` and the like. The rule is called a few times to record its operations, and
+    from then on the record is run; other values of the hyperparameters need no other record. What
+    cannot be recorded is called leaf by leaf in every step, with the same results, and ``explain``
+    says why. That is so where the rule
+
+    - decides by the value of a tensor or of a hyperparameter (``item``, ``if x.h["rate"] > 1``), or
+      by a shape;
+    - computes over several elements (``mean``, ``sort``, a product of matrices) or at random;
+    - reads what may change without a trace, such as a list, a dict or an object of your own, or
+      changes anything, such as a counter. Numbers and strings that it reads by a name in its module
+      may change: each value has a record of its own.
+
+    Class attributes, methods:
+
+    - ``name``: what ``repr`` prints. Default: the name of the class in lower case.
+    - ``strict``: refuse updates that can be no gradients, such as sparse ones. Default: True.
+    - ``needs_params``: ``update`` must be given the parameters; ``rule`` has them as ``x.p``.
+      Default: False.
+    - ``hyper()``: the hyperparameters in ``x.h``, by name: numbers, tensors or trees of them, as in
+      ``scale``. Default: all fields. Override it where a field is something else, such as a string,
+      which ``rule`` reads of ``self``.
+    - ``once(updates)``: what is computed once for the list of all updates, by name; ``rule`` has it
+      in ``x.h``. Default: nothing.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False, repr=False)
+        ... class Shrink(Stage):
+        ...     threshold: float = 0.1
+        ...
+        ...     def rule(self, x: LeafUpdate) -> Tensor:
+        ...         return x.u.sign() * (x.u.abs() - x.h["threshold"]).clamp(min=0)
+        >>> tx = Shrink(0.5).pair()
+        >>> tx.update(torch.tensor([0.2, -2.0]), tx.init(torch.zeros(2)))[0]
+        tensor([ 0.0000, -1.5000])
+
+    ``eq=False`` and ``repr=False`` leave both to ``Stage``, which can compare tensors.
+    """
 
     is_local: ClassVar[bool] = True
 
     strict: ClassVar[bool] = True
-    """Whether updates are refused that can be no gradients, such as sparse ones."""
+    needs_params: ClassVar[bool] = False
 
     @abstractmethod
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         """Return what becomes of the update."""
 
     def hyper(self) -> dict[str, Any]:
@@ -53,11 +107,17 @@ class Stage(Stateless):
     def update(
         self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
     ) -> tuple[Tree, EmptyState]:
-        del params, extra
+        del extra
         leaves, spec = pytree.flatten(updates)
+        given = self.needs_params and params is not None
+        like = pytree.match(spec, params, "params", "updates") if given else leaves
         if self.strict:
-            checks.gradients(spec, leaves, leaves, self.name, "updates")
-        return pytree.unflatten(spec, self.applied(updates, leaves, leaves)), state
+            checks.gradients(spec, leaves, like, self.name, "updates")
+        if self.needs_params and not given:
+            if any(u is not None for u in leaves):
+                checks.params_given(None, f"for {self.name}")
+            return updates, state
+        return pytree.unflatten(spec, self.applied(updates, leaves, like)), state
 
     def applied(self, tree: Tree, updates: list[Any], leaves: list[Any]) -> list[Any]:
         """The rule on each update; ``leaves``, of ``tree``, is what hyperparameters fit."""
@@ -65,8 +125,11 @@ class Stage(Stateless):
         shared = self.once([u for u in updates if u is not None])
         if shared:
             rows = [h | shared for h in rows]
-        columns = zip(updates, leaves, rows, strict=True)
-        return [None if u is None else self.rule(Seen(u, p, h, _NOTHING)) for u, p, h in columns]
+        params = leaves if self.needs_params else [None] * len(leaves)
+        columns = zip(updates, params, rows, strict=True)
+        return [
+            None if u is None else self.rule(LeafUpdate(u, p, h, _NOTHING)) for u, p, h in columns
+        ]
 
 
 class Keeping(Transform):
@@ -81,7 +144,7 @@ class Keeping(Transform):
         """Return what the state holds of a parameter before its first update, field by field."""
 
     @abstractmethod
-    def rule(self, x: Seen) -> tuple[Tensor, dict[str, Any]]:
+    def rule(self, x: LeafUpdate) -> tuple[Tensor, dict[str, Any]]:
         """Return what becomes of the update, and what is kept now, field by field."""
 
     @abstractmethod
@@ -119,7 +182,7 @@ class Keeping(Transform):
         for i, u in enumerate(given):
             if u is not None:
                 before = {name: column[i] for name, column in kept.items()}
-                given[i], after = self.rule(Seen(u, None, rows[i], before))
+                given[i], after = self.rule(LeafUpdate(u, None, rows[i], before))
                 for name, x in after.items():
                     kept[name][i] = x
         columns = (pytree.unflatten(spec, column) for column in kept.values())

@@ -273,7 +273,7 @@ class Optimizer(TorchOptimizer):
         known = len(self.state)
         try:
             self._make_state()
-            plans = [unit.prepare(*given) for unit in units]
+            plans = [unit.prepare(*given, alone=len(units) == 1) for unit in units]
             return plans if len(units) == 1 or self._are_apart() else in_turn
         except Exception:
             for p in list(self.state)[known:]:

@@ -24,7 +24,7 @@ from .._core.pytree import Tree
 from .._core.transform import GradientTransformation, Transform, Update, same
 from .._execution.native import kernel
 from .._execution.native.kernel import Group
-from .._execution.program import machine, whole
+from .._execution.program import machine, steps, whole
 from .._methods.method import Method
 from . import _loading, _schedules
 from ._closure import Gradients
@@ -75,17 +75,33 @@ class Unit:
             found.append(taken)
         return found
 
-    def prepare(self, closure: Callable[[], Any] | None, extra: dict[str, Any], said: Said) -> Run:
-        """Check and plan the step; return what takes it."""
+    def prepare(
+        self,
+        closure: Callable[[], Any] | None,
+        extra: dict[str, Any],
+        said: Said,
+        alone: bool = False,
+    ) -> Run:
+        """Check and plan the step; return what takes it.
+
+        A step of a unit that is ``alone`` may be checked where it is taken.
+        """
         tx = self._transform(said)
         leaves, spec = self._leaves()
-        run = None if closure is not None or extra else self._by_programs(tx, leaves, spec, said)
+        run = (
+            None
+            if closure is not None or extra
+            else self._by_programs(tx, leaves, spec, said, alone)
+        )
         return run or self._planned(tx, leaves, spec, closure, extra, said)
 
     def _by_programs(
-        self, tx: GradientTransformation, leaves: list[Tensor], spec: Any, said: Said
+        self, tx: GradientTransformation, leaves: list[Tensor], spec: Any, said: Said, alone: bool
     ) -> Run | None:
-        """The step as the machine takes it, which finds the state in the entries; or None."""
+        """The step as the machine takes it, which finds the state in the entries; or None.
+
+        Where the unit is ``alone`` it may be checked and written in one call.
+        """
         layout, transform, state = self._layout, transform_in(tx), self.owner.state
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not machine.is_there():
             return None
@@ -94,23 +110,25 @@ class Unit:
         found = machine.gathered(leaves, state, *layout.columns)
         if found is None or transform is None:
             return None
-        otherwise = partial(self._otherwise, tx, leaves, spec, said)
-        write = whole.written(transform, *found, spec, layout.spec, otherwise)
-        if write is None or not layout.counts:
-            return write
-        before = layout.read(layout.counts[0], state, leaves).clone()
-        return partial(self._counted, write, before, said)
+        step = whole.over(transform, *found, spec, layout.spec)
+        if step is None:
+            return None
+        write: Callable[[], bool] | None = partial(steps.overwrite, *step)
+        if not (alone and step[1].at_once):
+            write = steps.planned(*step)
+        before = layout.read(layout.counts[0], state, leaves).clone() if layout.counts else None
+        otherwise = partial(self._planned, tx, leaves, spec, None, {}, said)
+        return None if write is None else partial(self._written, write, otherwise, before, said)
 
-    def _counted(self, write: Run, before: Tensor, said: Said) -> None:
-        """Step, and show what schedules said at the count ``before``."""
-        write()
-        for group in self.groups:
-            _schedules.show(group, before, said)
-
-    def _otherwise(
-        self, tx: GradientTransformation, leaves: list[Tensor], spec: Any, said: Said
+    def _written(
+        self, write: Callable[[], bool], otherwise: Callable[[], Run], before: Any, said: Said
     ) -> None:
-        self._planned(tx, leaves, spec, None, {}, said)()
+        """Step, and show what schedules said at the count ``before``."""
+        if not write():
+            otherwise()()
+        elif before is not None:
+            for group in self.groups:
+                _schedules.show(group, before, said)
 
     def _planned(
         self,

@@ -163,7 +163,7 @@ def inner() -> Any:
         return torch.autograd.grad(view(torch.ones(2)).sum(), lr)
 
 
-class Seen(TorchDispatchMode):
+class LeafUpdate(TorchDispatchMode):
     """Counts what torch dispatches."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class Seen(TorchDispatchMode):
 
 
 def seen() -> Any:
-    with Seen() as mode:
+    with LeafUpdate() as mode:
         stepped(fa.adamax(0.1))
     return torch.tensor(mode.count)
 

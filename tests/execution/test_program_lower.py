@@ -46,9 +46,9 @@ def run(found: Program, x: dict[str, Tensor], in_place: bool) -> dict[str, Tenso
     x = {name: value.clone() for name, value in x.items()}
     columns = tuple([x[name]] for name in ("g", "p", "m"))
     part = machine.Part(proof.made(found), columns, ([x["t"]],))
-    numbers = (float(x["lr"]),)
+    numbers: machine.Numbers = [float(x["lr"])]
     if in_place:
-        assert machine.overwrite([part], numbers)
+        assert machine.overwrite([part], [], numbers)
         return x
     names = [("g", "p", "m")[k] for k in found.of] + ["t"]
     results = [[x[name]] for name in names]

@@ -18,7 +18,7 @@ from trees import assert_equal
 import functional_adamax as fa
 from functional_adamax._core import donation, plans
 from functional_adamax._execution.program import machine, whole
-from functional_adamax._transforms.stage import Seen, Stage
+from functional_adamax._transforms.stage import LeafUpdate, Stage
 from functional_adamax.compat import Optimizer
 
 pytestmark = pytest.mark.skipif(not machine.is_there(), reason="built without a compiler")
@@ -235,7 +235,7 @@ class Own(Stage):
     factor: Any = 0.5
     turn: Any = None
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u * x.h["factor"] if self.turn is None else self.turn(x.u, x.h["factor"])
 
     def hyper(self) -> dict[str, Any]:
@@ -254,37 +254,37 @@ def declined(tx: Any) -> str | None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ByDimension(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u * 2 if x.u.ndim > 1 else x.u
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ByShape(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u / x.u.shape[0]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ByValue(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u if x.u.sum() > 0 else -x.u
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ByHyper(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u if x.h["factor"] < 0.6 else -x.u
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mean(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u - x.u.mean()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Random(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u + torch.rand_like(x.u)
 
 
@@ -295,26 +295,26 @@ CALLS: list[int] = []
 class Counting(Own):
     calls: ClassVar[list[int]] = CALLS
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         self.calls.append(1)
         return x.u * len(self.calls)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Writing(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u.mul_(2)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Closed(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u * OUTSIDE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NormOfLeaf(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u / (1 + fa.global_norm(x.u))
 
 
@@ -323,7 +323,7 @@ class NormOfSome(Own):
     def once(self, updates: list[Tensor]) -> dict[str, Any]:
         return {"norm": 1 + fa.global_norm(updates[:-1])}
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u / x.h["norm"]
 
 
@@ -350,7 +350,7 @@ def test_what_a_program_would_do_wrong_is_declined(kind: Any, by_rule: Any) -> N
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ByGlobal(Own):
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         return x.u * FACTOR
 
 

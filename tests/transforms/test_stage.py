@@ -12,9 +12,9 @@ from torch import Tensor
 
 import functional_adamax as fa
 from functional_adamax._core import checks
-from functional_adamax._transforms.stage import Keeping, Seen, Stage
+from functional_adamax._transforms.stage import Keeping, LeafUpdate, Stage
 
-SEEN: list[Seen] = []
+SEEN: list[LeafUpdate] = []
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ class Share(Stage):
     def once(self, updates: list[Tensor]) -> dict[str, Any]:
         return {"total": sum(u.sum() for u in updates)}
 
-    def rule(self, x: Seen) -> Tensor:
+    def rule(self, x: LeafUpdate) -> Tensor:
         SEEN.append(x)
         return x.h["factor"] * x.u / x.h["total"]
 
@@ -58,7 +58,7 @@ class Count(Keeping):
     def start(self, p: Tensor) -> Sequence[Tensor]:
         return [torch.zeros(()), torch.zeros_like(p)]
 
-    def rule(self, x: Seen) -> tuple[Tensor, dict[str, Any]]:
+    def rule(self, x: LeafUpdate) -> tuple[Tensor, dict[str, Any]]:
         SEEN.append(x)
         return x.kept["last"], {"step": x.kept["step"] + 1, "last": x.u}
 

@@ -20,28 +20,29 @@ def plan(parts: list[Any], in_place: bool, grad_mode: bool, /) -> object | None:
 def summed(
     planned: object,
     programs: list[Any],
-    numbers: tuple[float | list[float], ...],
+    numbers: list[float | list[float]],
     each: bool,
     threads: int,
     /,
 ) -> float | list[float] | None: ...
 def stepped(
     planned: object,
-    numbers: tuple[float | list[float], ...],
+    numbers: list[float | list[float]],
     lists: list[tuple[list[Any], ...]],
     threads: int,
     /,
 ) -> bool: ...
 def write(
     planned: object,
-    numbers: tuple[float | list[float], ...],
+    numbers: list[float | list[float]],
     increment: Callable[[list[Any]], Any],
     threads: int,
     /,
 ) -> bool: ...
 def overwrite(
     parts: list[Any],
-    numbers: tuple[float | list[float], ...],
+    sums: list[tuple[int, list[Any]]],
+    numbers: list[float | list[float]],
     grad_mode: bool,
     increment: Callable[[list[Any]], Any],
     threads: int,

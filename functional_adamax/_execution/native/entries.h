@@ -32,13 +32,11 @@ static int scatter(PyObject *entry, PyObject *names, PyObject *single, Py_ssize_
         start += alone ? 1 : count;
         if (PyErr_Occurred())
             return 0;
-        PyObject *before = PyList_GetItem(flat, place); /* NULL where it is not filled yet */
-        if (alone && before != NULL && before != empty) {
-            if (x != NULL && x != before)
-                return 0;
-            continue;
-        }
-        PyList_SetItem(flat, place, Py_NewRef(x ? x : empty));
+        PyObject *before = PyList_GetItem(flat, place);
+        if (x != NULL && before != empty && x != before)
+            return 0;
+        if (x != NULL)
+            PyList_SetItem(flat, place, Py_NewRef(x));
     }
     return 1;
 }
@@ -59,6 +57,8 @@ static PyObject *machine_gather(PyObject *self, PyObject *arguments)
         size += PyTuple_GetItem(single, k) == Py_True ? 1 : count;
     PyObject *g = new_list(count), *p = new_list(count), *flat = new_list(size), *result = NULL;
     int fine = g != NULL && p != NULL && flat != NULL;
+    for (Py_ssize_t i = 0; i < size && fine; i++)
+        PyList_SetItem(flat, i, Py_NewRef(empty));
     for (Py_ssize_t i = 0; i < count && fine; i++) {
         PyObject *x = PyList_GetItem(params, i), *entry = entry_of(state, x, &place);
         PyObject *gradient = PyErr_Occurred() ? NULL : PyObject_GetAttr(x, grad);

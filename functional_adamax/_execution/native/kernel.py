@@ -160,6 +160,15 @@ def _is_kind_active(leaf: AdamaxLeaf) -> bool:
     return is_active(g.dtype, m.dtype, mode_of(leaf.weight_decay, leaf.decoupled))
 
 
+def why_not(leaf: AdamaxLeaf) -> str | None:
+    """Why the kernel takes no leaf of this kind on a CPU, or None if it does."""
+    kind, mode = (leaf.g.dtype, leaf.m.dtype), mode_of(leaf.weight_decay, leaf.decoupled)
+    if _native is None or not leaf.g.is_cpu or is_active(*kind, mode):
+        return None
+    decay = ("no", "a coupled", "a decoupled")[mode]
+    return f"the kernel does not take {_name(*kind)} with {decay} weight decay"
+
+
 def mode_of(decay: Any, decoupled: bool) -> int:
     """A decay, as ``is_active`` takes it."""
     return _NO_DECAY if not decays(decay) else _DECOUPLED if decoupled else _COUPLED
@@ -193,7 +202,7 @@ def zeros_like(p: Tensor, dtype: torch.dtype) -> Tensor:
 
     A page may have 4 kB or 2 MB, and a step looks up fewer of the latter: it takes 4 % less time.
     """
-    if _native is None or not (p.is_cpu and p.nbytes >= _LARGE_PAGE and memory.has_address(p)):
+    if _native is None or not (p.is_cpu and memory.has_address(p) and p.nbytes >= _LARGE_PAGE):
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
     zeros = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format)
     _native.expect_writes(zeros)

@@ -290,7 +290,7 @@ static int number_rows(const Plan *plan, const Part *part, const Program *p, PyO
     PyObject *lists[MOST_UNIFORMS];
     double r[MOST_UNIFORMS], given[MOST_UNIFORMS];
     for (int k = 0; k < p->numbers; k++) {
-        PyObject *x = PyTuple_GetItem(numbers, k);
+        PyObject *x = PyList_GetItem(numbers, k);
         if (x == NULL)
             return 0;
         lists[k] = PyList_Check(x) ? x : NULL;
@@ -389,10 +389,11 @@ static int commit(const Plan *plan, PyObject *numbers, PyObject *increment, long
     return 1;
 }
 
-/* Run rows into memory that is no leaf's; 0 where a leaf lies elsewhere now, or was counted on. */
-static int run_apart(const Plan *plan, const Work *work, Py_ssize_t count, long threads)
+/* Run rows into memory that is no leaf's; 0 where a leaf lies elsewhere now, or was counted on; not
+   where the caller knows that nothing ran. */
+static int run_apart(const Plan *plan, const Work *work, Py_ssize_t count, long threads, int alone)
 {
-    if (!are_unmoved(&plan->ranges, 0) || !are_counted_alike(plan))
+    if (!alone && !(are_unmoved(&plan->ranges, 0) && are_counted_alike(plan)))
         return 0;
     run(work, count, threads, !plan->releases);
     return 1;
@@ -443,7 +444,7 @@ static PyObject *sums_of_each(const Plan *plan, const Work *work, const Py_ssize
 /* The sum of the squares of the first output over the leaves of all parts that have a program for
    it, as a float, or for each leaf, as a list; or NULL, perhaps with an exception. */
 static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers, int each,
-                        long threads)
+                        long threads, int alone)
 {
     double last[ROW], *sums = NULL, *pool = NULL;
     PyObject *result = NULL;
@@ -472,7 +473,7 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
     }
     if (fine) {
         ptrdiff_t blocks = place_sums(plan, work, leaf, rows, &sums);
-        if (blocks >= 0 && run_apart(plan, work, rows, threads))
+        if (blocks >= 0 && run_apart(plan, work, rows, threads, alone))
             result = each ? sums_of_each(plan, work, leaf, rows)
                           : PyFloat_FromDouble(total(sums, blocks, last));
     }
@@ -481,6 +482,20 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
     PyMem_Free(leaf);
     PyMem_Free(work);
     return result;
+}
+
+/* Compute sums, each of which is one of the numbers: pairs of its place and the programs. 0, perhaps
+   with an exception, where one cannot be. */
+static int fill_sums(const Plan *plan, PyObject *sums, PyObject *numbers, long threads, int alone)
+{
+    for (Py_ssize_t i = 0; i < PyList_Size(sums); i++) {
+        PyObject *pair = PyList_GetItem(sums, i);
+        Py_ssize_t place = PyLong_AsSsize_t(PyTuple_GetItem(pair, 0));
+        PyObject *sum = summed(plan, PyTuple_GetItem(pair, 1), numbers, 0, threads, alone);
+        if (sum == NULL || PyList_SetItem(numbers, place, sum) != 0)
+            return 0;
+    }
+    return 1;
 }
 
 /* Make the outputs of a row, and its counters, in lists that have a place for each leaf. */
@@ -518,5 +533,5 @@ static int stepped(const Plan *plan, PyObject *numbers, PyObject *lists, long th
                 !make_results(plan, part, i, row++, PyList_GetItem(lists, k)))
                 return 0;
     }
-    return run_apart(plan, plan->work, plan->rows, threads);
+    return run_apart(plan, plan->work, plan->rows, threads, 0);
 }

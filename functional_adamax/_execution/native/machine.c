@@ -143,7 +143,7 @@ static PyObject *machine_summed(PyObject *self, PyObject *arguments)
         return NULL;
     const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
     if (plan != NULL)
-        sum = summed(plan, programs, numbers, each, threads);
+        sum = summed(plan, programs, numbers, each, threads, 0);
     return sum || PyErr_Occurred() ? sum : Py_NewRef(Py_None);
 }
 
@@ -174,15 +174,17 @@ static PyObject *machine_write(PyObject *self, PyObject *arguments)
 static PyObject *machine_overwrite(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *parts, *numbers, *increment;
+    PyObject *parts, *sums, *numbers, *increment;
     int grad_mode;
     long threads;
     Plan plan;
-    if (!PyArg_ParseTuple(arguments, "OOpOl", &parts, &numbers, &grad_mode, &increment, &threads))
+    if (!PyArg_ParseTuple(arguments, "OOOpOl", &parts, &sums, &numbers, &grad_mode, &increment,
+                          &threads))
         return NULL;
     int fine = begin(&plan, parts) && settle(&plan, 1, grad_mode);
     int alone = !plan.releases && PyCFunction_Check(increment);
-    fine = fine && commit(&plan, numbers, increment, threads, alone);
+    fine = fine && fill_sums(&plan, sums, numbers, threads, alone) &&
+           commit(&plan, numbers, increment, threads, alone);
     end(&plan);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }

@@ -48,7 +48,7 @@ def overwrite(work: Work) -> bool:
     if torch.is_grad_enabled() and _are_learned(work.rates):
         return False
     job = _job(work, add=True)
-    return job is not None and machine.overwrite([job.part], job.numbers)
+    return job is not None and machine.overwrite([job.part], [], job.numbers)
 
 
 def plan(work: Work) -> Callable[[], bool] | None:
@@ -102,7 +102,7 @@ def _job(work: Work, add: bool) -> Job | None:
     family, found = found_for(work, i, rates, add, checked=False)
     if isinstance(found, str) or family.reads:
         return None
-    numbers = tuple(float(rates[name]) for name in found.numbers)
+    numbers: Numbers = [float(rates[name]) for name in found.numbers]
     return _given(work, found, None, numbers)
 
 
@@ -130,12 +130,12 @@ def _taken(
 
 def _job_of(work: Work, runner: Runner, places: list[int]) -> Job:
     assert work.hyper is not None
-    numbers = []
+    numbers: list[Any] = []
     for name in runner.numbers:
         numbers.append([0.0] * len(work.g))
         for i in places:
             numbers[-1][i] = float(work.hyper[name][i])
-    return _given(work, runner, places, tuple(numbers))
+    return _given(work, runner, places, numbers)
 
 
 def _given(work: Work, runner: Runner, where: list[int] | None, numbers: Numbers) -> Job:

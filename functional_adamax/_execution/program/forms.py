@@ -82,6 +82,8 @@ def _key(value: Any, taken: _Taken) -> Any:
     if isinstance(value, Transform):
         if not value.is_local:
             raise Declined(f"{value.name} does not treat each leaf alone")
+        if getattr(value, "in_turn", False) or getattr(value, "foreach", None):
+            raise Declined(f"{value.name} is to step as torch does")
         reads = _reads(type(value))
         if isinstance(reads, str):
             raise Declined(reads)

@@ -22,7 +22,7 @@ if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
 Columns: TypeAlias = Sequence[list[Any]]
 """Of each column, or counter, a tensor for each leaf."""
 
-Numbers: TypeAlias = tuple[float | list[float], ...]
+Numbers: TypeAlias = list[float | list[float]]
 """The other uniforms: one number for all leaves, or a list with one for each."""
 
 
@@ -123,10 +123,13 @@ def write(planned: Any, numbers: Numbers) -> bool:
     return done
 
 
-def overwrite(parts: list[Part], numbers: Numbers) -> bool:
-    """Plan and take a step in place; False, with nothing written, where it cannot be taken."""
+def overwrite(parts: list[Part], sums: list[tuple[int, list[Any]]], numbers: Numbers) -> bool:
+    """Plan and take a step in place; False, with nothing written, where it cannot be taken.
+
+    Sums, as of ``summed``, are made first: of each its place among the numbers, and its programs.
+    """
     recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
-    done: bool = _machine.overwrite(parts, numbers, recording, _increment, threads)
+    done: bool = _machine.overwrite(parts, sums, numbers, recording, _increment, threads)
     return done
 
 

@@ -261,7 +261,7 @@ def _agrees(
                 x[name] = 4 * x[name] - 2
         x[_T] = torch.full_like(x[_T], t)
         columns = tuple([x[name]] for name in layout.columns)
-        numbers = tuple(x[name].item() for name in layout.numbers)
+        numbers: machine.Numbers = [x[name].item() for name in layout.numbers]
         found = [[x[column]] for _, column in layout.outputs] + [[x[_T]]]
         part = machine.Part(runner.program, columns, ([x[_T]],))
         if not machine.into_new(part, numbers, found):

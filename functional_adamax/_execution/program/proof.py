@@ -165,7 +165,7 @@ def holds(code: str, op: str, dtype: torch.dtype) -> bool:
         columns = tuple(map(list, zip(*leaves, strict=True)))
         found = list(columns[0])
         part = machine.Part(machine.assembled(program), columns, ())
-        if not machine.into_new(part, (), [found]):
+        if not machine.into_new(part, [], [found]):
             return False
         wanted = [TORCH[op](*leaf) for leaf in leaves]
         return same_bits(torch.cat(found), torch.cat(wanted).to(dtype), op not in ZEROS)
@@ -184,7 +184,7 @@ def uniform_holds(code: str, op: str, single: bool) -> bool:
         program.uniform = [Instruction(code, count, tuple(range(count)), single)]
         program.vector = [Instruction("MOVE", 1, (2,))]
         leaves = [torch.zeros((), dtype=double, device="cpu")] * len(rows[0])
-        numbers = tuple(x.tolist() for x in rows)
+        numbers: machine.Numbers = [x.tolist() for x in rows]
         found = leaves.copy()
         part = machine.Part(machine.assembled(program), (leaves,), ())
         if not machine.into_new(part, numbers, [found]):

@@ -58,6 +58,13 @@ class Entry(NamedTuple):
     entered: tuple[int, ...]  # the places that they are given
     results: tuple[tuple[int, int], ...]  # positions of the state, and places of what comes there
 
+    @property
+    def at_once(self) -> bool:
+        """Whether nothing but sums is done for the tree."""
+        return not self.results and all(
+            isinstance(x, Phase) and x.kind == "sum" for x in self.sequence
+        )
+
     def at(self, new: dict[int, int]) -> Entry:
         """The same for a state whose parts start elsewhere."""
 
@@ -100,10 +107,23 @@ def into_new(step: Trees, entry: Entry) -> tuple[list[Any], list[Any]] | None:
     return first, state
 
 
-def planned(step: Trees, entry: Entry, otherwise: Callable[[], None]) -> Callable[[], None] | None:
+def overwrite(step: Trees, entry: Entry) -> bool:
+    """Step over the trees in one call that checks all, where one will do; False if nothing was."""
+    found = _begun(step, entry) if entry.at_once else None
+    if found is None:
+        return False
+    sums = [
+        (len(entry.numbers) + entry.entered.index(x.target), entry.sums[x.target])
+        for x in entry.sequence
+    ]
+    parts = _parts(step, entry, _columns(step, entry))
+    return machine.overwrite(parts, sums, _numbers(step, entry, found))
+
+
+def planned(step: Trees, entry: Entry) -> Callable[[], bool] | None:
     """Return what steps over the trees, or None where a leaf cannot be taken.
 
-    ``otherwise`` is called where that turns out when it is to be written.
+    It writes nothing and returns False where leaves are not as they were.
     """
     if not _may_write([step.state[i] for i, _ in entry.results]):
         return None
@@ -112,20 +132,15 @@ def planned(step: Trees, entry: Entry, otherwise: Callable[[], None]) -> Callabl
     if found is None:
         return None
     pairs = [(step.state[position], found[place]) for position, place in entry.results]
-    return partial(_commit, plan, _numbers(step, entry, found), pairs, otherwise)
+    return partial(_commit, plan, _numbers(step, entry, found), pairs)
 
 
-def _commit(
-    plan: Any,
-    numbers: machine.Numbers,
-    pairs: list[tuple[Tensor, Tensor]],
-    otherwise: Callable[[], None],
-) -> None:
-    if not machine.write(plan, numbers):  # memory was moved, or counted on, meanwhile
-        otherwise()
-        return
+def _commit(plan: Any, numbers: machine.Numbers, pairs: list[tuple[Tensor, Tensor]]) -> bool:
+    if not machine.write(plan, numbers):
+        return False
     for old, new in pairs:
         old.copy_(new)
+    return True
 
 
 def _may_write(of_tree: list[Tensor]) -> bool:
@@ -165,7 +180,7 @@ def _numbers(step: Trees, entry: Entry, found: list[Any]) -> machine.Numbers:
     for place in entry.entered:
         x = found[place]
         given.append(0.0 if x is None else x if isinstance(x, list) else float(x))
-    return tuple(given)
+    return given
 
 
 def _made_of(total: Any, phase: Phase, step: Trees) -> Any:
@@ -182,13 +197,20 @@ def _are_odd(entry: Entry, found: list[Any]) -> bool:
     return any(i < 0 and isnan(x) for i, x in zip(entry.sources, found, strict=False))
 
 
-def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
-    """What belongs to the tree, and what is made of it; None where a sum cannot be made."""
+def _begun(step: Trees, entry: Entry) -> list[Any] | None:
+    """What belongs to the tree at the start of a step; None where it is not for the machine."""
     numbers, state = step.form.numbers, step.state
     found: list[Any] = [state[i] if i >= 0 else numbers[-1 - i] for i in entry.sources]
     if any(x.requires_grad for x in found) or _are_odd(entry, found):
         return None
-    found += [None] * (entry.places - len(found))
+    return found + [None] * (entry.places - len(found))
+
+
+def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
+    """What belongs to the tree, and what is made of it; None where a sum cannot be made."""
+    found, numbers = _begun(step, entry), step.form.numbers
+    if found is None:
+        return None
     if not entry.sequence:
         return found
     with torch.no_grad():

@@ -27,7 +27,7 @@ from .trees import Given, Kind
 
 _MOST = 256  # forms that are remembered
 _MOST_KINDS = 16  # of leaves in one tree
-_ASKS_NOBODY = "_asks_nobody"  # what a transform has whose ``settled`` is known to return itself
+_ASKS_NOBODY = "asks_nobody"  # what a transform has whose ``settled`` is known to return itself
 _ALIKE = (Kind((), True),)
 
 
@@ -59,34 +59,25 @@ def plan(transform: Transform, grads: Tree, state: Any, params: Tree, donate: bo
     return None if found is None else Whole(transform, found, (grads, state, params), donate)
 
 
-def written(
-    transform: Transform,
-    g: list[Any],
-    p: list[Any],
-    state: list[Any],
-    spec: Any,
-    state_spec: Any,
-    otherwise: Callable[[], None],
-) -> Callable[[], None] | None:
-    """Return what steps trees in place, of which the leaves are given, or None.
-
-    ``otherwise`` is called where that turns out to be impossible when it is to be written.
-    """
-    if not _may_be_asked() or not transform.is_local:
+def over(
+    transform: Transform, g: list[Any], p: list[Any], state: list[Any], spec: Any, state_spec: Any
+) -> tuple[Trees, Entry] | None:
+    """Return what steps trees of which the leaves are given, as ``steps`` takes it, or None."""
+    if not _may_be_asked() or not transform.is_local or set(map(type, g)) <= {type(None)}:
         return None
     now = transform
     if _ASKS_NOBODY not in vars(transform):
         given = (state_spec, state), (spec, g), (spec, p)
         now = transform.settled(*(x.unflatten(leaves) for x, leaves in given))
     try:
-        step = Trees(form_of(now), g, p, state, spec, state_spec, ())
+        found = _sought(now, Trees(form_of(now), g, p, state, spec, state_spec, ()), add=True)
     except Declined:
         return None
-    found = _sought(now, step, add=True)
-    write = None if isinstance(found, str) else steps.planned(*found, otherwise)
-    if write is not None and now is transform:
+    if isinstance(found, str):
+        return None
+    if now is transform:
         object.__setattr__(transform, _ASKS_NOBODY, True)
-    return write
+    return found
 
 
 def why_not(
@@ -116,7 +107,8 @@ class Whole(OverTrees):
         if self._write is not None or self.new is not None:
             return
         if self._donate:
-            self._write = steps.planned(*self._found, self._otherwise)
+            write = steps.planned(*self._found)
+            self._write = None if write is None else partial(self._written, write)
         else:
             self.new = _stepped(*self._found)
         if self._write is None and self.new is None:
@@ -125,6 +117,11 @@ class Whole(OverTrees):
             self.problem, self.new = other.problem, other.new
 
     def __call__(self) -> tuple[Tree, Any]:
+        fresh = self._write is None and self.new is None and self._other is None
+        if self._donate and fresh and steps.overwrite(*self._found):
+            self.in_place = True
+            _, state, params = self._trees
+            return params, state
         self.check()
         if self._other is None:
             return super().__call__()
@@ -132,7 +129,9 @@ class Whole(OverTrees):
         self.in_place = self._other.in_place
         return result
 
-    def _otherwise(self) -> None:
+    def _written(self, write: Callable[[], bool]) -> None:
+        if write():
+            return
         other = self._by_rule()
         new = other()
         if not other.in_place:

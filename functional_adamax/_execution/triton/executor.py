@@ -56,6 +56,11 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
+def why_not(leaf: AdamaxLeaf) -> str | None:
+    """Why a leaf on a CUDA device has no kernels there, or None if it has, or is elsewhere."""
+    return _obstacle(leaf.m.device) if leaf.m.is_cuda else None
+
+
 def part(work: Work, where: list[int]) -> dict[int, AdamaxLeaf]:
     """Return those of the leaves that are taken."""
     return {i: leaf for i, leaf in leaves_of(work, where).items() if takes(leaf)}
