@@ -1,7 +1,8 @@
 """Finding and changing what is in a state, through any nesting.
 
 A state is a tree of NamedTuples, tuples, dicts and tensors. A part of it is addressed by the name
-of its field or key, wherever that is; where a name is found twice, by its path.
+of its field or key, wherever that is; where a name is found twice, by its path. The file is longer
+than others: public functions are documented.
 """
 
 from __future__ import annotations
@@ -86,17 +87,15 @@ def tree_map_params(function: Callable[..., Any], state: Tree, params: Tree, *re
     """
     leaves, spec = pytree.flatten(params)
     single = spec.is_leaf()
-
-    def _belongs(x: Tensor, p: Any) -> bool:
-        return not single or x.shape == p.shape
-
     others = [pytree.match(spec, tree, f"rest[{i}]", "params") for i, tree in enumerate(rest)]
 
     def walk(node: Tree) -> Tree:
         values, structure = pytree.flatten(node)
         if structure == spec and not isinstance(node, EmptyState):
             new = [
-                function(x, p, *row) if isinstance(x, Tensor) and _belongs(x, p) else x
+                function(x, p, *row)
+                if isinstance(x, Tensor) and (not single or x.shape == p.shape)
+                else x
                 for x, p, *row in zip(values, leaves, *others, strict=True)
             ]
             return pytree.unflatten(spec, new)

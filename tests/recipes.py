@@ -1,7 +1,8 @@
 """The table of transforms that the laws run over.
 
-A recipe makes its transform from named hyperparameters, so that a law can hand them over as
-numbers or as tensors that are batched, traced or differentiated.
+A recipe makes its transform from named hyperparameters, so that a law can hand them over as numbers
+or as tensors that are batched, traced or differentiated. The file is longer than others: it is one
+table.
 """
 
 from __future__ import annotations

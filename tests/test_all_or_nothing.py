@@ -1,6 +1,7 @@
 """A step that raises has written nothing: each way to step, each fault, the first leaf or the last.
 
-What needs another way of planning a step is a strict expected failure with the word "plan".
+What needs another way of planning a step is a strict expected failure with the word "plan". The
+file is longer than others: it has a table of faults.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from failing import SIZES, Classic, Functional, Run, Scarce, Way, executors, of, restless, ways
+from failing import Scarce, Way, executors, of, restless, ways
+from runs import SIZES, Classic, Functional, Run
 
 import functional_adamax as fa
 from functional_adamax._execution.native import kernel

@@ -1,4 +1,7 @@
-"""The laws every transform keeps, over one table of recipes."""
+"""The laws every transform keeps, over one table of recipes.
+
+The file is longer than others: all laws are in one place.
+"""
 
 from __future__ import annotations
 

@@ -117,6 +117,29 @@ def test_the_page_names_every_file_and_folder() -> None:
     assert [part for part in sorted(parts) if f"`{part}" not in tree] == []
 
 
+LENGTH = 250
+REASON = "The file is longer than others: "
+
+
+def too_long(path: Path) -> bool:
+    """Whether a file is long, and does not say in its first words why."""
+    text = path.read_text()
+    stated = " ".join((ast.get_docstring(ast.parse(text)) or "").split())
+    return len(text.splitlines()) > LENGTH and REASON not in stated
+
+
+def test_long_files_say_why() -> None:
+    files = [*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    assert [path.name for path in files if too_long(path)] == []
+
+
+def test_a_long_file_without_a_reason_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "file.py"
+    for lines, doc, found in ((249, "", False), (250, "", True), (250, REASON + "why.", False)):
+        path.write_text(f'"""What it does. {doc}"""\n' + "pass\n" * lines)
+        assert too_long(path) is found
+
+
 WRITERS = {  # executors, and what commits a step
     "_core.donation",
     "_core.private.foreach",

@@ -1,4 +1,7 @@
-"""Typical mistakes: what comes as an answer names what was wanted, what came and what to do."""
+"""Typical mistakes: what comes as an answer names what was wanted, what came and what to do.
+
+The file is longer than others: it has a table of mistakes.
+"""
 
 from __future__ import annotations
 

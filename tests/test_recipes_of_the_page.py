@@ -15,7 +15,7 @@ from torch.func import grad, vmap
 from trees import assert_equal, grads_like, params
 
 import functional_adamax as fa
-from functional_adamax._execution import by_rule, choice
+from functional_adamax._execution import choice
 from functional_adamax.compat import Optimizer
 
 PAGE = Path(__file__).parents[1] / "docs/layout.md"
@@ -111,6 +111,7 @@ def test_a_recipe_is_an_executor(
     p = {"a": torch.ones(2, dtype=dtype), "b": torch.ones(0, 3, dtype=dtype)}
     g, state = grads_like(p), method.init(p)
     wanted = method.update(g, state, p), fa.step(method, g, state, p)
-    monkeypatch.setattr(choice, "_order", lambda: ((), (types.SimpleNamespace(part=part), by_rule)))
+    executor = types.SimpleNamespace(part=part, compute=lambda work, add: None)
+    monkeypatch.setattr(choice, "_order", lambda work: (executor, (executor,)))
     assert_equal((method.update(g, state, p), fa.step(method, g, state, p)), wanted)
     assert taken == [1, 1]

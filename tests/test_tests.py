@@ -106,16 +106,16 @@ def test_a_test_without_a_check_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 PACKAGE = HERE.parent / "functional_adamax"
 ELSEWHERE = {  # modules that are tested in what they are parts of
     "_execution/program/captured": "execution/test_program_record.py",
+    "_execution/program/columns": "execution/test_program_whole.py",
     "_execution/program/entries": "execution/test_program_whole.py",
     "_execution/program/executor": "execution/test_program_machine.py",
     "_execution/program/forms": "execution/test_program_whole.py",
     "_execution/program/fuse": "execution/test_program_lower.py",
     "_execution/program/graph": "execution/test_program_record.py",
     "_execution/program/operations": "execution/test_program_record.py",
-    "_execution/program/programs": "execution/test_program_machine.py",
-    "_execution/program/proof": "execution/test_program_machine.py",
     "_execution/program/recorder": "execution/test_program_record.py",
     "_execution/program/stand_ins": "execution/test_program_whole.py",
+    "_execution/program/samples": "execution/test_program_whole.py",
     "_execution/program/steps": "execution/test_program_whole.py",
     "_execution/program/tree_recorder": "execution/test_program_whole.py",
     "_execution/program/trees": "execution/test_program_whole.py",

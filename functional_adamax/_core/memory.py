@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .private import transforms
 
+PLAIN = {Tensor, torch.nn.Parameter}
+"""The classes of tensors that are nothing but memory."""
+
 
 def has_address(leaf: Any) -> bool:
     """Whether ``leaf`` is a tensor whose address may be read here.

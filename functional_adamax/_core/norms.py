@@ -111,16 +111,10 @@ def over_components(value: Any, like: Tensor) -> Any:
 
 def shortened(u: Tensor, unit: Tensor, root: Tensor, limit: Any) -> Tensor:
     """``u``, or where its norm ``unit * root`` is not within ``limit``, ``u * limit / norm``."""
-    if u.is_complex():
-        (x,) = numerics.real_views(u)
-        x = x.to(unit.dtype)
-    else:
-        x = u.to(unit.dtype)
+    x = real(u).to(unit.dtype)
     unit, root, limit = (sharded.beside(y, x) for y in (unit, root, limit))
     clipped = ~(unit * root <= limit)  # so that NaN counts as too long
     factor = limit / torch.where(clipped, root, 1.0)
     new = torch.where(clipped, (x / unit) * factor, x)
-    if u.is_complex():
-        wide: Tensor = torch.view_as_complex(new)
-        new = wide
+    new = torch.view_as_complex(new) if u.is_complex() else new
     return sharded.placed_like(u, new.to(u.dtype))

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import sharded
 
 HALF = (torch.float16, torch.bfloat16)
+REAL = (torch.float32, torch.float64)
 
 
 def step_dtype(device: torch.device) -> torch.dtype:

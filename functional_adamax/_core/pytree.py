@@ -47,6 +47,11 @@ def tree_map(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return unflatten(spec, [function(leaf) for leaf in leaves])
 
 
+def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
+    """Apply ``function`` to every tensor; what is none stays as it is."""
+    return tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
+
+
 def paths(spec: Any, root: str) -> list[str]:
     """Return how Python code reaches each leaf from ``root``: ``params['fc']['weight']``."""
     if isinstance(spec, traced_pytree.Spec):

@@ -73,7 +73,4 @@ def flag(value: Any, name: str, device: torch.device) -> Tensor:
 
 def zeros_unless(condition: Tensor, updates: Tree) -> Tree:
     """``updates`` where the 0-d ``condition`` holds, else zeros; None stays None."""
-    return pytree.tree_map(
-        lambda u: torch.where(condition.to(u.device), u, 0.0) if isinstance(u, Tensor) else u,
-        updates,
-    )
+    return pytree.map_tensors(lambda u: torch.where(condition.to(u.device), u, 0.0), updates)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._core import numerics
 from .._core.numerics import average, bias_corrected, cast, maximum_norm, wide
 from . import rule
 from .bounded import quotient
@@ -70,14 +71,18 @@ def adamax(t: Tensor, g: Tensor, moments: Moments, h: dict[str, Any]) -> tuple[T
     return update, {"exp_avg": m, "exp_inf": u}
 
 
-def step(leaf: AdamaxLeaf) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The whole step of one leaf that has a gradient; returns ``(update, t, m, u)``."""
+def step(leaf: AdamaxLeaf, add: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The whole step of one leaf that has a gradient; returns ``(update, t, m, u)``.
+
+    With ``add``, the new parameter takes the place of the update.
+    """
     p, g, m, u, t, lr, b1, b2, eps, decay, floor, maximize, decoupled = leaf
     hyper = {"lr": lr, "b1": b1, "b2": b2, "eps": eps, "weight_decay": decay}
     hyper["derivative_floor"] = floor
     moments = {"exp_avg": m, "exp_inf": u}
     update, t, new = rule.step(adamax, Leaf(p, g, t, moments, hyper, m.dtype, maximize, decoupled))
-    return update, t, new["exp_avg"], new["exp_inf"]
+    first = numerics.add(p, update) if add else update
+    return first, t, new["exp_avg"], new["exp_inf"]
 
 
 def scale(leaf: AdamaxLeaf, t: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 An executor is another spelling of ``rule.step``. It takes only what it can do with the same bits on
 a CPU (``tests/execution/test_executors.py``), and the rule itself takes the rest. Some take all the
 work or nothing, in one call that checks it, too. What they leave is checked and shared out: each
-executor in its order takes the leaves that it can.
+executor in its order takes the leaves that it can, but for those that have a hyperparameter for
+each element, which pure steps leave to the rule. The file is longer than others: what pure steps
+and steps in place choose has to agree.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain, pairwise
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +30,6 @@ from .program import executor as program
 from .triton import executor as triton
 from .work import Columns, Row, Work, leaves_of
 
-Executors: TypeAlias = tuple[ModuleType, ...]
-_PLAIN = {Tensor, torch.nn.Parameter}
 _TITLES = {  # others are other ways to the kernel
     program: "program",
     triton: "Triton",
@@ -62,21 +62,21 @@ class Part(NamedTuple):
     write: Callable[[], None]
 
 
-def _order() -> tuple[Executors, Executors]:
-    """The executors of pure steps: those for all the work, and those for some of the leaves.
+def _order(work: Work) -> tuple[ModuleType, tuple[ModuleType, ...]]:
+    """The executors of pure steps: the one for all the work, and those for some of the leaves.
 
-    The former have ``compute(work, add)``, which returns None or the results of all leaves; the
+    The former has ``compute(work, add)``, which returns None or the results of all leaves; the
     latter ``part(work, where, add)``, which returns the results of those that they take.
     """
     if torch.compiler.is_compiling():
         from . import operator
 
-        return (operator,), (by_rule,)
+        return operator, ()
     if context.traced():
-        return (batched,), (by_rule,)
-    if torch.is_grad_enabled():
-        return (kernel, program), (kernel, recorded, program, by_rule)
-    return (kernel, program), (kernel, program, by_rule)
+        return batched, ()
+    if work.method.rule is not adamax:
+        return program, (program,)
+    return kernel, (kernel, recorded, program) if torch.is_grad_enabled() else (kernel, program)
 
 
 def compute(work: Work, add: bool, takers: dict[int, ModuleType] | None = None) -> Columns:
@@ -84,16 +84,17 @@ def compute(work: Work, add: bool, takers: dict[int, ModuleType] | None = None) 
 
     ``takers``, where it is given, is told the executor of each leaf.
     """
-    whole, parts = _order()
-    for executor in whole:
-        found: Columns | None = executor.compute(work, add)
-        if found is not None:
-            if takers is not None:
-                takers |= dict.fromkeys(work.stepped(), executor)
-            return found
+    whole, parts = _order(work)
+    found: Columns | None = whole.compute(work, add)
+    if found is not None:
+        if takers is not None:
+            takers |= dict.fromkeys(work.stepped(), whole)
+        return found
     work.check()
     rows: dict[int, Row] = {}
-    left = work.stepped()
+    stepped = work.stepped()
+    elementwise = work.elementwise() if parts else ()
+    left = [i for i in stepped if i not in elementwise]
     for executor in parts:
         if left:
             new = executor.part(work, left, add)
@@ -101,6 +102,11 @@ def compute(work: Work, add: bool, takers: dict[int, ModuleType] | None = None) 
             left = [i for i in left if i not in rows]
             if takers is not None:
                 takers |= dict.fromkeys(new, executor)
+    rest = [i for i in stepped if i not in rows]
+    if rest:
+        rows |= by_rule.part(work, rest, add)
+        if takers is not None:
+            takers |= dict.fromkeys(rest, by_rule)
     return work.columns(rows, add)
 
 
@@ -304,7 +310,7 @@ def _shared_memory(work: Work, trees: tuple[Tree, Any, Tree]) -> str | None:
     """Return what ``donation.shared_memory`` does, asked only where two storages overlap."""
     columns = work.p, work.g, work.t, *work.moments.values()
     tensors = [x for x in chain.from_iterable(columns) if isinstance(x, Tensor)]
-    if all(type(x) in _PLAIN and x.layout is torch.strided for x in tensors):
+    if all(type(x) in memory.PLAIN and x.layout is torch.strided for x in tensors):
         storages = [x.untyped_storage() for x in tensors]
         places = sorted((x.data_ptr(), x.nbytes()) for x in storages)
         if all(start + size <= after for (start, size), (after, _) in pairwise(places)):
@@ -332,7 +338,7 @@ def _follows_writes(work: Work) -> bool:
 
 def _is_lone(x: Tensor) -> bool:
     """Whether no other element lies in the memory of the one of ``x``."""
-    plain = type(x) in _PLAIN and memory.has_address(x)
+    plain = type(x) in memory.PLAIN and memory.has_address(x)
     return plain and x.untyped_storage().nbytes() == x.element_size()
 
 
@@ -344,4 +350,4 @@ def _is_learned(work: Work) -> bool:
 
 
 def _is_plain_cuda(p: Any) -> bool:
-    return type(p) in _PLAIN and p.is_cuda
+    return type(p) in memory.PLAIN and p.is_cuda

@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 
 from .._core import memory
-from .._core.numerics import HALF, bias_corrected, real_views
+from .._core.numerics import HALF, REAL, bias_corrected, real_views
 from .adamax_rule import AdamaxLeaf
 from .work import Work, leaves_of
 
-_DTYPES = {
-    *HALF,
-    torch.float32,
-    torch.float64,
-    torch.complex64,
-    torch.complex128,
-}
+_DTYPES = {*HALF, *REAL, torch.complex64, torch.complex128}
 """In others torch has not all of the operations, and the first that it lacks would raise."""
 
 
@@ -56,7 +50,7 @@ def _rate_before(leaf: AdamaxLeaf) -> float | None:
 
 def _is_plain(leaf: AdamaxLeaf) -> bool:
     """Whether the leaf lies in memory of its own, and is no DTensor, for example."""
-    return all(type(x) in (Tensor, torch.nn.Parameter) for x in leaf[:4])
+    return all(type(x) in memory.PLAIN for x in leaf[:4])
 
 
 def _span(g: Tensor) -> int:

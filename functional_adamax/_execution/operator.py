@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core import context, hyper, numerics, pytree
+from .._core import context, hyper, memory, numerics, pytree
+from .._core.numerics import REAL
 from .._core.private import compiler
 from . import adamax_rule
 from .adamax_rule import AdamaxLeaf
@@ -24,8 +25,6 @@ from .native import kernel
 from .native.kernel import Group
 from .work import Columns, Work
 
-_PLAIN = {Tensor, torch.nn.Parameter}
-_REAL = (torch.float32, torch.float64)
 _RATES = 5  # lr to weight_decay
 _PART = 32  # leaves that one operator overwrites: a compiler looks at each for each of them
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
@@ -109,7 +108,7 @@ def _fit(columns: Columns, rates: list[tuple[Any, ...]], group: Group) -> bool:
     if torch.compiler.is_exporting() or _transforming():
         return False
     p, g, m, u, t = columns
-    if not frozenset(map(type, p + g + m + u + t)) <= _PLAIN:
+    if not frozenset(map(type, p + g + m + u + t)) <= memory.PLAIN:
         return False
     recording, kinds = torch.is_grad_enabled(), set()
     for p_, g_, m_, u_, t_ in zip(p, g, m, u, t, strict=True):
@@ -141,7 +140,7 @@ def _fit(columns: Columns, rates: list[tuple[Any, ...]], group: Group) -> bool:
 def _is_rate(x: Any, recording: bool) -> bool:
     """Whether the operator takes a hyperparameter."""
     return not isinstance(x, Tensor) or (
-        x.is_cpu and x.dim() == 0 and x.dtype in _REAL and not (recording and x.requires_grad)
+        x.is_cpu and x.dim() == 0 and x.dtype in REAL and not (recording and x.requires_grad)
     )
 
 
@@ -218,9 +217,7 @@ def _step(*arguments: Any) -> Lists:
     # forward mode, another machine than it was compiled on, or odd layouts
     results: Lists = _fake(p, g, m, u, t, add)
     for leaf, *new in zip(leaves, *results, strict=True):
-        update, *state = adamax_rule.step(leaf)
-        row = [numerics.add(leaf.p, update) if add else update, *state]
-        for result, x in zip(new, row, strict=True):
+        for result, x in zip(new, adamax_rule.step(leaf, add), strict=True):
             result.copy_(x)
     return results
 
@@ -248,8 +245,7 @@ def _step_(*arguments: Any) -> None:
         return
     for row in zip(p, g, m, u, t, strict=True):
         leaf = AdamaxLeaf._make([*row, *rates, None, maximize, decoupled])
-        update, *state = adamax_rule.step(leaf)
-        new = (numerics.add(leaf.p, update), *state)
+        new = adamax_rule.step(leaf, add=True)
         for old, x in zip((leaf.p, leaf.t, leaf.m, leaf.u), new, strict=True):
             old.copy_(x)
 

@@ -22,8 +22,6 @@ from .native import kernel
 from .rule import conditioned, decayed, decays
 from .work import Row, Work, leaves_of
 
-_DTYPES = (torch.float32, torch.float64)
-
 
 def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
     """Step those of the leaves that autograd records and ``takes`` accepts."""
@@ -36,7 +34,7 @@ def takes(leaf: AdamaxLeaf) -> bool:
     """Whether ``leaf`` is real, and no hyperparameter but a single ``lr`` is a tensor."""
     p, g, m, u, _, lr, b1, b2, eps, weight_decay, floor, *_ = leaf
     return (
-        m.dtype in _DTYPES
+        m.dtype in numerics.REAL
         and all(x is None or x.dtype == m.dtype for x in (p, g, u))
         and floor is None
         and not any(isinstance(x, Tensor) for x in (b1, b2, eps, weight_decay))
@@ -144,9 +142,8 @@ class _Steps(torch.autograd.Function):
 
 
 def _by_the_rule(leaf: AdamaxLeaf, scale: Tensor | None, add: bool) -> list[Any]:
-    update, t, m, u = adamax_rule.step(leaf)
-    factor = adamax_rule.scale(leaf, t) if scale is None else scale
-    return [numerics.add(leaf.p, update) if add else update, t, m, u, factor]
+    first, t, m, u = adamax_rule.step(leaf, add)
+    return [first, t, m, u, adamax_rule.scale(leaf, t) if scale is None else scale]
 
 
 def _filled(row: tuple[Any, ...]) -> Pull:

@@ -92,6 +92,14 @@ class Work:
         """The positions of the leaves that have a gradient."""
         return [i for i, g in enumerate(self.g) if g is not None]
 
+    def elementwise(self) -> set[int]:
+        """The positions of the leaves with a hyperparameter of other than one element."""
+        assert self.hyper is not None
+        columns = map(enumerate, self.hyper.values())
+        return {
+            i for column in columns for i, x in column if isinstance(x, Tensor) and x.numel() != 1
+        }
+
     def leaf(self, i: int) -> Leaf:
         """The leaf at a position that has a gradient."""
         assert self.hyper is not None

@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from .._core import capture, checks, context, hyper, numerics, pytree, sharded
+from .._core import capture, checks, context, hyper, pytree
 from .._core.pytree import Tree
 from .._core.transform import GradientTransformation
 from .inner_loss import copied, given_buffers
 from .remat import batched_alike
+from .solver import Solver, Vector, plus
 from .unroll import Unrolled, batches_of, detach, unroll
-
-Vector = list[Tensor]
-"""The tensors of all parameters."""
 
 
 def implicit(
@@ -100,7 +98,7 @@ def implicit(
     hyper.check("damping", damping)
     if not (hyper.is_number(step_size) and 0.0 < step_size < math.inf):
         raise ValueError(f"step_size must be a number in (0, inf), got {step_size!r}")
-    solve = _Solver(solver, iterations, tolerance, damping, step_size)
+    solve = Solver(solver, iterations, tolerance, damping, step_size)
     given = loss, tx, params, batches_of(batches), state, buffers, solve
     return context.uncompiled(_implicit)(*given)
 
@@ -112,7 +110,7 @@ def _implicit(
     batches: list[Any],
     state: Any,
     buffers: Tree,
-    solve: _Solver,
+    solve: Solver,
 ) -> Unrolled:
     if context.forward_mode():
         raise NotImplementedError(
@@ -125,7 +123,7 @@ def _implicit(
 
 
 def _solution(
-    loss: Callable[..., Tensor], solve: _Solver, params: Tree, buffers: Tree, batches: list[Any]
+    loss: Callable[..., Tensor], solve: Solver, params: Tree, buffers: Tree, batches: list[Any]
 ) -> Tree:
     """Return ``params`` with the derivatives of a stationary point."""
     leaves, spec = pytree.flatten(params)
@@ -156,90 +154,12 @@ def _solution(
     return pytree.unflatten(spec, pytree.placed(leaves, where, solved))
 
 
-@dataclass(frozen=True)
-class _Solver:
-    """An approximate product of (H + damping)^-1 with a vector."""
-
-    kind: str
-    iterations: int
-    tolerance: float
-    damping: float
-    step_size: float
-
-    def __call__(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
-        dtypes = [y.dtype for y in b]
-
-        def damped(v: Vector) -> Vector:  # halves are added up in float32
-            image = product([x.to(dtype) for x, dtype in zip(v, dtypes, strict=True)])
-            return _plus(list(map(numerics.wide, image)), self.damping, v)
-
-        solve = self._cg if self.kind == "cg" else self._neumann
-        found = solve(damped, list(map(numerics.wide, b)))
-        return [x.to(dtype) for x, dtype in zip(found, dtypes, strict=True)]
-
-    def _cg(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
-        asking = not (context.transforming() or context.batched_by_autograd(b))
-        sizes = [sharded.largest(y.abs()) if y.numel() else y.abs().sum() for y in b]
-        largest = sharded.combined(torch.maximum, sizes)
-        unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)  # for tiny and huge b
-        b = [y / unit for y in b]
-        x, r, d = [torch.zeros_like(y) for y in b], b, b
-        square = _dot(r, r)
-        eps = torch.finfo(square.dtype).eps
-        limit, solved = self.tolerance**2 * square, eps * square
-        steepest = torch.zeros_like(square)
-        broken = steepest > 0  # kept as tensors: vmap solves one system for each member
-        for _ in range(self.iterations):
-            going = (square > limit) & ~broken
-            if asking and not going:
-                break
-            hd = product(d)
-            curvature, size = _dot(d, hd), _dot(d, d)
-            steepest = torch.maximum(steepest, _ratio(curvature, size, going))
-            broken = broken | (going & ~(curvature > eps * steepest * size))
-            going = going & ~broken
-            length = _ratio(square, curvature, going)
-            x, r = _plus(x, length, d), _plus(r, -length, hd)
-            last, square = square, _dot(r, r)
-            d = _plus(r, _ratio(square, last, going), d)
-        failed = broken & (square > solved)
-        if asking and failed:
-            raise RuntimeError(
-                "the Hessian of the loss is not positive definite, or not to the precision of "
-                f"{square.dtype}, so that the solution has no derivative: let the loss depend on "
-                "every parameter, give those that stay as they are in the batch, or set damping"
-            )
-        return [torch.where(failed | ~square.isfinite(), torch.nan, y) * unit for y in x]
-
-    def _neumann(self, product: Callable[[Vector], Vector], b: Vector) -> Vector:
-        term, total = b, b
-        for _ in range(self.iterations):
-            term = _plus(term, -self.step_size, product(term))
-            total = _plus(total, 1.0, term)
-        return [self.step_size * x for x in total]
-
-
-def _plus(x: Vector, factor: Any, y: Vector) -> Vector:
-    return [a + factor * b for a, b in zip(x, y, strict=True)]
-
-
-def _dot(x: Vector, y: Vector) -> Tensor:
-    """The scalar product, for complex vectors that of their components."""
-    products = [(a.conj() * b).real.sum() for a, b in zip(x, y, strict=True)]
-    return torch.stack([sharded.whole(product) for product in products]).sum()
-
-
-def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
-    """``a / b``, and zero elsewhere."""
-    return torch.where(where, a / torch.where(where, b, torch.ones_like(b)), torch.zeros_like(a))
-
-
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """The loss is stationary in the parameters; given are the closed-over tensors and the data."""
 
     objective: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-    solve: _Solver
+    solve: Solver
     closed: tuple[Tensor, ...]
     unknowns: int
 
@@ -267,14 +187,14 @@ class _Linear:
         return self.problem.unknowns
 
     @property
-    def solve(self) -> _Solver:
+    def solve(self) -> Solver:
         return replace(self.problem.solve, damping=0.0)
 
     def residual(self, x: Sequence[Tensor], given: Sequence[Tensor], at: int) -> Vector:
         points, rest, b = _parts(given, self.unknowns, len(given) - 2 * self.unknowns)
         pull = vjp(lambda *p: tuple(self.problem.residual(p, rest, at)), *points)[1]
-        damped = _plus(list(pull(tuple(x))), self.problem.solve.damping, list(x))
-        return _plus(damped, -1.0, b)
+        damped = plus(list(pull(tuple(x))), self.problem.solve.damping, list(x))
+        return plus(damped, -1.0, b)
 
     def linear(self, points: Vector, given: Vector) -> tuple[_Linear, Vector]:
         del points  # whatever x is, H is the same
@@ -319,8 +239,7 @@ class _Stationary(torch.autograd.Function):
             solved = detach(solved)
         if torch.is_grad_enabled():
             linear, known = problem.linear(points, given)
-            rest = *known, *cotangents
-            solved = capture.apply(_Stationary, linear, *solved, *rest)
+            solved = capture.apply(_Stationary, linear, *solved, *known, *cotangents)
 
         def by_given(*primals: Tensor) -> tuple[Tensor, ...]:
             return tuple(problem.residual(points, pytree.placed(given, wanted, primals), at))

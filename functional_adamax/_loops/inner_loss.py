@@ -67,7 +67,7 @@ def given_buffers(buffers: Tree) -> tuple[Tree, ...]:
 
 def copied(tree: Tree) -> Tree:
     """Return ``tree`` with copies of its tensors."""
-    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
+    return pytree.map_tensors(torch.clone, tree)
 
 
 def _autograd(

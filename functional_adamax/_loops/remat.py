@@ -35,7 +35,7 @@ def loop(
     step: Step, carry: Tree, buffers: Tree, batches: Sequence[Any], length: int
 ) -> tuple[Tree, Tree, Tensor]:
     """Run ``step`` over ``batches`` in segments of ``length``; return the last and all values."""
-    carry = pytree.tree_map(lambda x: x.view_as(x) if isinstance(x, Tensor) else x, carry)
+    carry = pytree.map_tensors(lambda x: x.view_as(x), carry)
     given = [pytree.tensors(batch) for batch in batches]
     closed = _closed_over(step, carry, buffers, batches[0])
     uses = Counter(id(x) for xs in given for x in xs)

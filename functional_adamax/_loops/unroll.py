@@ -45,7 +45,7 @@ def detach(tree: Tree) -> Tree:
         >>> detach({"a": x * 2})["a"].requires_grad
         False
     """
-    return pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+    return pytree.map_tensors(torch.detach, tree)
 
 
 def unroll(

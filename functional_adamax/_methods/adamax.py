@@ -49,9 +49,6 @@ class Adamax(Method):
     state_dtype: torch.dtype | None = None
     derivative_floor: float | None = None
 
-    def moments(self) -> tuple[str, ...]:
-        return "exp_avg", "exp_inf"
-
     def hyper(self) -> dict[str, Any]:
         b1, b2 = self.betas
         return {"b1": b1, "b2": b2, "eps": self.eps, "derivative_floor": self.derivative_floor}

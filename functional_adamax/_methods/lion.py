@@ -43,9 +43,6 @@ class Lion(Method):
     maximize: bool = False
     state_dtype: torch.dtype | None = None
 
-    def moments(self) -> tuple[str, ...]:
-        return ("exp_avg",)
-
     def hyper(self) -> dict[str, Hyperparameter]:
         return {"b1": self.betas[0], "b2": self.betas[1]}
 

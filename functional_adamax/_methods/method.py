@@ -55,9 +55,13 @@ class Method(Transform):
         """How errors call the method."""
         return self.name
 
-    @abstractmethod
     def moments(self) -> tuple[str, ...]:
-        """Return the fields of the state that are kept; any other holds ``EmptyState()``."""
+        """Return the fields of the state that are kept; any other holds ``EmptyState()``.
+
+        Default: all but ``step``.
+        """
+        kept: tuple[str, ...] = self.state._fields[1:]
+        return kept
 
     @abstractmethod
     def hyper(self) -> dict[str, Any]:

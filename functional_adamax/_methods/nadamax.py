@@ -44,9 +44,6 @@ class Nadamax(Method):
     maximize: bool = False
     state_dtype: torch.dtype | None = None
 
-    def moments(self) -> tuple[str, ...]:
-        return ("exp_avg", "exp_inf")
-
     def hyper(self) -> dict[str, Hyperparameter]:
         return {"b1": self.betas[0], "b2": self.betas[1], "eps": self.eps}
 

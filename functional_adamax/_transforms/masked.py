@@ -1,7 +1,8 @@
 """Transforms for some of the leaves: masks and labels.
 
 A leaf that a transform is not meant for is None in the trees it sees. So it has no state there, as
-a missing parameter has none, and every transform can be masked without knowing.
+a missing parameter has none, and every transform can be masked without knowing. The file is longer
+than others: public functions are documented.
 """
 
 from __future__ import annotations

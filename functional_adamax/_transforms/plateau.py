@@ -73,7 +73,7 @@ class ReduceOnPlateau(Transform):
         """Return the state after one more value."""
         count = state.count + 1
         mean = (state.average_value * state.count + value) / count
-        full = count >= self._scalar("accumulation_size", count)
+        full = count >= scalar(self.accumulation_size, count)
         judged = self._judged(state, mean)
         waiting = state._replace(count=count, average_value=mean)
         return ReduceOnPlateauState(
@@ -83,16 +83,14 @@ class ReduceOnPlateau(Transform):
     def _judged(self, state: ReduceOnPlateauState, mean: Tensor) -> ReduceOnPlateauState:
         """Return the state after a window with this mean."""
         best = state.best_value
-        margin = self._scalar("rtol", best) * best.abs() + self._scalar("atol", best)
+        margin = scalar(self.rtol, best) * best.abs() + scalar(self.atol, best)
         improved = mean < torch.where(best.isinf(), best, best - margin)
         cooling = state.cooldown_count > 0
         bad = torch.where(improved | cooling, 0, state.plateau_count + 1)
-        reduced = (bad >= self._scalar("patience", bad)) & ~improved & ~cooling
-        lower = torch.maximum(
-            state.scale * self._scalar("factor", best), self._scalar("min_scale", best)
-        )
+        reduced = (bad >= scalar(self.patience, bad)) & ~improved & ~cooling
+        lower = torch.maximum(state.scale * scalar(self.factor, best), scalar(self.min_scale, best))
         wait = torch.where(
-            reduced, self._scalar("cooldown", bad), (state.cooldown_count - 1).clamp(min=0)
+            reduced, scalar(self.cooldown, bad), (state.cooldown_count - 1).clamp(min=0)
         )
         return ReduceOnPlateauState(
             scale=torch.where(reduced, lower, state.scale),
@@ -102,9 +100,6 @@ class ReduceOnPlateau(Transform):
             count=torch.zeros_like(state.count),
             average_value=torch.zeros_like(mean),
         )
-
-    def _scalar(self, name: str, like: Tensor) -> Tensor:
-        return scalar(getattr(self, name), like)
 
 
 def _observed(value: Any, like: Tensor) -> Tensor:

@@ -66,9 +66,8 @@ class Sam(Transform):
         unit, root = norms.of_leaves(scaled)
         moved = list(leaves)
         for i, g in zip(where, scaled, strict=True):
-            if self.adaptive:
-                g = self._scaled(g, leaves[i])
-            moved[i] = numerics.add(leaves[i], _moved(g, unit, root, radii[i]))
+            step = _moved(self._scaled(g, leaves[i]), unit, root, radii[i])
+            moved[i] = numerics.add(leaves[i], step)
         return moved
 
     def _scaled(self, g: Tensor, p: Tensor) -> Tensor:

@@ -45,17 +45,14 @@ class _Asked:
 def shown(value: Any) -> Any:
     """A value as it is shown: a number, or under a compiler, which keeps none, a new tensor."""
     if torch.compiler.is_compiling():
-        return pytree.tree_map(lambda x: _copy(x) if isinstance(x, Tensor) else x, value)
-    return pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, _numbers(value))
+        return pytree.map_tensors(_copy, value)
+    return pytree.map_tensors(torch.clone, _numbers(value))
 
 
 def _numbers(value: Any) -> Any:
     """A value with numbers in place of the tensors of one element."""
-    return hyper.plain(
-        pytree.tree_map(
-            lambda x: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x, value
-        )
-    )
+    numbers = pytree.map_tensors(lambda x: x.item() if x.numel() == 1 else x, value)
+    return hyper.plain(numbers)
 
 
 torch.library.define("functional_adamax::copy", "(Tensor x) -> Tensor")

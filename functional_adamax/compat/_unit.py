@@ -2,7 +2,8 @@
 
 An optimizer divides its groups into units, and asks each for its step. A unit is kept from step to
 step, and with it what need not be asked again: where its state lies, and the transform, as long as
-it is bound to be the same.
+it is bound to be the same. The file is longer than others: a unit has two ways to step, by programs
+and by a plan over trees, which share what it keeps.
 """
 
 from __future__ import annotations

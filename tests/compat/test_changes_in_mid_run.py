@@ -220,29 +220,6 @@ def test_an_eps_that_counts_in_halves(dtype: torch.dtype, eps: float) -> None:
     both(run)
 
 
-def test_a_differentiable_step_is_recorded_whoever_requires_grad() -> None:
-    lr = torch.tensor(0.1, requires_grad=True)
-    a = torch.ones(3)
-    optimizer = Adamax([a], lr=lr, differentiable=True)
-    for _ in range(2):
-        a.grad = torch.ones(3)
-        optimizer.step()
-    assert torch.autograd.grad(a.sum(), lr)[0].item() == pytest.approx(-6.0)
-
-    def factory(lr: float = 0.1, differentiable: bool = True) -> Any:
-        del differentiable
-        return fa.adamax(lr)
-
-    scale = torch.tensor(1.0, requires_grad=True)
-    b = torch.ones(3)
-    other = Optimizer([b], factory, lr=0.1, differentiable=True)
-    for grad in (torch.ones(3), torch.rand(3) * scale):
-        b.grad = None
-        b.grad = grad
-        other.step()
-    assert b.requires_grad
-
-
 def test_another_thread_may_replace_the_state() -> None:
     params = [nn.Parameter(torch.ones(8)) for _ in range(20)]
     optimizer = Adamax(params)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import functional_adamax as fa
-from functional_adamax.compat import Adamax
+from functional_adamax.compat import Adamax, Optimizer
 
 D = torch.float64
 
@@ -82,3 +82,26 @@ def test_values_are_those_of_an_ordinary_run() -> None:
     assert torch.equal(p, q)
     for name, value in optimizer.state[q].items():
         assert torch.equal(state[name].to(value.dtype), value)
+
+
+def test_a_differentiable_step_is_recorded_whoever_requires_grad() -> None:
+    lr = torch.tensor(0.1, requires_grad=True)
+    a = torch.ones(3)
+    optimizer = Adamax([a], lr=lr, differentiable=True)
+    for _ in range(2):
+        a.grad = torch.ones(3)
+        optimizer.step()
+    assert torch.autograd.grad(a.sum(), lr)[0].item() == pytest.approx(-6.0)
+
+    def factory(lr: float = 0.1, differentiable: bool = True) -> Any:
+        del differentiable
+        return fa.adamax(lr)
+
+    scale = torch.tensor(1.0, requires_grad=True)
+    b = torch.ones(3)
+    other = Optimizer([b], factory, lr=0.1, differentiable=True)
+    for grad in (torch.ones(3), torch.rand(3) * scale):
+        b.grad = None
+        b.grad = grad
+        other.step()
+    assert b.requires_grad

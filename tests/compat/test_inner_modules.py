@@ -1,4 +1,7 @@
-"""Inner loops leave the module as it is, whatever it shares, and refuse what they cannot do."""
+"""Inner loops leave the module as it is, whatever it shares, and refuse what they cannot do.
+
+The file is longer than others: the modules that it tries are written out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Without what is private to torch: the same numbers, or a refusal that says why."""
+"""Without what is private to torch: the same numbers, or a refusal that says why.
+
+The file is longer than others: all that uses what is private to torch is run, without each of it.
+"""
 
 from __future__ import annotations
 

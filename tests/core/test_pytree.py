@@ -14,6 +14,7 @@ from recipes import RECIPES, Recipe
 from trees import assert_equal, grads_like, leaves
 
 import functional_adamax as fa
+from functional_adamax._core import pytree
 
 
 class Layer(NamedTuple):
@@ -171,3 +172,10 @@ def test_layouts_are_kept() -> None:
         for moments in (state.exp_avg, state.exp_inf, new):
             assert moments["c"].is_contiguous(memory_format=torch.channels_last)
             assert moments["t"].stride() == (1, 3)
+
+
+def test_map_tensors_leaves_the_rest_as_it_is() -> None:
+    tree = {"a": torch.ones(2), "b": [None, 3, fa.EmptyState()]}
+    found = pytree.map_tensors(lambda x: x + 1, tree)
+    assert found["a"].tolist() == [2.0, 2.0]
+    assert found["b"] == tree["b"]

@@ -1,7 +1,8 @@
-"""Which executors write."""
+"""Which executors write, and steps without the machine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from functional_adamax._execution import foreach as _foreach
 from functional_adamax._execution import inplace
 from functional_adamax._execution.native import kernel
+from functional_adamax._execution.program import machine
 from functional_adamax._execution.triton import executor as triton
 
 WRITERS = {
@@ -37,3 +39,15 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for function in functions:
             monkeypatch.setattr(module, function, noted(name, getattr(module, function)))
     return names
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Call something without the machine."""
+
+    def run(function: Callable[..., Any], *given: Any, **more: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, "_machine", None)
+            return function(*given, **more)
+
+    return run

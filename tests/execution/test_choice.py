@@ -182,13 +182,13 @@ class Executor:
         return {i: [self.name, *work.leaf(i)[2:3], "m", "u"] for i in where if i in self.takes}
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, whole: Executor, *parts: Executor) -> Any:
+def asked(monkeypatch: pytest.MonkeyPatch, whole: Executor, *parts: Executor, lr: Any = 0.1) -> Any:
     """What is computed of four leaves, the third of which has no gradient."""
     p = [torch.ones(i) for i in range(1, 5)]
     g = [x if x.numel() != 3 else None for x in p]
-    tx = fa.adamax(0.1)
+    tx = fa.adamax(lr)
     work = tx.update.transform.work(g, tx.init(p), p)
-    monkeypatch.setattr(choice, "_order", lambda: ((whole,), parts))
+    monkeypatch.setattr(choice, "_order", lambda work: (whole, parts))
     return choice.compute(work, False)
 
 
@@ -199,6 +199,14 @@ def test_each_leaf_goes_to_the_first_that_takes_it(monkeypatch: pytest.MonkeyPat
     assert updates == ["b", "a", None, "c"]
     assert [x.asked for x in (first, second, rest)] == [[[0, 1, 3]], [[0, 3]], [[3]]]
     assert last.asked == [], "nothing is left"
+
+
+def test_a_leaf_with_a_rate_for_each_element_is_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    lr = [torch.ones(1), torch.ones(2), torch.ones(3), torch.ones(())]
+    part = Executor("a", (0, 1, 3))
+    updates, *_ = asked(monkeypatch, Executor("none"), part, lr=lr)
+    assert part.asked == [[0, 3]]
+    assert updates == ["a", pytest.approx([-1.0, -1.0]), None, "a"]
 
 
 def test_what_takes_all_of_the_work_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:

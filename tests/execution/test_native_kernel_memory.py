@@ -1,6 +1,7 @@
 """The native kernel and memory: misaligned, exhausted, exchanged by another thread, interrupted.
 
-Whatever happens, it has written nothing, or all, with version counters that say so.
+Whatever happens, it has written nothing, or all, with version counters that say so. The file is
+longer than others: each failure meets each way into the kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Whole transforms as programs have the bits of the transforms, or are declined with a reason."""
+"""Whole transforms as programs have the bits of the transforms, or are declined with a reason.
+
+The file is longer than others: all that a program may do wrong of a whole transform is in one
+place.
+"""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ def test_a_leaf_has_all_that_its_step_needs() -> None:
     tx = fa.adamaxw(lr, state_dtype=torch.float64, maximize=True)
     x = work(tx, GRADS, tx.init(PARAMS), PARAMS)
     x.check()
+    assert x.elementwise() == {0}
     found = x.leaf(0)
     assert found.p is PARAMS["a"]
     assert found.g is GRADS["a"]

@@ -1,22 +1,17 @@
-"""Checkpointed inner loops: the bits of the plain ones, in less memory."""
+"""Checkpointed inner loops have the bits of the plain ones."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from functools import partial
-from itertools import accumulate, repeat
 from typing import Any
 
 import pytest
 import torch
 from inner_loops import D, Doubled, data, network, regression
-from torch.func import functional_call, grad, jacrev, vmap
-from torch.profiler import ProfilerActivity, profile
+from torch.func import grad, jacrev, vmap
 from trees import assert_equal, tree_map
 
 import functional_adamax as fa
-from functional_adamax._execution.native import kernel
 
 
 @pytest.mark.parametrize("outside", [False, True])
@@ -171,49 +166,6 @@ def test_checkpointed_gradients_have_the_same_bits(
     assert all(torch.equal(x, y) for x, y in zip(remade[1], plain[1], strict=True))
     for x, y in zip(remade[2], plain[2], strict=True):
         assert (x - y).abs().max() <= 1e-10 * y.abs().max()
-
-
-def peak_of(run: Callable[[], Any]) -> int:
-    """The peak of the memory that ``run`` allocates, in bytes."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run()
-    events = [x for x in record.profiler.kineto_results.events() if x.name() == "[memory]"]
-    sizes = [x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())]
-    return max(accumulate(sizes))
-
-
-@pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("width", [64, 512])
-def test_checkpointed_memory_of_fifty_steps(
-    width: int, native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not native:
-        monkeypatch.setattr(kernel, "_native", None)
-    module = torch.nn.Sequential(
-        torch.nn.Linear(64, width),
-        torch.nn.ReLU(),
-        torch.nn.Linear(width, width),
-        torch.nn.ReLU(),
-        torch.nn.Linear(width, 5),
-    )
-    params = dict(module.named_parameters())
-    x, y = torch.randn(25, 64), torch.randint(0, 5, (25,))
-
-    def loss(tree: Any, batch: Any) -> torch.Tensor:
-        x, y = batch
-        return torch.nn.functional.cross_entropy(functional_call(module, tree, (x,)), y)
-
-    gradients = []
-
-    def run(checkpoint: bool) -> None:
-        tx = fa.adamax(1e-3)
-        end = fa.unroll(loss, tx, params, repeat((x, y), 50), checkpoint=checkpoint)
-        gradients.append(torch.autograd.grad(loss(end.params, (x, y)), list(params.values())))
-
-    peaks = [peak_of(lambda: run(False)), peak_of(lambda: run(True))]
-    assert peaks[1] <= 0.35 * peaks[0]
-    assert all(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
 
 
 def test_a_tensor_the_first_step_did_not_use_is_named_in_an_error() -> None:

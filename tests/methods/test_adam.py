@@ -236,8 +236,7 @@ def test_bad_options_are_named(options: Any, error: type[Exception], message: st
 
 
 def test_bad_trees_are_named() -> None:
-    p = {"a": torch.ones(2)}
-    tx = fa.adam(weight_decay=0.1)
+    p, tx = {"a": torch.ones(2)}, fa.adam(weight_decay=0.1)
     with pytest.raises(ValueError, match="params must be given for weight decay"):
         tx.update(p, tx.init(p))
     with pytest.raises(TypeError, match="must be the AdamState that init returned, got SgdState"):

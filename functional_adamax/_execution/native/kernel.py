@@ -1,7 +1,8 @@
 """Executor: the native kernel of ``native/``, one call for many tensors, one pass over memory.
 
 It takes plain tensors on the CPU whose elements lie side by side in the same order. For every kind
-of leaves, when first used, the kernel is held against the rule, and stays off if a bit differs.
+of leaves, when first used, the kernel is held against the rule, and stays off if a bit differs. The
+file is longer than others: whatever calls the C code is here, so that one name switches it off.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
 
 _increment = modes.increment_version
 _LARGE_PAGE = 2**21  # bytes
-_PLAIN = {Tensor, torch.nn.Parameter}
 _NO_DECAY, _COUPLED, _DECOUPLED = range(3)
 _KINDS = {
     (torch.float32, torch.float32): (_NO_DECAY, _COUPLED, _DECOUPLED),
@@ -153,7 +153,7 @@ def as_read(leaves: list[AdamaxLeaf], members: int = 0) -> list[AdamaxLeaf] | No
 def _is_kind_active(leaf: AdamaxLeaf) -> bool:
     """Whether the kernel is proven for leaves like this one, whose gradient is plain."""
     g, m = leaf.g, leaf.m
-    if not (type(g) in _PLAIN and g.is_cpu and isinstance(m, Tensor)):
+    if not (type(g) in memory.PLAIN and g.is_cpu and isinstance(m, Tensor)):
         return False
     if g.layout != torch.strided:
         return False

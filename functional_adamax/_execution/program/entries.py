@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import proof, steps, trees
+from . import proof, samples, steps, trees
 from .forms import Form, Hashed
 from .graph import Declined, inputs_of
 from .lower import Layout, lower
@@ -197,7 +197,7 @@ def _summand(record: Record, layout: Layout, output: str | None) -> Any:
 
 def _agrees(given: Given, entry: Entry, seed: int, signed: bool) -> bool:
     """Whether programs have the results of the transform itself, over two leaves of each kind."""
-    x = trees.sample(given, _SAMPLE, seed)
+    x = samples.sample(given, _SAMPLE, seed)
     where = [[k, entry.kinds + k] for k in range(entry.kinds)]
     step = Trees(Form(Hashed(None), given.numbers, ()), x.g, x.p, x.state, None, None, where)
     found = steps.into_new(step, entry.at(x.at))

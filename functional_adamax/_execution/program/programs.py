@@ -1,8 +1,9 @@
 """The programs of rules, made when leaves of a kind are first stepped.
 
-A program is held against the rule once more, as a whole, and kept by what it depends on: the
-method but for its numbers, dtypes, which numbers are zero, and what the rule asks about a leaf.
-What cannot be recorded is remembered with its reason.
+A program is held against the rule once more, as a whole, and kept by what it depends on: the method
+but for its numbers, dtypes, which numbers are zero, and what the rule asks about a leaf. What
+cannot be recorded is remembered with its reason. The file is longer than others: what a program
+depends on and what it is made of have to agree.
 """
 
 from __future__ import annotations

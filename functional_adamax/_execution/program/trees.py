@@ -7,7 +7,6 @@ What is computed of a leaf, and of numbers that are one for it, is a graph; see
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..._core import apply, pytree, sums
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
+from .columns import Column, Walker
 from .forms import FLOATING, PLAIN, with_others
 from .graph import Declined, Graph
 from .tree_recorder import Operation, Phase, TreeQuestions, TreeRecorder
@@ -28,22 +28,6 @@ class Kind(NamedTuple):
 
     choices: tuple[Any, ...]
     has_gradient: bool
-
-
-class Column(NamedTuple):
-    """A part of a state that is a tree like the parameters."""
-
-    start: int  # of its leaves in the flat state
-    dtypes: tuple[torch.dtype | None, ...]  # of each kind of leaves; None where it holds nothing
-    vectors: tuple[bool, ...]  # whether it holds tensors like the leaves, or of one number each
-
-    def old(self, kind: int) -> str:
-        """The input of a record that it is."""
-        return f"column {self.start} of {kind}"
-
-    def new(self, kind: int) -> str:
-        """The output of a record that it becomes."""
-        return f"new column {self.start} of {kind}"
 
 
 def of(name: str, kind: int) -> str:
@@ -74,32 +58,6 @@ class Given(NamedTuple):
         choices = list(zip(*(x.choices for x in self.kinds), strict=True))
         found: Transform = with_others(self.transform, numbers, choices)
         return found
-
-
-class Walker:
-    """Walks a state in the order of its flat leaves, and replaces its parts."""
-
-    def __init__(
-        self, spec: Any, column: Callable[[int], Any], lone: Callable[[int, Any], Any]
-    ) -> None:
-        self._spec, self._column, self._lone = spec, column, lone
-        self._position = 0
-
-    def walk(self, node: Tree) -> Tree:
-        """Return ``node`` with other columns, and other leaves that are in none."""
-        start = self._position
-        leaves, spec = pytree.flatten(node)
-        is_tree = spec == self._spec and not spec.is_leaf()
-        if is_tree and spec.type is tuple:  # which the states of links without state may be, too
-            is_tree = any(isinstance(x, Tensor) for x in leaves)
-        if is_tree:
-            self._position += self._spec.num_leaves
-            return self._column(start)
-        if not pytree.is_node(node):
-            self._position += 1
-            return self._lone(start, node)
-        children, _, build = pytree.open_node(node)
-        return build([self.walk(child) for child in children])
 
 
 class Record(NamedTuple):
@@ -234,81 +192,3 @@ def positions(given: Given) -> list[tuple[int, int]]:
 
     Walker(given.spec, column, lone).walk(given.state)
     return found
-
-
-class Sample(NamedTuple):
-    """A step of a leaf of each kind with numbers as they come, and what a transform makes of it."""
-
-    g: list[Any]
-    p: list[Any]
-    state: list[Any]  # flat
-    at: dict[int, int]  # of the starts in the state that is recorded, those in this one
-    first: list[Any]
-    new: list[Any]  # the state after the step
-
-
-def sample(given: Given, size: int, seed: int) -> Sample:
-    """Run an update over a leaf of each kind, by the rule."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    kinds, known = range(len(given.kinds)), {c.start: c for c in given.columns}
-    state: list[Any] = []
-    at: dict[int, int] = {}
-
-    def made(dtype: torch.dtype) -> Tensor:
-        return torch.randn(size, dtype=dtype, generator=generator, device="cpu")
-
-    def column(start: int) -> Tree:
-        c = known.get(start)
-        leaves: dict[int, Any] = {k: pytree.EmptyState() for k in kinds}
-        for k, dtype in enumerate(() if c is None else c.dtypes):
-            if c is not None and dtype is not None:
-                number = torch.tensor(seed, dtype=dtype, device="cpu")
-                leaves[k] = made(dtype).abs() if c.vectors[k] else number
-        at[start] = len(state)
-        state.extend(leaves.values())
-        return leaves
-
-    def lone(start: int, x: Any) -> Any:
-        if start in known:
-            return column(start)
-        if isinstance(x, Tensor):
-            x = torch.as_tensor(seed % 2 if x.dtype == torch.bool else seed, dtype=x.dtype)
-        at[start] = len(state)
-        state.append(x)
-        return x
-
-    old = Walker(given.spec, column, lone).walk(given.state)
-    g = [made(given.dtype) if x.has_gradient else None for x in given.kinds]
-    p = [made(given.dtype) for _ in kinds] if given.has_params else []
-    params = dict(enumerate(p)) if given.has_params else None
-    updates, new = given.small(list(given.numbers)).update(dict(enumerate(g)), old, params)
-    first = apply.updated(params, updates) if given.add else updates
-    return Sample(g, p, state, at, list(first.values()), pytree.flatten(new)[0])
-
-
-def columns_of(
-    spec: Any, state: Tree, flat: list[Any], like: list[tuple[int, Tensor]]
-) -> tuple[Column, ...]:
-    """The parts of a state that are trees like the parameters.
-
-    ``like`` has the position of a leaf of each kind, and a tensor of its shape.
-
-    Raises:
-        Declined: it is not told whether a part holds tensors like a leaf, or numbers.
-    """
-    found: list[Column] = []
-
-    def column(start: int) -> None:
-        some = [flat[start + at] for at, _ in like]
-        dtypes = tuple(x.dtype if isinstance(x, Tensor) else None for x in some)
-        vectors = tuple(isinstance(x, Tensor) and x.dim() > 0 for x in some)
-        found.append(Column(start, dtypes, vectors))
-
-    def lone(start: int, x: Any) -> None:
-        if isinstance(x, Tensor) and spec.is_leaf() and x.dim():
-            found.append(Column(start, (x.dtype,), (True,)))
-
-    if any(x.dim() == 0 for _, x in like):
-        raise Declined("all leaves of a kind have no dimension")
-    Walker(spec, column, lone).walk(state)
-    return tuple(found)

@@ -18,7 +18,8 @@ from ..._core import donation, plans, pytree
 from ..._core.plans import OverTrees, Plan
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
-from . import entries, machine, steps, trees
+from . import entries, machine, steps
+from .columns import columns_of
 from .forms import PLAIN, Form, form_of
 from .graph import Declined
 from .record import Context, context
@@ -224,7 +225,7 @@ def _made(transform: Transform, step: Trees, key: Key) -> Entry | str:
         like.append(next(((i, x) for i, x in some if x.dim()), (kind[0], torch.zeros(()))))
     try:
         state = pytree.unflatten(step.state_spec, step.state)
-        found = trees.columns_of(step.spec, state, step.state, like)
+        found = columns_of(step.spec, state, step.state, like)
     except Declined as problem:
         return str(problem)
     given = Given(

@@ -31,10 +31,7 @@ from . import kernel, proof, table
 from .table import Common
 
 _DEVICE = "cuda"
-_DTYPES = (torch.float32, torch.float64)
-_HALF = (torch.float16, torch.bfloat16)
 _NUMBER = (int, float)
-_PLAIN = {Tensor, torch.nn.Parameter}
 _proven: dict[Any, bool] = {}  # for each form of the kernels whether it is used
 
 
@@ -73,10 +70,10 @@ def takes(leaf: AdamaxLeaf) -> bool:
     tensor is where ``t`` is, on the device or on the CPU.
     """
     p, g, m, u, t, lr, b1, b2, eps, weight_decay, floor, *_ = leaf
-    if not (available(m.device) and type(m) in _PLAIN and m.dtype in _DTYPES):
+    if not (available(m.device) and type(m) in memory.PLAIN and m.dtype in numerics.REAL):
         return False
     flat = m.layout == torch.strided and m.is_contiguous()
-    kinds = {m.dtype, *_HALF} if m.dtype == torch.float32 else {m.dtype}
+    kinds = {m.dtype, *numerics.HALF} if m.dtype == torch.float32 else {m.dtype}
     return (
         (flat or (m.layout == torch.strided and memory.is_dense(m)))
         and not m.is_neg()
@@ -98,7 +95,7 @@ def takes(leaf: AdamaxLeaf) -> bool:
 def _fits(x: Any, like: Tensor, flat: bool, kinds: set[torch.dtype]) -> bool:
     """Whether ``x`` is plain memory of one of ``kinds`` in the layout of ``like``."""
     return (
-        type(x) in _PLAIN
+        type(x) in memory.PLAIN
         and x.dtype in kinds
         and x.device == like.device
         and x.shape == like.shape
@@ -109,7 +106,7 @@ def _fits(x: Any, like: Tensor, flat: bool, kinds: set[torch.dtype]) -> bool:
 
 
 def _is_scalar(x: Any) -> bool:
-    return type(x) in _PLAIN and x.dtype in _DTYPES and x.dim() == 0
+    return type(x) in memory.PLAIN and x.dtype in numerics.REAL and x.dim() == 0
 
 
 def write(leaves: Sequence[AdamaxLeaf]) -> bool:
@@ -136,8 +133,8 @@ def report() -> dict[str, str]:
         device = torch.device("cuda", torch.cuda.current_device())
     why = _obstacle(device)
     answers = {}
-    for p in (*_DTYPES, *_HALF):
-        m = torch.float32 if p in _HALF else p
+    for p in (*numerics.REAL, *numerics.HALF):
+        m = torch.float32 if p in numerics.HALF else p
         common = Common(device, p, p, m, torch.float64, None, 0, *[0.0] * 6)
         holds = why is None and _is_proven(common, maximize=False, capturing=False)
         reason = why or "the rule is not met on this machine"

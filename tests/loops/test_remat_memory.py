@@ -1,0 +1,61 @@
+"""The memory of checkpointed inner loops."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from itertools import accumulate, repeat
+from typing import Any
+
+import pytest
+import torch
+from torch.func import functional_call
+from torch.profiler import ProfilerActivity, profile
+
+import functional_adamax as fa
+from functional_adamax._execution.native import kernel
+
+
+def peak_of(run: Callable[[], Any]) -> int:
+    """The peak of the memory that ``run`` allocates, in bytes."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    events = [x for x in record.profiler.kineto_results.events() if x.name() == "[memory]"]
+    sizes = [x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())]
+    return max(accumulate(sizes))
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("width", [64, 512])
+def test_checkpointed_memory_of_fifty_steps(
+    width: int, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(kernel, "_native", None)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(64, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, 5),
+    )
+    params = dict(module.named_parameters())
+    x, y = torch.randn(25, 64), torch.randint(0, 5, (25,))
+
+    def loss(tree: Any, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return torch.nn.functional.cross_entropy(functional_call(module, tree, (x,)), y)
+
+    gradients = []
+
+    def run(checkpoint: bool, steps: int = 50) -> None:
+        tx = fa.adamax(1e-3)
+        end = fa.unroll(loss, tx, params, repeat((x, y), steps), checkpoint=checkpoint)
+        gradients.append(torch.autograd.grad(loss(end.params, (x, y)), list(params.values())))
+
+    run(True, 2)  # in which what is kept, such as a program, is made
+    gradients.clear()
+    peaks = [peak_of(lambda: run(False)), peak_of(lambda: run(True))]
+    assert peaks[1] <= 0.35 * peaks[0]
+    assert all(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
