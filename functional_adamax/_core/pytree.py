@@ -141,6 +141,8 @@ def spread(prefix: Tree, tree: Tree, name: str) -> list[Any]:
     values, prefix_spec = flatten(prefix)
     if prefix_spec.is_leaf():
         return [values[0] for _ in range(spec.num_leaves)]
+    if prefix_spec == spec:
+        return values
     try:
         prefix_spec.flatten_up_to(tree)
     except ValueError:

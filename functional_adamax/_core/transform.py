@@ -84,6 +84,9 @@ class Transform(Data, ABC):
     has_executors: ClassVar[bool] = False
     """Whether its update looks for executors by itself."""
 
+    asks: ClassVar[bool] = False
+    """Whether ``settled`` asks functions, masks or labels of the user's that no part of it has."""
+
     @abstractmethod
     def init(self, params: Tree) -> Any:
         """Return the state before the first update."""

@@ -86,7 +86,9 @@ def scalar(value: Any, like: Tensor) -> Tensor:
         cast: Tensor = numerics.cast(value.reshape(()) if value.shape == (1,) else value, like)
         return cast
     value = value if isinstance(value, (int, float)) else float(value)
-    number: Tensor = torch.ones_like(like) * value  # not full_like, which compiles it in
+    if like.is_floating_point() and not torch.compiler.is_compiling():
+        return torch.full_like(like, value)
+    number: Tensor = torch.ones_like(like) * value  # which a compiler does not compile in
     return number.to(like.dtype)
 
 

@@ -75,6 +75,11 @@ class Scheduled(Transform):
         inner = self._now(state).plan(grads, state.inner, params, donate, **extra)
         return Counted(inner, state.count)
 
+    @property
+    def asks(self) -> bool:  # type: ignore[override]  # of this one it is told by a field
+        lr = self.transform.lr  # type: ignore[attr-defined]
+        return is_schedule(lr) and not isinstance(lr, Data)
+
     def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
         lr = self.transform.lr  # type: ignore[attr-defined]
         if not is_schedule(lr) or not isinstance(state, ScheduledState):

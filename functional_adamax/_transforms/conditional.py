@@ -29,6 +29,7 @@ class Conditionally(Transform):
     """A transform applied where a condition on the count holds."""
 
     is_local: ClassVar[bool] = True
+    asks: ClassVar[bool] = True
 
     inner: GradientTransformation
     condition: Callable[[Tensor], Any]

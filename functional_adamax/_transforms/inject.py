@@ -41,6 +41,7 @@ class Injected(Transform):
 
     name: ClassVar[str] = "inject_hyperparams"
     is_local: ClassVar[bool] = True
+    asks: ClassVar[bool] = True
 
     factory: Callable[..., GradientTransformation]
     numbers: dict[str, Any]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from .._core import checks, pytree
-from .._core.links import Chosen, call_update, checked_link, remade, settled
+from .._core.links import Chosen, asks, call_update, checked_link, remade, settled
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import Data, GradientTransformation, Init, Stateless, Transform, Update
 
@@ -55,6 +55,7 @@ class Masked(Transform):
     """A transform of some leaves; the others pass."""
 
     is_local: ClassVar[bool] = True
+    asks: ClassVar[bool] = True
 
     inner: GradientTransformation
     mask: Mask
@@ -63,9 +64,8 @@ class Masked(Transform):
         where = _settled(self.mask, updates, params, "mask", bool)
         if where is None:
             return self
-        updates = _like_params(updates, params)
-        trees = (None if x is None else _only(x, where) for x in (updates, params))
-        return remade(self, inner=settled(self.inner, state, *trees), mask=Chosen(tuple(where)))
+        inner = _settled_inside(self.inner, state, updates, params, where)
+        return remade(self, inner=inner, mask=Chosen(tuple(where)))
 
     def init(self, params: Tree) -> Any:
         return self.inner.init(_only(params, _resolved(self.mask, params, "mask", bool)))
@@ -86,6 +86,7 @@ class Partition(Transform):
     """A transform for each label."""
 
     is_local: ClassVar[bool] = True
+    asks: ClassVar[bool] = True
 
     transforms: Mapping[str, GradientTransformation]
     labels: Tree | Callable[[Tree], Tree]
@@ -94,11 +95,10 @@ class Partition(Transform):
         labels = _settled(self.labels, updates, params, "labels", object)
         if labels is None or not isinstance(state, dict) or state.keys() != self.transforms.keys():
             return self
-        updates, now = _like_params(updates, params), {}
-        for label, tx in self.transforms.items():
-            where = [x == label for x in labels]
-            trees = (None if x is None else _only(x, where) for x in (updates, params))
-            now[label] = settled(tx, state[label], *trees)
+        now = {
+            label: _settled_inside(tx, state[label], updates, params, [x == label for x in labels])
+            for label, tx in self.transforms.items()
+        }
         return remade(self, transforms=now, labels=Chosen(tuple(labels)))
 
     def init(self, params: Tree) -> dict[str, Any]:
@@ -141,6 +141,7 @@ class Freeze(Stateless):
     """Zero updates for some leaves."""
 
     is_local: ClassVar[bool] = True
+    asks: ClassVar[bool] = True
 
     mask: Mask
 
@@ -161,6 +162,16 @@ class Freeze(Stateless):
             for u, frozen in zip(leaves, where, strict=True)
         ]
         return pytree.unflatten(spec, new), state
+
+
+def _settled_inside(
+    link: GradientTransformation, state: Any, updates: Tree, params: Tree, where: list[bool]
+) -> GradientTransformation:
+    """Settle what sees the leaves at ``where`` alone."""
+    if not asks(link):
+        return link
+    inside = None if params is None else _only(params, where)
+    return settled(link, state, _only(_like_params(updates, params), where), inside)
 
 
 def _settled(given: Any, updates: Tree, params: Tree, name: str, kind: type) -> list[Any] | None:

@@ -26,6 +26,7 @@ from .._core.pytree import Tree
 from .._core.spelling import explains_misfits
 from .._core.transform import GradientTransformation, Transform
 from .._execution import choice
+from .._execution.program import machine
 from .._transforms.arguments import arguments
 from .._transforms.masked import goes_by_path
 from . import _loading, _schedules
@@ -300,7 +301,7 @@ class Optimizer(TorchOptimizer):
     def _are_apart(self) -> bool:
         """Whether no group is written where another reads parameters, or rates that are tensors."""
         params = [p for group in self.param_groups for p in group["params"]]
-        if not memory.are_apart(params):
+        if not (machine.are_apart(params) or memory.are_apart(params)):
             return False
         rates = pytree.tensors([self._values(group) for group in self.param_groups])
         if not rates:

@@ -74,3 +74,19 @@ static PyObject *machine_gather(PyObject *self, PyObject *arguments)
     Py_XDECREF(flat);
     return result || PyErr_Occurred() ? result : Py_NewRef(Py_None);
 }
+
+/* Whether tensors are known to lie apart. */
+static PyObject *machine_are_apart(PyObject *self, PyObject *tensors)
+{
+    (void)self;
+    View v;
+    Ranges ranges = {0};
+    Py_ssize_t count = PyList_Size(tensors);
+    int fine = count >= 0;
+    for (Py_ssize_t i = 0; i < count && fine; i++)
+        fine = locate(PyList_GetItem(tensors, i), &v) && is_dense(&v) &&
+               add_range(&ranges, NULL, &v, 1);
+    fine = fine && are_apart(&ranges);
+    let_go(&ranges);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
+}

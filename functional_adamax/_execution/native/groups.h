@@ -107,7 +107,7 @@ static PyObject *native_overwrite(PyObject *self, PyObject *arguments)
     int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
     Py_ssize_t count = PyList_Size(params);
     int fine = begin(&plan, NULL, count < 0 ? count : 1) &&
-               read_rates(group, 1, 0, maximize, decoupled, plan.rates);
+               read_rates(group, 1, 0, maximize, decoupled, plan.rates) && guard_rates(&plan, group);
     for (Py_ssize_t i = 0; i < count && fine; i++) {
         x[P] = PyList_GetItem(params, i);
         for (int k = G; k <= T; k++)

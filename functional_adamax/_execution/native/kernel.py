@@ -254,10 +254,14 @@ def overwrite(work: Work) -> bool:
     False, with nothing written, where ``advance`` returns None, or autograd records.
     """
     group = group_of(work.method, work.p, work.rates)
-    if group is None or any(isinstance(x, Tensor) for x in group[1:6]):
-        return False  # which may be recorded, or lie where the step would write
+    if group is None or (torch.is_grad_enabled() and any(map(_is_learned, group[1:6]))):
+        return False
     columns = work.g, work.moments["exp_avg"], work.moments["exp_inf"], work.t
     return overwritten(group, columns)
+
+
+def _is_learned(rate: Any) -> bool:
+    return isinstance(rate, Tensor) and rate.requires_grad
 
 
 def overwritten(group: Group, columns: Columns) -> bool:

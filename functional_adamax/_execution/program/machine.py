@@ -139,6 +139,12 @@ def into_new(part: Part, numbers: Numbers, lists: Columns) -> bool:
     return planned is not None and stepped(planned, numbers, [tuple(lists)])
 
 
+def are_apart(tensors: list[Any]) -> bool:
+    """Whether tensors are known to share no memory."""
+    found: bool = is_there() and _machine.are_apart(tensors)
+    return found
+
+
 def gathered(
     params: list[Any], state: Any, names: tuple[str, ...], single: tuple[bool, ...]
 ) -> tuple[list[Any], list[Any], list[Any]] | None:

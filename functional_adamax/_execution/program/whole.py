@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import local
 from typing import Any, NamedTuple
 
 import torch
 
 from ..._core import context as surroundings
 from ..._core import donation, plans, pytree
+from ..._core.links import asks
 from ..._core.plans import OverTrees, Plan
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
@@ -28,7 +30,6 @@ from .trees import Given, Kind
 
 _MOST = 256  # forms that are remembered
 _MOST_KINDS = 16  # of leaves in one tree
-_ASKS_NOBODY = "asks_nobody"  # what a transform has whose ``settled`` is known to return itself
 _ALIKE = (Kind((), True),)
 
 
@@ -45,6 +46,13 @@ class Key(NamedTuple):
     context: Context
 
 
+class _Known(local):
+    """The kinds of leaves that were found last in this thread."""
+
+    kinds: Any = None
+
+
+_known = _Known()
 _entries: dict[Key, Entry | str] = {}
 
 
@@ -67,7 +75,7 @@ def over(
     if not _may_be_asked() or not transform.is_local or set(map(type, g)) <= {type(None)}:
         return None
     now = transform
-    if _ASKS_NOBODY not in vars(transform):
+    if asks(transform):
         given = (state_spec, state), (spec, g), (spec, p)
         now = transform.settled(*(x.unflatten(leaves) for x, leaves in given))
     try:
@@ -76,8 +84,6 @@ def over(
         return None
     if isinstance(found, str):
         return None
-    if now is transform:
-        object.__setattr__(transform, _ASKS_NOBODY, True)
     return found
 
 
@@ -203,12 +209,17 @@ def _kinds(form: Form, g: list[Any], p: list[Any]) -> tuple[tuple[Kind, ...], li
     """The kinds of leaves in the order in which they come, and the leaves of each."""
     if not form.choices and type(None) not in set(map(type, g)):
         return _ALIKE, [range(len(g))]
-    rows = zip(*form.choices, [x is not None for x in g], strict=True)
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        if row[-1] or not p or p[i] is not None:
-            found.setdefault(row, []).append(i)
-    return tuple(Kind(row[:-1], row[-1]) for row in found), list(found.values())
+    flags = [x is not None for x in g], [not p or x is not None for x in p]
+    known = _known.kinds
+    if known is None or known[0] is not form.choices or known[1] != flags:
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for i, row in enumerate(zip(*form.choices, flags[0], strict=True)):
+            if row[-1] or not p or p[i] is not None:
+                found.setdefault(row, []).append(i)
+        kinds = tuple(Kind(row[:-1], row[-1]) for row in found)
+        _known.kinds = known = form.choices, flags, (kinds, list(found.values()))
+    result: tuple[tuple[Kind, ...], list[Sequence[int]]] = known[2]
+    return result
 
 
 def _made(transform: Transform, step: Trees, key: Key) -> Entry | str:
