@@ -55,15 +55,28 @@ def of_leaves(leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
     dtype, device = reduce(torch.promote_types, (x.dtype for x in parts)), parts[0].device
     wide = numerics.step_dtype(device)
     if dtype == wide:  # in which squares may overflow or vanish
-        largest = [sharded.largest(x.detach().abs()).to(device, dtype) for x in parts]
-        unit = _unit(sharded.combined(torch.maximum, largest))
+        unit = _unit(_largest(parts, device, dtype))
         parts = [x.to(dtype) / unit.to(x.device) for x in parts]
-        return unit, root(_sum_of_squares(parts, dtype))
-    length = root(_sum_of_squares(parts, wide))
+        return unit, _root(_sum_of_squares(parts, dtype))
+    length = _root(_sum_of_squares(parts, wide))
     size = length.detach()
     ordinary = (size > _TINY) & (size < 1 / _TINY)
     unit = torch.where(ordinary | ~(size > 0), 1.0, size.clamp(_TINY**2, 1 / _TINY**2))
     return unit.to(dtype), (length / unit).to(dtype)
+
+
+def _root(total: Tensor) -> Tensor:
+    if sums.watching.recorder is not None:
+        return sums.watching.recorder.root(total)
+    return numerics.exact_root(total) if total.dtype == torch.float64 else root(total)
+
+
+def _largest(parts: list[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The largest absolute value of all elements, ()."""
+    if sums.watching.recorder is not None:
+        return sums.watching.recorder.largest(parts)
+    largest = [sharded.largest(x.detach().abs()).to(device, dtype) for x in parts]
+    return sharded.combined(torch.maximum, largest)
 
 
 _TINY = 2.0**-60

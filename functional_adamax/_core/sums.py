@@ -28,6 +28,12 @@ class Recorder(Protocol):
     def sum_of_squares(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Return what stands for the sum."""
 
+    def root(self, total: Tensor) -> Tensor:
+        """Return what stands for the root of a sum."""
+
+    def largest(self, tensors: list[Tensor]) -> Tensor:
+        """Return what stands for the largest absolute value, () in float64."""
+
     def are_finite(self, tensors: list[Tensor]) -> Tensor:
         """Return what stands for the answer, () bool."""
 

@@ -145,3 +145,15 @@ def test_lazy_views_are_resolved_where_they_are_taken_apart() -> None:
     assert parts.data_ptr() == z.data_ptr()
     (conjugate,) = numerics.real_views(z.conj())
     assert torch.equal(conjugate[..., 1], -z.imag)
+
+
+def test_the_exact_root_is_the_nearest_number_on_every_computer() -> None:
+    x = torch.rand(5_000, dtype=torch.float64) * 10.0 ** torch.randint(-200, 200, (5_000,))
+    assert numerics.exact_root(x).tolist() == [math.sqrt(y) for y in x.tolist()]
+    odd = torch.tensor([0.0, torch.inf, torch.nan], dtype=torch.float64, requires_grad=True)
+    found = numerics.exact_root(odd)
+    assert found[:2].tolist() == [0.0, torch.inf]
+    assert found[2].isnan()
+    found[0].backward()
+    assert odd.grad is not None
+    assert odd.grad[0] == 0

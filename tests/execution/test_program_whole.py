@@ -173,7 +173,18 @@ def test_random_chains_have_the_bits_of_the_rule(seed: int, by_rule: Any) -> Non
     source = random.Random(seed)
     links = [source.choice(LINKS)() for _ in range(source.randint(1, 5))]
     tx = source.choice(WRAPPERS)(fa.chain(*links))
-    assert_is_run(tx, by_rule, torch.float32, missing=seed % 2 == 0)
+    dtype = torch.float64 if seed % 5 == 1 else torch.float32
+    assert_is_run(tx, by_rule, dtype, missing=seed % 2 == 0)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e200, 1e-200, 0.0, INF, NAN])
+def test_norms_in_float64_neither_overflow_nor_vanish(size: float, by_rule: Any) -> None:
+    tx, p = fa.chain(fa.clip_by_global_norm(0.5), fa.scale(-1.0)), params(torch.float64)
+    g, state = {name: size * torch.randn_like(x) for name, x in p.items()}, tx.init(p)
+    assert whole.why_not(tx.update.transform, g, state, p) is None
+    wanted = by_rule(fa.step, tx, g, state, p)
+    assert_same(fa.step(tx, g, state, p), wanted)
+    assert_same(fa.step(tx, g, state, cloned(p), donate=True), wanted)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -21,7 +21,7 @@ def summed(
     planned: object,
     programs: list[Any],
     numbers: list[float | list[float]],
-    each: bool,
+    mode: int,
     threads: int,
     /,
 ) -> float | list[float] | None: ...
@@ -41,7 +41,7 @@ def write(
 ) -> bool: ...
 def overwrite(
     parts: list[Any],
-    sums: list[tuple[int, list[Any]]],
+    sums: list[tuple[int, list[Any], bool]],
     numbers: list[float | list[float]],
     grad_mode: bool,
     increment: Callable[[list[Any]], Any],

@@ -31,7 +31,7 @@ TARGET static void NAME(run)(const void *row_, ptrdiff_t start, ptrdiff_t end)
     REAL scratch[MOST_REGISTERS * BLOCK_BYTES / sizeof(REAL)] __attribute__((aligned(LINE)));
     REAL *x[MOST_STREAMS + MOST_REGISTERS];
     REAL value[BLOCK_BYTES / sizeof(REAL)];
-    double squares[ROW];
+    double squares[ROW], largest = 0;
     Tree tree;
     tree.count = 0;
     const int streams = p->columns + p->outputs, far = end - start == BLOCK;
@@ -50,7 +50,9 @@ TARGET static void NAME(run)(const void *row_, ptrdiff_t start, ptrdiff_t end)
                 fetch_ahead(x[k]);
             NAME(operations)[o->code](x[o->d], x[o->a], x[o->b], x[o->c], x[o->e], n);
         }
-        if (row->sums != NULL) {
+        for (ptrdiff_t i = 0; row->largest && i < n; i++)
+            largest = larger(largest, (double)value[i]);
+        if (row->sums != NULL && !row->largest) {
             ptrdiff_t filled = (first - start) % ROW;
             for (ptrdiff_t i = 0; i < n; i++)
                 squares[filled + i] = (double)value[i] * (double)value[i];
@@ -60,7 +62,9 @@ TARGET static void NAME(run)(const void *row_, ptrdiff_t start, ptrdiff_t end)
                 add_row(&tree, squares);
         }
     }
-    if (row->sums != NULL)
+    if (row->largest)
+        row->sums[start / BLOCK * ROW] = largest;
+    else if (row->sums != NULL)
         add_up(&tree, row->sums + start / BLOCK * ROW);
 }
 

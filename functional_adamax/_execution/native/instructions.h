@@ -52,4 +52,5 @@
    alone. */
 #define UNIFORM_INSTRUCTIONS(X) \
     X(POWER, 2, pow(a, b)) \
+    X(EXACT_ROOT, 1, SQUARE_ROOT(a)) \
     X(TO_FLOAT, 1, (float)a)

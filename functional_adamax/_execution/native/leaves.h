@@ -441,9 +441,21 @@ static PyObject *sums_of_each(const Plan *plan, const Work *work, const Py_ssize
     return list;
 }
 
+/* The largest of what rows found in their blocks. */
+static double largest_of(const double *found, ptrdiff_t blocks)
+{
+    double largest = 0;
+    for (ptrdiff_t k = 0; k < blocks; k++)
+        largest = larger(largest, found[k * ROW]);
+    return largest;
+}
+
+enum { SUM, EACH, LARGEST }; /* as in machine.py */
+
 /* The sum of the squares of the first output over the leaves of all parts that have a program for
-   it, as a float, or for each leaf, as a list; or NULL, perhaps with an exception. */
-static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers, int each,
+   it, or the largest absolute value, as a float; or the sum for each leaf, as a list. NULL, perhaps
+   with an exception, where there is none. */
+static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers, int mode,
                         long threads, int alone)
 {
     double last[ROW], *sums = NULL, *pool = NULL;
@@ -466,6 +478,7 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
             work[rows].kernel = like->kernel;
             work[rows].n = like->n;
             work[rows].row.program = p;
+            work[rows].row.largest = mode == LARGEST;
             memcpy(work[rows].row.at, like->row.at, p->columns * sizeof *like->row.at);
             leaf[rows] = plan->leaf[part->first + i];
             spread += p->spread;
@@ -474,8 +487,9 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
     if (fine) {
         ptrdiff_t blocks = place_sums(plan, work, leaf, rows, &sums);
         if (blocks >= 0 && run_apart(plan, work, rows, threads, alone))
-            result = each ? sums_of_each(plan, work, leaf, rows)
-                          : PyFloat_FromDouble(total(sums, blocks, last));
+            result = mode == EACH ? sums_of_each(plan, work, leaf, rows)
+                                  : PyFloat_FromDouble(mode == SUM ? total(sums, blocks, last)
+                                                                   : largest_of(sums, blocks));
     }
     PyMem_Free(sums);
     PyMem_Free(pool);
@@ -484,14 +498,18 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
     return result;
 }
 
-/* Compute sums, each of which is one of the numbers: pairs of its place and the programs. 0, perhaps
-   with an exception, where one cannot be. */
+/* Compute sums, each of which is one of the numbers: its place, the programs, and whether it is the
+   largest value. 0, perhaps with an exception, where one cannot be. */
 static int fill_sums(const Plan *plan, PyObject *sums, PyObject *numbers, long threads, int alone)
 {
     for (Py_ssize_t i = 0; i < PyList_Size(sums); i++) {
-        PyObject *pair = PyList_GetItem(sums, i);
-        Py_ssize_t place = PyLong_AsSsize_t(PyTuple_GetItem(pair, 0));
-        PyObject *sum = summed(plan, PyTuple_GetItem(pair, 1), numbers, 0, threads, alone);
+        PyObject *programs;
+        Py_ssize_t place;
+        int largest;
+        if (!PyArg_ParseTuple(PyList_GetItem(sums, i), "nOp", &place, &programs, &largest))
+            return 0;
+        int mode = largest ? LARGEST : SUM;
+        PyObject *sum = summed(plan, programs, numbers, mode, threads, alone);
         if (sum == NULL || PyList_SetItem(numbers, place, sum) != 0)
             return 0;
     }

@@ -137,13 +137,13 @@ static PyObject *machine_summed(PyObject *self, PyObject *arguments)
 {
     (void)self;
     PyObject *capsule, *programs, *numbers, *sum = NULL;
-    int each;
+    int mode;
     long threads;
-    if (!PyArg_ParseTuple(arguments, "OOOpl", &capsule, &programs, &numbers, &each, &threads))
+    if (!PyArg_ParseTuple(arguments, "OOOil", &capsule, &programs, &numbers, &mode, &threads))
         return NULL;
     const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
     if (plan != NULL)
-        sum = summed(plan, programs, numbers, each, threads, 0);
+        sum = summed(plan, programs, numbers, mode, threads, 0);
     return sum || PyErr_Occurred() ? sum : Py_NewRef(Py_None);
 }
 

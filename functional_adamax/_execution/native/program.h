@@ -39,6 +39,7 @@ typedef struct {
     char *at[MOST_STREAMS]; /* columns and outputs */
     const double *numbers;  /* the uniforms that are spread */
     double *sums;           /* where the sum of squares of each block of the output goes, or NULL */
+    int largest;            /* whether the largest absolute value is wanted instead */
 } Row;
 
 #define NAME_OF(name, operands, value) name,

@@ -49,3 +49,10 @@ static double total(const double *rows, ptrdiff_t count, double *row)
             row[i] = row[2 * i] + row[2 * i + 1];
     return row[0];
 }
+
+/* The larger of two absolute values, or the one that is not a number. */
+static inline __attribute__((always_inline)) double larger(double largest, double x)
+{
+    double size = __builtin_fabs(x);
+    return size > largest || size != size ? size : largest;
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,3 +81,13 @@ def columns_of(
         raise Declined("all leaves of a kind have no dimension")
     Walker(spec, column, lone).walk(state)
     return tuple(found)
+
+
+def example_of(where: Sequence[int], g: list[Any], p: list[Any]) -> tuple[int, Tensor]:
+    """The position of a leaf, and a tensor of its shape; one with dimensions, if there is one."""
+    found = (where[0], torch.zeros(()))
+    for i in where:
+        x = p[i] if g[i] is None and p else g[i]
+        if isinstance(x, Tensor) and x.dim():
+            return i, x
+    return found

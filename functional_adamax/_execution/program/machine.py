@@ -94,16 +94,20 @@ def plan(parts: list[Part], in_place: bool) -> Any:
     return _machine.plan(parts, in_place, torch.is_grad_enabled())
 
 
+SUM, EACH, LARGEST = range(3)  # as in native/leaves.h
+
+
 def summed(
-    planned: Any, programs: list[Any], numbers: Numbers, each: bool = False
+    planned: Any, programs: list[Any], numbers: Numbers, mode: int = SUM
 ) -> float | list[float] | None:
     """Return the sum of the squares of the first outputs, in the order of ``sums.py``.
 
-    There is a program for each part, or None. With ``each``, return a list with the sum of each
-    leaf. None where leaves are not as they were, or do not lie in the order of their elements.
+    There is a program for each part, or None. In the mode EACH return a list with the sum of each
+    leaf, in the mode LARGEST the largest absolute value. None where leaves are not as they were, or
+    do not lie in the order of their elements.
     """
     found: float | list[float] | None
-    found = _machine.summed(planned, programs, numbers, each, torch.get_num_threads())
+    found = _machine.summed(planned, programs, numbers, mode, torch.get_num_threads())
     return found
 
 
@@ -123,10 +127,11 @@ def write(planned: Any, numbers: Numbers) -> bool:
     return done
 
 
-def overwrite(parts: list[Part], sums: list[tuple[int, list[Any]]], numbers: Numbers) -> bool:
+def overwrite(parts: list[Part], sums: list[tuple[int, list[Any], bool]], numbers: Numbers) -> bool:
     """Plan and take a step in place; False, with nothing written, where it cannot be taken.
 
-    Sums, as of ``summed``, are made first: of each its place among the numbers, and its programs.
+    Sums, as of ``summed``, are made first: of each its place among the numbers, its programs, and
+    whether the largest absolute value is wanted.
     """
     recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
     done: bool = _machine.overwrite(parts, sums, numbers, recording, _increment, threads)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._core import numerics
 from ..._core.private import transforms
 from . import machine
 from .graph import Declined
@@ -46,6 +47,7 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, x.sign())
 
 
+_LIBRARY, _MANY = ("SQRT", "POWER", "EXACT_ROOT"), 400
 TORCH: dict[str, Callable[..., Tensor]] = {
     "MOVE": torch.clone,
     "NEGATE": torch.neg,
@@ -83,6 +85,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "AVERAGE_SQUARE": lambda a, b, c, e: torch.addcmul(a * c, b * e, b),
     "SUM_OF_PRODUCTS": lambda a, b, c, e: a * b + c * e,
     "POWER": torch.pow,
+    "EXACT_ROOT": numerics.exact_root,
     "TO_FLOAT": lambda a: a.float(),
 }
 """What each instruction stands for, in operations of torch."""
@@ -177,7 +180,13 @@ def uniform_holds(code: str, op: str, single: bool) -> bool:
     with torch.inference_mode(False), torch.no_grad():
         count = _count(op)
         kind = torch.float32 if single and op != "TO_FLOAT" else double
-        rows = [torch.cat([x[: len(_SPECIAL) ** 2], x[-20:]]) for x in _rows(count, kind)]
+        some = _MANY if op in _LIBRARY else 20  # of those any one may be missed by one
+        rows = [torch.cat([x[: len(_SPECIAL) ** 2], x[-some:]]) for x in _rows(count, kind)]
+        if op == "EXACT_ROOT":
+            rows = [x.abs() for x in rows]  # among them zero and infinity
+            rows = [
+                torch.where(x.isfinite() & (x > 0), x.clamp(2.0**-900, 2.0**900), x) for x in rows
+            ]
         if op == "POWER":
             rows = [rows[0].abs() % 2, torch.arange(len(rows[0]), dtype=kind, device="cpu")]
         program = Program(double, 2, [False], [0], [count], 1, [], [], count, [])

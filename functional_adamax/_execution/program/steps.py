@@ -18,6 +18,8 @@ from . import machine
 from .forms import Form
 from .tree_recorder import Hyper, Operation, Phase, Place
 
+_MODES = {"share": machine.EACH, "largest": machine.LARGEST}
+_NUMBERS = ("sum", "largest")
 GRADIENTS, PARAMS, FIRST = -1, -2, -3
 """Of what is no part of the state: what is given, and the updates or parameters that result."""
 
@@ -60,9 +62,9 @@ class Entry(NamedTuple):
 
     @property
     def at_once(self) -> bool:
-        """Whether nothing but sums is done for the tree."""
+        """Whether nothing is done for the tree but what are numbers for the programs."""
         return not self.results and all(
-            isinstance(x, Phase) and x.kind == "sum" for x in self.sequence
+            isinstance(x, Phase) and x.kind in _NUMBERS for x in self.sequence
         )
 
     def at(self, new: dict[int, int]) -> Entry:
@@ -112,9 +114,11 @@ def overwrite(step: Trees, entry: Entry) -> bool:
     found = _begun(step, entry) if entry.at_once else None
     if found is None:
         return False
+    first = len(entry.numbers)
     sums = [
-        (len(entry.numbers) + entry.entered.index(x.target), entry.sums[x.target])
+        (first + entry.entered.index(x.target), entry.sums[x.target], x.kind == "largest")
         for x in entry.sequence
+        if isinstance(x, Phase)
     ]
     parts = _parts(step, entry, _columns(step, entry))
     return machine.overwrite(parts, sums, _numbers(step, entry, found))
@@ -183,6 +187,10 @@ def _numbers(step: Trees, entry: Entry, found: list[Any]) -> machine.Numbers:
     return given
 
 
+def _tensor(x: Any) -> Any:
+    return torch.tensor(x, dtype=torch.float64) if type(x) is float else x
+
+
 def _made_of(total: Any, phase: Phase, step: Trees) -> Any:
     """What a sum is wanted for: itself, whether it is 0, or what share of each leaf it is."""
     if phase.kind == "share":
@@ -217,13 +225,17 @@ def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
         for x in entry.sequence:
             if isinstance(x, Phase):
                 given = entry.sums[x.target], _numbers(step, entry, found)
-                total = machine.summed(plan, *given, each=x.kind == "share")
+                total = machine.summed(plan, *given, _MODES.get(x.kind, machine.SUM))
                 if total is None:
                     return None
                 found[x.target] = _made_of(total, x, step)
             else:
                 args = [
-                    found[y.at] if type(y) is Place else numbers[y.at] if type(y) is Hyper else y
+                    _tensor(found[y.at])
+                    if type(y) is Place
+                    else numbers[y.at]
+                    if type(y) is Hyper
+                    else y
                     for y in x.args
                 ]
                 found[x.target] = x.function(*args, **x.kwargs)

@@ -16,6 +16,8 @@ from torch import Tensor
 from ..._core import pytree
 from ..._core.private import dispatch
 from ..native import kernel
+from . import proof
+from .forms import FLOATING
 from .graph import DTYPES, Declined, Node
 from .operations import BUILDERS, TAKEN
 from .recorder import Questions, Recorder
@@ -36,6 +38,10 @@ class Hyper(NamedTuple):
     at: int
 
 
+KINDS = ("sum", "finite", "share", "largest")
+"""A sum of squares; whether it is 0; the share of ones in one leaf; the largest absolute value."""
+
+
 class Operation(NamedTuple):
     """What is done once for a step."""
 
@@ -50,11 +56,11 @@ class Operation(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A sum of squares, for which leaves are passed over once."""
+    """A sum of squares, or the largest value, for which leaves are passed over once."""
 
     target: int
     outputs: tuple[str | None, ...]  # of each leaf that is recorded, what is squared
-    kind: str  # what the place holds of it: "sum", "finite" (that it is 0) or "share" (of 1)
+    kind: str  # of what the place holds, see ``KINDS``
     dtype: torch.dtype  # of that
 
 
@@ -121,15 +127,28 @@ class TreeRecorder(Recorder):
         try:
             given = self._given(dispatch.arguments_of(func), args, kwargs)
             given = [given[i] for i in TAKEN.get(base, range(len(given)))]
-            return BUILDERS[base](self._maker.of(x.dtype, self._common(args, kwargs, x)), *given)
+            node = BUILDERS[base](self._maker.of(x.dtype, self._common(args, kwargs, x)), *given)
         except Declined:
             return None
+        computed = not node.vector and bool(node.operands)
+        return node if not computed or proof.is_uniform_proven(node.op, node.single) else None
 
     def sum_of_squares(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Take note of a sum over leaves, and return what stands for it."""
-        if dtype != torch.float64 or any(x.dtype != torch.float32 for x in tensors):
-            raise self.decline("it adds up other squares than those of leaves in float32")
+        if dtype != torch.float64 or any(x.dtype not in FLOATING for x in tensors):
+            raise self.decline("it adds up squares in another dtype than float64")
         return self._phase(tensors, list(map(self.read, tensors)), "sum", dtype)
+
+    def root(self, total: Tensor) -> Tensor:
+        """Take note of the root of a sum, and return what stands for it."""
+        node = self._maker.of(torch.float64, torch.float64)("EXACT_ROOT", self.read(total))
+        found = self._stand_ins[torch.float64].pop()
+        self._name(found, node)
+        return found
+
+    def largest(self, tensors: list[Tensor]) -> Tensor:
+        """Take note of a largest absolute value, and return what stands for it."""
+        return self._phase(tensors, list(map(self.read, tensors)), "largest", torch.float64)
 
     def are_finite(self, tensors: list[Tensor]) -> Tensor:
         """Take note of a question about leaves, and return what stands for the answer."""

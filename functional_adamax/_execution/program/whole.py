@@ -21,7 +21,7 @@ from ..._core.plans import OverTrees, Plan
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
 from . import entries, machine, steps
-from .columns import columns_of
+from .columns import columns_of, example_of
 from .forms import PLAIN, Form, form_of
 from .graph import Declined
 from .record import Context, context
@@ -224,16 +224,7 @@ def _kinds(form: Form, g: list[Any], p: list[Any]) -> tuple[tuple[Kind, ...], li
 
 def _made(transform: Transform, step: Trees, key: Key) -> Entry | str:
     """Make the programs; or return the reason why not."""
-    columns = step.g, step.p
-    like = []
-    for kind in step.where:
-        some = [
-            (i, x)
-            for i in kind
-            for x in (column[i] for column in columns if column)
-            if x is not None
-        ]
-        like.append(next(((i, x) for i, x in some if x.dim()), (kind[0], torch.zeros(()))))
+    like = [example_of(kind, step.g, step.p) for kind in step.where]
     try:
         state = pytree.unflatten(step.state_spec, step.state)
         found = columns_of(step.spec, state, step.state, like)
