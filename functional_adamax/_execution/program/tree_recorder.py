@@ -160,7 +160,7 @@ class TreeRecorder(Recorder):
 
     def share(self, flags: Tensor, dtype: torch.dtype) -> Tensor:
         """Take note of a count of truth values, and return what stands for their share."""
-        make = self._maker.of(torch.float32, torch.float32)
+        make = self._maker.of(dtype, dtype)
         one, zero = make.number(1.0), make.number(0.0)
         ones = make("WHERE", self.read(flags), one, zero)
         return self._phase([flags], [ones], "share", dtype)
