@@ -120,7 +120,6 @@ ELSEWHERE = {  # modules that are tested in what they are parts of
     "_execution/program/tree_recorder": "execution/test_program_whole.py",
     "_execution/program/trees": "execution/test_program_whole.py",
     "compat/_conventions": "compat/test_twin.py",
-    "compat/_unit": "compat/test_changes_in_mid_run.py",
 }
 
 
