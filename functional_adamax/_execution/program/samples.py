@@ -49,7 +49,8 @@ def sample(given: Given, size: int, seed: int) -> Sample:
         if start in known:
             return column(start)
         if isinstance(x, Tensor):
-            x = torch.as_tensor(seed % 2 if x.dtype == torch.bool else seed, dtype=x.dtype)
+            value = seed % 2 if x.dtype == torch.bool else seed
+            x = torch.as_tensor(value, dtype=x.dtype, device="cpu")
         at[start] = len(state)
         state.append(x)
         return x

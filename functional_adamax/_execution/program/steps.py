@@ -105,7 +105,7 @@ def into_new(step: Trees, entry: Entry) -> tuple[list[Any], list[Any]] | None:
     for start, column in new.items():
         state[start : start + len(column)] = column
     for position, place in entry.results:
-        state[position] = found[place]
+        state[position] = _tensor(found[place])
     return first, state
 
 
@@ -135,7 +135,7 @@ def planned(step: Trees, entry: Entry) -> Callable[[], bool] | None:
     found = None if plan is None else _once(step, entry, plan)
     if found is None:
         return None
-    pairs = [(step.state[position], found[place]) for position, place in entry.results]
+    pairs = [(step.state[position], _tensor(found[place])) for position, place in entry.results]
     return partial(_commit, plan, _numbers(step, entry, found), pairs)
 
 
@@ -188,16 +188,16 @@ def _numbers(step: Trees, entry: Entry, found: list[Any]) -> machine.Numbers:
 
 
 def _tensor(x: Any) -> Any:
-    return torch.tensor(x, dtype=torch.float64) if type(x) is float else x
+    return torch.tensor(x, dtype=torch.float64, device="cpu") if type(x) is float else x
 
 
 def _made_of(total: Any, phase: Phase, step: Trees) -> Any:
     """What a sum is wanted for: itself, whether it is 0, or what share of each leaf it is."""
     if phase.kind == "share":
         sizes = [0 if x is None else x.numel() for x in step.g]
-        shares = torch.tensor(total, dtype=phase.dtype) / torch.tensor(sizes, dtype=phase.dtype)
-        return shares.tolist()
-    return torch.tensor(total == 0) if phase.kind == "finite" else total
+        rows = torch.tensor([total, sizes], dtype=phase.dtype, device="cpu")
+        return (rows[0] / rows[1]).tolist()
+    return torch.tensor(total == 0, device="cpu") if phase.kind == "finite" else total
 
 
 def _are_odd(entry: Entry, found: list[Any]) -> bool:

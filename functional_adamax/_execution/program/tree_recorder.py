@@ -8,7 +8,7 @@ too, the machine does.
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Hyper(NamedTuple):
     at: int
 
 
-KINDS = ("sum", "finite", "share", "largest")
+Result: TypeAlias = Literal["sum", "finite", "share", "largest"]
 """A sum of squares; whether it is 0; the share of ones in one leaf; the largest absolute value."""
 
 
@@ -60,7 +60,7 @@ class Phase(NamedTuple):
 
     target: int
     outputs: tuple[str | None, ...]  # of each leaf that is recorded, what is squared
-    kind: str  # of what the place holds, see ``KINDS``
+    kind: Result  # of what the place holds
     dtype: torch.dtype  # of that
 
 
@@ -166,7 +166,7 @@ class TreeRecorder(Recorder):
         return self._phase([flags], [ones], "share", dtype)
 
     def _phase(
-        self, tensors: list[Tensor], nodes: list[Node], kind: str, dtype: torch.dtype
+        self, tensors: list[Tensor], nodes: list[Node], kind: Result, dtype: torch.dtype
     ) -> Tensor:
         """What stands for a sum of squares, of one tensor for each leaf at most."""
         if not self._stand_ins[dtype]:
