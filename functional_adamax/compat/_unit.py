@@ -87,25 +87,18 @@ class Unit:
 
         A step of a unit that is ``alone`` may be checked where it is taken.
         """
-        tx = self._transform(said)
-        leaves, spec = self._leaves()
-        run = (
-            None
-            if closure is not None or extra
-            else self._by_programs(tx, leaves, spec, said, alone)
-        )
-        return run or self._planned(tx, leaves, spec, closure, extra, said)
+        run = None if closure is not None or extra else self._by_programs(said, alone)
+        return run or self._planned(closure, extra, said)
 
-    def _by_programs(
-        self, tx: GradientTransformation, leaves: list[Tensor], spec: Any, said: Said, alone: bool
-    ) -> Run | None:
+    def _by_programs(self, said: Said, alone: bool) -> Run | None:
         """The step as the machine takes it, which finds the state in the entries; or None.
 
         Where the unit is ``alone`` it may be checked and written in one call.
         """
-        layout, transform, state = self._layout, transform_in(tx), self.owner.state
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not machine.is_there():
             return None
+        transform, (leaves, spec) = transform_in(self._transform(said)), self._leaves()
+        layout, state = self._layout, self.owner.state
         if layout is None or (layout.outline, layout.params) != (self._outline, spec):
             return None
         found = machine.gathered(leaves, state, *layout.columns)
@@ -118,7 +111,7 @@ class Unit:
         if not (alone and step[1].at_once):
             write = steps.planned(*step)
         before = layout.read(layout.counts[0], state, leaves).clone() if layout.counts else None
-        otherwise = partial(self._planned, tx, leaves, spec, None, {}, said)
+        otherwise = partial(self._planned, None, {}, said)
         return None if write is None else partial(self._written, write, otherwise, before, said)
 
     def _written(
@@ -131,16 +124,14 @@ class Unit:
             for group in self.groups:
                 _schedules.show(group, before, said)
 
-    def _planned(
-        self,
-        tx: GradientTransformation,
-        leaves: list[Tensor],
-        spec: Any,
-        closure: Callable[[], Any] | None,
-        extra: dict[str, Any],
-        said: Said,
-    ) -> Run:
-        """Check and plan the step of any transform over trees; return what takes it."""
+    def _planned(self, closure: Callable[[], Any] | None, extra: dict[str, Any], said: Said) -> Run:
+        """Check and plan the step of any transform over trees; return what takes it.
+
+        It is not handed the trees: a compiler that gives up on a whole step compiles this alone,
+        and would take the trees of one unit for those of another.
+        """
+        tx = self._transform(said)
+        leaves, spec = self._leaves()
         compiling, state = torch.compiler.is_compiling(), self.owner.state
         layout = self._complete(tx, leaves, spec)
         used = self._stepped(leaves)

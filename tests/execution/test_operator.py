@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
 
 import functional_adamax as fa
+from functional_adamax._execution import operator as _operator  # noqa: F401 - which registers it
 from functional_adamax._execution.adamax_rule import AdamaxLeaf
 from functional_adamax._execution.native import kernel
 

@@ -309,3 +309,37 @@ def test_memory_that_is_moved_between_plan_and_write(monkeypatch: pytest.MonkeyP
     plan.check()
     state.exp_avg.data = state.exp_avg.clone()
     assert bits(plan()) == bits(want)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["p", "g", "m", "t"])
+def test_memory_that_is_exchanged_before_a_long_pure_step(
+    which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another thread may do it; the step holds aliases of what it planned, and is taken."""
+    tx, p, g = fa.lion(0.1), torch.randn(2**20), torch.randn(2**20)
+    state = tx.init(p)
+    want = bits(fa.step(tx, g, state, p))
+    x = (p, g, state.exp_avg, state.step)[which]
+    real = machine.stepped
+
+    def exchanged(*arguments: Any) -> bool:
+        x.data = torch.zeros(3)
+        return real(*arguments)
+
+    monkeypatch.setattr(machine, "stepped", exchanged)
+    assert bits(fa.step(tx, g, state, p)) == want
+    assert x.shape == (3,)
+
+
+def test_an_entry_that_goes_while_its_parameter_is_asked() -> None:
+    class Asked:
+        @property
+        def grad(self) -> None:
+            del state[self]
+            others.append({"exp_avg": 2})  # where the entry was, if it is gone
+
+    others: list[Any] = []
+    state = {Asked(): {"exp_avg": 1}}
+    found = machine.gathered(list(state), state, ("exp_avg",), (False,))
+    assert found is not None
+    assert found[2] == [1]

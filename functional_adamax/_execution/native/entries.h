@@ -60,12 +60,13 @@ static PyObject *machine_gather(PyObject *self, PyObject *arguments)
     for (Py_ssize_t i = 0; i < size && fine; i++)
         PyList_SetItem(flat, i, Py_NewRef(empty));
     for (Py_ssize_t i = 0; i < count && fine; i++) {
-        PyObject *x = PyList_GetItem(params, i), *entry = entry_of(state, x, &place);
+        PyObject *x = PyList_GetItem(params, i), *entry = Py_XNewRef(entry_of(state, x, &place));
         PyObject *gradient = PyErr_Occurred() ? NULL : PyObject_GetAttr(x, grad);
         fine = gradient != NULL && (entry != NULL || gradient == Py_None) &&
                scatter(entry, names, single, count, i, empty, flat);
         PyList_SetItem(p, i, Py_NewRef(entry ? x : Py_None));
         PyList_SetItem(g, i, gradient ? gradient : Py_NewRef(Py_None));
+        Py_XDECREF(entry); /* owned, since to ask for a gradient may run Python */
     }
     if (fine && !PyErr_Occurred())
         result = PyTuple_Pack(3, g, p, flat);

@@ -516,22 +516,24 @@ static int fill_sums(const Plan *plan, PyObject *sums, PyObject *numbers, long t
     return 1;
 }
 
-/* Make the outputs of a row, and its counters, in lists that have a place for each leaf. */
+/* Make the outputs of a row, and its counters, in lists that have a place for each leaf, like the
+   tensors from this range on: another thread may have given a leaf other memory. */
 static int make_results(const Plan *plan, const Part *part, Py_ssize_t i, Py_ssize_t row,
-                        PyObject *lists)
+                        const Range *like, PyObject *lists)
 {
+    View v;
     const Program *p = part->program;
-    PyObject *const *x = part->x + i * part->width;
     Py_ssize_t leaf = part->leaves[i];
     for (int j = 0; j < p->outputs; j++) {
         PyObject *list = PyTuple_GetItem(lists, j);
-        char *new = list ? new_like(x[p->of[j]], 0, list, leaf) : NULL;
+        char *new = list ? new_like(like[p->of[j]].tensor, 0, list, leaf) : NULL;
         plan->work[part->first + row].row.at[p->columns + j] = new;
     }
     for (int k = 0; k < p->counters && !PyErr_Occurred(); k++) {
         PyObject *list = PyTuple_GetItem(lists, p->outputs + k);
-        char *new = list ? new_like(x[p->columns + k], 0, list, leaf) : NULL;
-        if (new != NULL)
+        char *new = list ? new_like(like[p->columns + k].tensor, 0, list, leaf) : NULL;
+        if (new != NULL && describe(PyList_GetItem(list, leaf), &v) &&
+            v.type == (p->wide[k] ? F64 : F32))
             write_number(new, p->wide[k], part->after[row * p->counters + k]);
     }
     return !PyErr_Occurred();
@@ -541,15 +543,21 @@ static int make_results(const Plan *plan, const Part *part, Py_ssize_t i, Py_ssi
    exception, where they cannot be. */
 static int stepped(const Plan *plan, PyObject *numbers, PyObject *lists, long threads)
 {
+    const Range *like = plan->ranges.all;
     if (!number_all(plan, numbers))
         return 0;
     for (Py_ssize_t k = 0; k < plan->count; k++) {
         const Part *part = &plan->parts[k];
         Py_ssize_t row = 0;
-        for (Py_ssize_t i = 0; i < part->count; i++)
-            if (part->x[i * part->width] != Py_None &&
-                !make_results(plan, part, i, row++, PyList_GetItem(lists, k)))
+        for (Py_ssize_t i = 0; i < part->count; i++) {
+            if (part->x[i * part->width] == Py_None)
+                continue;
+            while (like->tensor == NULL) /* of leaves without gradient */
+                like++;
+            if (!make_results(plan, part, i, row++, like, PyList_GetItem(lists, k)))
                 return 0;
+            like += part->width;
+        }
     }
     return run_apart(plan, plan->work, plan->rows, threads, 0);
 }
