@@ -41,7 +41,7 @@ check: $(VENV)/.dev  ## lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/.bench  ## steps, training and inner loops against the peers
+bench: $(VENV)/.bench  ## chains, methods, training and inner loops against the peers
 	$(BIN)/python benchmarks/step.py --write docs/speed.md
 	$(BIN)/python benchmarks/meta.py --threads 1 --write docs/inner-loops.md
 

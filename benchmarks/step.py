@@ -1,51 +1,87 @@
-"""The optimizer step, ours against others': alone, in training, in an ensemble, and its memory.
+"""The optimizer step, ours against others': chains, methods, and Adamax in all that it is used for.
 
 Everything runs in one process on a CPU, in float32, with as many threads for each. Prints tables
-of median times and of ratios, and with ``--write`` makes a page and a picture of them.
+of median times and of ratios, and with ``--write`` makes a page and pictures of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
+import chains
 import compiling
 import ensemble
+import methods
 import timing
 import torch
 import training
+from page import FLOOR, draw, lines, number, table, versions
 from timing import Times, Trained
 from torch import Tensor
-from trees import ADAM, CONTENDERS, OURS, PEERS, TORCH, TREES, Contender, Shape, installed, size
+from trees import (
+    ADAM,
+    CONTENDERS,
+    LR,
+    TORCH,
+    TREES,
+    Algorithms,
+    Contender,
+    Shape,
+    size,
+)
 
 TOLERANCE = 1e-5  # between the changes of contenders with one algorithm, relative, in float32
-TRAINING_TOLERANCE = 1e-3  # the same, where each computes its gradients, in an order of its own
-FLOOR = "the floor"
+COMPUTED_TOLERANCE = 1e-3  # the same, where each computes gradients, or a norm, in its own order
 UNMEASURED = "optax"  # allocates elsewhere than torch's profiler looks
-PARTS = ("step", "training", "ensemble", "compile", "memory")
+PARTS = ("chains", "methods", "variants", "adamax", "training", "ensemble", "compile", "memory")
+TO_TORCH, TO_FLOOR = {"to torch.optim": TORCH}, {"to the floor": FLOOR}
+LARGE = "GPT-2-like, 6 layers, 82 M"  # the tree whose memory is measured
 
 INTRODUCTION = f"""\
 What a step costs on a CPU. `make bench` wrote this page with `benchmarks/step.py`, which runs all
 contenders in one process. It times them in rounds of shuffled order, where each runs for 50 ms or
 for one call. Absolute times depend on the machine; the ratios are what matters: they are taken
-within a round, and given is their median. Below 1 is faster than the better form of
-`torch.optim.Adamax`. Before they are timed, all Adamaxes take two steps from one start, and the
-changes must agree to one part in {1 / TOLERANCE:.0f}, or to one in {1 / TRAINING_TOLERANCE:.0f}
-where the gradients are computed, too.
+within a round, and given is their median. Below 1 is faster. Before they are timed, contenders with
+one algorithm take two steps from one start, and the changes must agree to one part in
+{1 / TOLERANCE:.0f}, or to one in {1 / COMPUTED_TOLERANCE:.0f} where gradients are computed, or
+their norm, which torch takes in float32: over 39 M elements, 0.3 % too small.
+
+{FLOOR.capitalize()} is the time to read the gradient, the parameter and the moments and to write
+the last two, {timing.STEP_BYTES} bytes an element where there are two moments, at the bandwidth
+that `a.add_(b)` reaches on tensors of {timing.STREAM >> 20} Mi elements. Faster than that are trees
+that fit in a cache, and our kernels, which ask for memory ahead of its use. The pure `fa.step`,
+torchopt with `inplace=False`, and optax without donation write to nothing and return new arrays.
+optax is compiled together with the addition of its updates; XLA has threads of its own, as many as
+torch.
 """
-STEP = f"""\
-The optimizer alone, with gradients given. {FLOOR.capitalize()} is the time to read the gradient,
-the parameter and two moments and to write the last three, {timing.STEP_BYTES} bytes an element, at
-the bandwidth that `a.add_(b)` reaches on tensors of {timing.STREAM >> 20} Mi elements. Faster than
-that are trees that fit in a cache, and our kernel, which asks for memory ahead of its use.
-`Adam(fused=True)` is another method, which moves as many bytes.
-The pure `fa.step`, torchopt with `inplace=False`, and optax without donation write to nothing and
-return new arrays. optax is compiled together with the addition of its updates; XLA has threads of
-its own, as many as torch.
+CHAINS = f"""\
+The step of `chain(clip_by_global_norm({chains.NORM}), scale_by_adamax(),
+add_decayed_weights({chains.DECAY}), scale_by_learning_rate({LR}))`, with gradients given, and of
+what others have for it: the same chain of optax; `clip_grad_norm_` and `AdaMax` of
+pytorch_optimizer with decoupled decay; `clip_grad_norm_` and `Adamax` of torch, in its two forms
+and, where there are at most {chains.FEW} tensors, compiled. The decay of torch and torchopt is
+coupled: another algorithm, of as many operations. {FLOOR.capitalize()} is {chains.BYTES} bytes an
+element, because the norm reads the gradient first.
+"""
+METHODS = """\
+The step alone of methods in `compat.Optimizer`, and donated, each to the floor of its own bytes;
+then the ratios of the first to the same method elsewhere, or, where there is none, to the nearest
+that moves as many bytes: for adamaxw those of torch and torchopt with coupled decay, for nadamax
+`NAdam` of torch and `nadam` of optax.
+"""
+VARIANTS = f"""\
+The ratios of Adamax and of the chain with `cosine_decay_schedule` to those with a number for their
+learning rate; and of the chain over {chains.GROUPS} groups of parameters (or as many as there are
+tensors), under `partition` with two labels, and under `inject_hyperparams`, to the chain alone.
+Each group or label has a norm of its own, or, coupled, all groups have one.
+"""
+ADAMAX = f"""\
+The optimizer alone, with gradients given. `{ADAM.removeprefix("torch.optim.")}` is another method,
+which moves as many bytes.
 """
 TRAINING = """\
 Forward, backward and the step of the optimizer, and the first two alone.
@@ -67,57 +103,75 @@ memory of the parameters. Buffers that XLA allocates cannot be seen from here, s
 """
 
 
-def number(x: float) -> str:
-    return f"{x:.3g}" if x < 1000 else f"{x:.0f}"
-
-
-def lines(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of Markdown, the first of which is the head."""
-    rows = [rows[0], ("---", *["---:"] * (len(rows[0]) - 1)), *rows[1:]]
-    width = max(len(row[0]) for row in rows)
-    return [
-        f"| {row[0]:{width}} | " + " | ".join(f"{x:>14}" for x in row[1:]) + " |" for row in rows
-    ]
-
-
-def table(times: Times) -> list[str]:
-    """Median times, and ratios to the better form of torch.optim.Adamax and to the floor."""
-    references = {"to torch.optim": timing.better(times, TORCH)}
-    if FLOOR in times:
-        references["to the floor"] = FLOOR
-    rows: list[tuple[str, ...]] = [("", "time, ms", *references)]
-    for name, found in times.items():
-        ratios = [timing.ratio(times, name, other) for other in references.values()]
-        rows.append((name, number(1e3 * median(found)), *(f"{x:.2f}" for x in ratios)))
-    return lines(rows)
-
-
-def made(shapes: list[Shape]) -> dict[str, Contender]:
+def made(
+    shapes: list[Shape], algorithms: Algorithms, tolerance: float = TOLERANCE
+) -> dict[str, Contender]:
     """All contenders on one tree, warm, after a comparison of what they do."""
     torch.manual_seed(0)
     start, grads = ([torch.randn(x) * scale for x in shapes] for scale in (0.02, 1.0))
-    others = [g * -0.5 for g in grads]  # the steps of Adam and Adamax differ only after a change
+    others = [g * -0.05 for g in grads]  # the averages keep their signs, which Lion steps by
     found: dict[str, Contender] = {}
-    expected: list[Tensor] = []
-    for name, build in CONTENDERS.items():
-        found[name] = contender = build(start, grads)
-        contender.step()
-        contender.feed(others)
-        contender.step()
-        contender.feed(grads)
-        if name != ADAM:
+    for builds in algorithms:
+        expected: dict[str, list[Tensor]] = {}
+        for name, build in builds.items():
+            found[name] = contender = build(start, grads)
+            contender.step()
+            contender.feed(others)
+            contender.step()
+            contender.feed(grads)
             change = [p - x for p, x in zip(contender.params(), start, strict=True)]
-            expected = expected or change
-            timing.check({TORCH: expected, name: change}, TOLERANCE)
+            expected = expected or {name: change}
+            timing.check(expected | {name: change}, tolerance)
     return found
 
 
-def time_tree(shapes: list[Shape], rounds: int) -> Times:
-    runs: dict[str, timing.Run] = {name: x.step for name, x in made(shapes).items()}
+def time_tree(
+    shapes: list[Shape],
+    algorithms: Algorithms,
+    moved: int,
+    rounds: int,
+    tolerance: float = TOLERANCE,
+) -> Times:
+    """Time a step on one tree, and the floor of so many bytes an element."""
+    found = made(shapes, algorithms, tolerance)
+    runs: dict[str, timing.Run] = {name: x.step for name, x in found.items()}
     times = timing.measure({**runs, FLOOR: timing.stream()}, rounds)
-    share = timing.steps_in_stream(size(shapes))
+    share = timing.steps_in_stream(size(shapes), moved)
     times[FLOOR] = [x * share for x in times[FLOOR]]
     return times
+
+
+def time_methods(shapes: list[Shape], rounds: int) -> list[str]:
+    """Our times, beside the floors, and their ratios to those of others."""
+    own = (methods.WRAPPED, methods.DONATED)
+    head = [x for name in own for x in (f"{name}, ms", "to the floor")]
+    rows = [("", *head, *(f"to {peer}" for peer in methods.PEERS))]
+    for title, method in methods.METHODS.items():
+        times = time_tree(shapes, method.contenders(), method.moved, rounds)
+        cells = [
+            x
+            for name in own
+            for x in (number(1e3 * median(times[name])), f"{timing.ratio(times, name, FLOOR):.2f}")
+        ]
+        cells += [
+            f"{timing.ratio(times, methods.WRAPPED, peer):.2f}" if peer in times else "-"
+            for peer in methods.PEERS
+        ]
+        rows.append((title, *cells))
+    return lines(rows)
+
+
+def time_variants(trees: Mapping[str, list[Shape]], rounds: int) -> list[str]:
+    """The ratios of chains under wrappers, and of schedules, to what is plain."""
+    columns: list[dict[str, str]] = []
+    for shapes in trees.values():
+        columns.append({})
+        for algorithms in chains.variants(shapes):
+            runs = {name: x.step for name, x in made(shapes, algorithms).items()}
+            times = timing.measure(runs, rounds)
+            plain, *others = times
+            columns[-1] |= {name: f"{timing.ratio(times, name, plain):.2f}" for name in others}
+    return lines([("", *trees), *((name, *(x[name] for x in columns)) for name in columns[0])])
 
 
 def time_trained(found: Mapping[str, Trained], rounds: int, tolerance: float) -> Times:
@@ -134,11 +188,11 @@ def time_trained(found: Mapping[str, Trained], rounds: int, tolerance: float) ->
     return timing.measure({name: x.step for name, x in found.items()}, rounds)
 
 
-def peaks(shapes: list[Shape]) -> list[str]:
+def peaks(shapes: list[Shape], algorithms: Algorithms) -> list[str]:
     """The memory that a step of each contender allocates."""
     unit, rows = 4 * size(shapes), [("", "peak, MB", "to parameters")]
     start, grads = ([torch.randn(x) * scale for x in shapes] for scale in (0.02, 1.0))
-    for name, build in CONTENDERS.items():
+    for name, build in (x for builds in algorithms for x in builds.items()):
         if not name.startswith(UNMEASURED):
             contender = build(start, grads)
             contender.step()
@@ -157,54 +211,6 @@ def compilations(found: Mapping[str, compiling.Compiled]) -> list[str]:
     return lines(rows)
 
 
-def draw(results: Mapping[str, Times], path: Path) -> None:
-    """Draw the ratios of every tree as bars."""
-    import matplotlib as mpl
-    from matplotlib import pyplot as plt
-
-    mpl.use("Agg")
-    blue, grey, dark, limit = "#0072B2", "#b8b8b8", "#222222", 3.0
-    figure, grid = plt.subplots(3, 2, figsize=(10.5, 11.5), layout="constrained", sharey=True)
-    for axes, (title, times) in zip(grid.flat, results.items(), strict=False):
-        names = [name for name in times if name != FLOOR]
-        best = timing.better(times, TORCH)
-        ratios = [timing.ratio(times, name, best) for name in names]
-        colors = [blue if name in OURS else grey for name in names]
-        axes.barh(names, [min(x, limit) for x in ratios], color=colors)
-        for i, x in enumerate(ratios):
-            cut = x > limit
-            axes.text(
-                min(x, limit) + (-0.05 if cut else 0.05),
-                i,
-                f"{x:.2f} →" if cut else f"{x:.2f}",
-                ha="right" if cut else "left",
-                va="center",
-                color=dark,
-                bbox={"facecolor": "none" if cut else "white", "edgecolor": "none", "pad": 1},
-                weight="bold" if names[i] in OURS else "normal",
-            )
-        axes.axvline(1, color=dark, lw=1, zorder=0)
-        axes.set(title=title, xlim=(0, limit))
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid.flat[len(results) :]:
-        axes.set_axis_off()
-    grid[0, 0].invert_yaxis()  # all share it
-    figure.suptitle("Time of one step / the better form of torch.optim.Adamax; less is faster")
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
-
-
-def versions(threads: int) -> Iterator[str]:
-    """What ran, and what did not."""
-    names = dict.fromkeys(x for needs, _ in PEERS.values() for x in needs)
-    words = [f"{x} {version(x)}" for x in names if installed((x,))]
-    words = [f"torch {torch.__version__}", *words]
-    yield f"{', '.join(words)}; CPU, threads: {threads}, cores: {os.cpu_count()}, float32."
-    for name, (needs, _) in PEERS.items():
-        if missing := [x for x in needs if not installed((x,))]:
-            yield f"{name} is left out: {' and '.join(missing)} not installed."
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="for each measurement")
@@ -216,8 +222,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     os.environ["PJRT_NPROC"] = str(args.threads)  # the size of XLA's pool, read at its import
     trees = {k: v for k, v in TREES.items() if any(x in k for x in args.tree or [""])}
-    parts, rounds, results = args.part or PARTS, args.rounds, {}
+    parts, rounds = args.part or PARTS, args.rounds
+    few = max(1, rounds // 2)  # for what takes long
     text: list[str] = []
+    pictures: dict[str, tuple[dict[str, Times], str]] = {}
 
     def say(*words: str) -> None:
         text.extend(words)
@@ -229,34 +237,60 @@ def main() -> None:
     def report(title: str, rows: list[str]) -> None:
         say("", f"### {title}", "", *rows)
 
-    say("# Speed, measured", "", *INTRODUCTION.splitlines(), "", *versions(args.threads))
-    if "step" in parts:
-        section("One step", STEP)
+    def picture(name: str, reference: str) -> dict[str, Times]:
+        """Place a picture here that is drawn in the end, of what is put into the dict."""
         if args.write:
-            text.extend(("", "![Time of a step, relative to torch.optim.Adamax](images/speed.png)"))
+            text.extend(("", f"![Time of a step, relative to {reference}](images/{name}.png)"))
+        pictures[name] = {}, reference
+        return pictures[name][0]
+
+    say("# Speed, measured", "", *INTRODUCTION.splitlines(), "", *versions(args.threads))
+    if "chains" in parts:
+        section("Chains", CHAINS)
+        results = picture("speed", chains.TORCH)
         for name, shapes in trees.items():
-            results[name] = time_tree(shapes, rounds)
-            report(name, table(results[name]))
+            algorithms = chains.contenders(shapes)
+            times = time_tree(shapes, algorithms, chains.BYTES, rounds, COMPUTED_TOLERANCE)
+            results[name] = times
+            references = {"to torch": chains.TORCH, "to optax": chains.OPTAX, **TO_FLOOR}
+            report(name, table(times, references))
+    if "methods" in parts:
+        section("Methods", METHODS)
+        for name, shapes in trees.items():
+            report(name, time_methods(shapes, few))
+    if "variants" in parts:
+        section("Schedules, groups, labels, injected hyperparameters", VARIANTS)
+        say("", *time_variants(trees, rounds))
+    if "adamax" in parts:
+        section("Adamax alone", ADAMAX)
+        results = picture("adamax", TORCH)
+        for name, shapes in trees.items():
+            results[name] = time_tree(shapes, CONTENDERS, timing.STEP_BYTES, rounds)
+            report(name, table(results[name], TO_TORCH | TO_FLOOR))
     if "training" in parts:
         section("A training step", TRAINING)
         for name, task in training.TASKS.items():
-            report(name, table(time_trained(training.trainings(task), rounds, TRAINING_TOLERANCE)))
+            times = time_trained(training.trainings(task), rounds, COMPUTED_TOLERANCE)
+            report(name, table(times, TO_TORCH))
     if "ensemble" in parts:
         section("An ensemble", ENSEMBLE)
         alone, whole = (ensemble.contenders(training=x) for x in (False, True))
-        report("The optimizer alone", table(time_trained(alone, rounds, TOLERANCE)))
-        report("A whole training step", table(time_trained(whole, rounds, TRAINING_TOLERANCE)))
+        times = time_trained(alone, rounds, TOLERANCE)
+        report("The optimizer alone", table(times, TO_TORCH))
+        times = time_trained(whole, rounds, COMPUTED_TOLERANCE)
+        report("A whole training step", table(times, TO_TORCH))
     if "compile" in parts:
         section("Compiling", COMPILE)
         say("", *compilations(compiling.compile_all(rounds, TOLERANCE)))
     if "memory" in parts:
         section("Memory of a step", MEMORY)
-        name = "GPT-2-like, 6 layers, 82 M"
-        report(name, peaks(TREES[name]))
+        measured = {"The chain": chains.contenders(TREES[LARGE]), "Adamax": CONTENDERS}
+        for title, algorithms in measured.items():
+            report(f"{title}, {LARGE}", peaks(TREES[LARGE], algorithms))
     if args.write:
         args.write.write_text("\n".join(text) + "\n")
-        if results:
-            draw(results, args.write.parent / "images" / "speed.png")
+        for name, (results, reference) in pictures.items():
+            draw(results, reference, args.write.parent / "images" / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 
 BLOCK = 0.05  # seconds for which a contender runs in a round, or one call where that takes longer
 STREAM = 2**26  # elements of each tensor that the floor is measured on
-STREAM_BYTES, STEP_BYTES = 12, 28  # an element: add_ reads two, writes one; a step four and three
+STREAM_BYTES = 12  # of memory traffic for an element: add_ reads two numbers and writes one
+STEP_BYTES = 28  # a step of Adamax reads four and writes three
+READ_BYTES, MOMENT_BYTES = 4, 8  # one number; a moment is read and written
 
 Run = Callable[[], object]
 
@@ -79,9 +81,9 @@ def stream() -> Run:
     return lambda: a.add_(b)
 
 
-def steps_in_stream(elements: int) -> float:
-    """The bytes of a step of ``elements``, in those of one call of ``stream``."""
-    return STEP_BYTES * elements / (STREAM_BYTES * STREAM)
+def steps_in_stream(elements: int, moved: int) -> float:
+    """The bytes of a step that moves so many for an element, in those of one ``stream``."""
+    return moved * elements / (STREAM_BYTES * STREAM)
 
 
 def peak_of(run: Run) -> int:

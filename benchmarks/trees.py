@@ -20,7 +20,7 @@ import functional_adamax as fa
 from functional_adamax.compat import Adamax
 
 LR, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8
-OURS = ("compat.Adamax", "fa.step, donated", "fa.step, pure")
+OURS = ("compat.", "fa.")  # how the names of our contenders begin
 TORCH, ADAM = "torch.optim.Adamax", "torch.optim.Adam(fused=True)"
 
 Shape = tuple[int, ...]
@@ -84,22 +84,24 @@ class Contender(Protocol):
 
 
 class Classic:
-    """An optimizer with the interface of torch.optim."""
+    """An optimizer with the interface of torch.optim, made from its parameters."""
 
-    def __init__(self, make: Callable[..., Any], start: list[Tensor], grads: list[Tensor]) -> None:
-        self._params = [nn.Parameter(x.clone()) for x in start]
+    def __init__(
+        self, make: Callable[[Any], Any], start: list[Tensor], grads: list[Tensor]
+    ) -> None:
+        self.leaves = [nn.Parameter(x.clone()) for x in start]
         self.feed(grads)
-        self.step = make(self._params, lr=LR, betas=BETAS, eps=EPS).step
+        self.step: Callable[[], object] = make(self.leaves).step
 
     def params(self) -> list[Tensor]:
-        return [p.detach() for p in self._params]
+        return [p.detach() for p in self.leaves]
 
     def feed(self, grads: list[Tensor]) -> None:
-        for p, g in zip(self._params, grads, strict=True):
+        for p, g in zip(self.leaves, grads, strict=True):
             p.grad = g
 
 
-class Chain:
+class Pure:
     """A pure step, called each time on what it returned before."""
 
     def __init__(
@@ -117,7 +119,7 @@ class Chain:
         self._grads = type(self._grads)(grads)
 
 
-class JaxChain(Chain):
+class PureInJax(Pure):
     """A pure step over arrays of JAX."""
 
     def __init__(
@@ -137,31 +139,36 @@ def jax_arrays(tensors: list[Tensor]) -> list[Any]:
 
 
 Build = Callable[[list[Tensor], list[Tensor]], Contender]  # from the start and the gradients
+Algorithms = list[dict[str, Build]]  # contenders by name; those of one dict must agree
 
 
-def ours(donate: bool, start: list[Tensor], grads: list[Tensor]) -> Contender:
-    tx = fa.adamax(LR, BETAS, EPS)
-
+def ours(tx: Any, donate: bool, start: list[Tensor], grads: list[Tensor]) -> Contender:
     def advance(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
         return fa.step(tx, grads, state, params, donate=donate)
 
-    return Chain(advance, tx.init, [x.clone() for x in start], grads)
+    return Pure(advance, tx.init, [x.clone() for x in start], grads)
 
 
-def torchopt_adamax(start: list[Tensor], grads: list[Tensor]) -> Contender:
+def torchopt_step(
+    make: Callable[[Any], Any], start: list[Tensor], grads: list[Tensor]
+) -> Contender:
+    """What ``make`` makes of the package, out of place."""
     torchopt: Any = import_module("torchopt")
-    tx = torchopt.adamax(LR, BETAS, EPS)
+    tx = make(torchopt)
 
     def advance(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params=params, inplace=False)
         return torchopt.apply_updates(params, updates, inplace=False), state
 
-    return Chain(advance, tx.init, tuple(x.clone() for x in start), tuple(grads))
+    return Pure(advance, tx.init, tuple(x.clone() for x in start), tuple(grads))
 
 
-def optax_adamax(donate: bool, start: list[Tensor], grads: list[Tensor]) -> Contender:
+def optax_step(
+    make: Callable[[Any], Any], donate: bool, start: list[Tensor], grads: list[Tensor]
+) -> Contender:
+    """What ``make`` makes of the package, compiled."""
     jax, optax = import_module("jax"), import_module("optax")
-    tx = optax.adamax(LR, *BETAS, EPS)
+    tx = make(optax)
 
     def update(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
@@ -172,26 +179,22 @@ def optax_adamax(donate: bool, start: list[Tensor], grads: list[Tensor]) -> Cont
     def advance(*trees: Any) -> tuple[Any, Any]:
         return jax.block_until_ready(compiled(*trees))
 
-    return JaxChain(advance, tx.init, start, grads)
+    return PureInJax(advance, tx.init, start, grads)
 
 
-def pytorch_optimizer_adamax(start: list[Tensor], grads: list[Tensor]) -> Contender:
-    return Classic(import_module("pytorch_optimizer").AdaMax, start, grads)
+def classic(make: Callable[..., Any], **hyper: Any) -> Build:
+    return partial(Classic, partial(make, **hyper))
 
 
-PEERS: dict[str, tuple[tuple[str, ...], Build]] = {  # the packages each needs, and how it is made
-    "pytorch_optimizer.AdaMax": (("pytorch_optimizer",), pytorch_optimizer_adamax),
-    "torchopt.adamax, inplace=False": (("torchopt",), torchopt_adamax),
-    "optax.adamax, jit, donated": (("jax", "optax"), partial(optax_adamax, True)),
-    "optax.adamax, jit": (("jax", "optax"), partial(optax_adamax, False)),
-}
-TORCHES: dict[str, Build] = {
-    f"{TORCH}(foreach=False)": partial(Classic, partial(torch.optim.Adamax, foreach=False)),
-    f"{TORCH}(foreach=True)": partial(Classic, partial(torch.optim.Adamax, foreach=True)),
-    ADAM: partial(Classic, partial(torch.optim.Adam, fused=True)),
-    "compat.Adamax": partial(Classic, Adamax),
-    "fa.step, donated": partial(ours, True),
-    "fa.step, pure": partial(ours, False),
+def pytorch_optimizer(name: str) -> Callable[..., Any]:
+    """A class of the package, which is imported when it is called."""
+    return lambda *args, **hyper: getattr(import_module("pytorch_optimizer"), name)(*args, **hyper)
+
+
+PACKAGES = {  # what must be installed for contenders whose names begin so
+    "pytorch_optimizer": ("pytorch_optimizer",),
+    "torchopt": ("torchopt",),
+    "optax": ("jax", "optax"),
 }
 
 
@@ -199,4 +202,30 @@ def installed(packages: tuple[str, ...]) -> bool:
     return all(map(find_spec, packages))
 
 
-CONTENDERS = TORCHES | {name: build for name, (needs, build) in PEERS.items() if installed(needs)}
+def present(builds: dict[str, Build]) -> dict[str, Build]:
+    """Those whose packages are installed."""
+    absent = tuple(name for name, needs in PACKAGES.items() if not installed(needs))
+    return {name: build for name, build in builds.items() if not name.startswith(absent)}
+
+
+HYPER: dict[str, Any] = {"lr": LR, "betas": BETAS, "eps": EPS}
+
+
+def optax_adamax(optax: Any) -> Any:
+    return optax.adamax(LR, *BETAS, EPS)
+
+
+ADAMAXES = present(
+    {
+        f"{TORCH}(foreach=False)": classic(torch.optim.Adamax, foreach=False, **HYPER),
+        f"{TORCH}(foreach=True)": classic(torch.optim.Adamax, foreach=True, **HYPER),
+        "compat.Adamax": classic(Adamax, **HYPER),
+        "fa.step, donated": partial(ours, fa.adamax(**HYPER), True),
+        "fa.step, pure": partial(ours, fa.adamax(**HYPER), False),
+        "pytorch_optimizer.AdaMax": classic(pytorch_optimizer("AdaMax"), **HYPER),
+        "torchopt.adamax, inplace=False": partial(torchopt_step, lambda x: x.adamax(**HYPER)),
+        "optax.adamax, jit, donated": partial(optax_step, optax_adamax, True),
+        "optax.adamax, jit": partial(optax_step, optax_adamax, False),
+    }
+)
+CONTENDERS: Algorithms = [ADAMAXES, {ADAM: classic(torch.optim.Adam, fused=True, **HYPER)}]
