@@ -261,9 +261,9 @@ def warn_if_eps_vanishes(eps: Any, leaves: list[Any], state_dtype: torch.dtype |
     """Warn once if ``eps`` rounds to zero in the dtype of a leaf's moments."""
     if torch.compiler.is_compiling():
         return
-    numbers = [x for x in pytree.flatten(eps)[0] if isinstance(x, (int, float)) and x > 0]
     dtypes = {state_dtype or leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)}
     for dtype in dtypes & {torch.float16, torch.bfloat16}:
+        numbers = (x for x in pytree.flatten(eps)[0] if isinstance(x, (int, float)) and x > 0)
         for number in numbers:
             if torch.tensor(number, dtype=dtype, device="cpu") == 0:
                 warn(

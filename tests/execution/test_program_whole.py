@@ -38,7 +38,6 @@ DECLINED = {
     "add_noise": "add_noise does not treat each leaf alone",
     "zero_nans": "it has a tensor in torch.bool",
     "reduce_on_plateau": "watching does not treat each leaf alone",
-    "lookahead-reset": "it compares a hyperparameter, or takes another function of it",
     "schedule_free-float64-state": DTYPES,
     "sam": "elsewhere does not treat each leaf alone",
     "sam-adaptive": "elsewhere does not treat each leaf alone",
