@@ -38,7 +38,7 @@ STATES = {  # whatever is public or calls itself a state, by the module that def
     for x in vars(module).values()
     if is_named_tuple(x)
     and (x.__name__.endswith("State") or x.__name__ in {*fa.__all__, *compat.__all__})
-} - {fa.GradientTransformation}  # which holds functions
+} - {fa.GradientTransformation, fa.LeafUpdate}  # which are no states
 
 
 def test_the_states_are_found() -> None:

@@ -92,8 +92,10 @@ class Partition(Transform):
     labels: Tree | Callable[[Tree], Tree]
 
     def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
+        if not isinstance(state, dict) or state.keys() != self.transforms.keys():
+            return self
         labels = _settled(self.labels, updates, params, "labels", object)
-        if labels is None or not isinstance(state, dict) or state.keys() != self.transforms.keys():
+        if labels is None:
             return self
         now = {
             label: _settled_inside(tx, state[label], updates, params, [x == label for x in labels])

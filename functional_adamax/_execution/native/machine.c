@@ -99,6 +99,9 @@ static PyObject *machine_program(PyObject *self, PyObject *arguments)
         p->uniforms = p->constants + p->counters + p->numbers + p->steps;
         if (!PyErr_Occurred() && (p->registers > MOST_REGISTERS || p->uniforms > MOST_UNIFORMS))
             PyErr_SetString(PyExc_ValueError, "the machine has not so many registers");
+        for (int k = 0; k < p->vectors && !PyErr_Occurred(); k++)
+            if (p->vector[k].code < 0 || p->vector[k].code >= POWER) /* the first of uniforms alone */
+                PyErr_SetString(PyExc_ValueError, "the machine has no such instruction of vectors");
         for (int k = 0; k < p->constants && !PyErr_Occurred(); k++)
             p->constant[k] = PyFloat_AsDouble(PyList_GetItem(constants, k));
     }
