@@ -12,7 +12,7 @@ import torch
 
 from . import pytree
 from .pytree import Tree
-from .transform import Data, GradientTransformation, Transform, Update
+from .transform import Data, GradientTransformation, Transform, Update, asks
 
 Made = TypeVar("Made", bound=Transform)
 
@@ -90,23 +90,6 @@ def settled(
     transform = link.update.transform
     now = transform.settled(state, updates, params)
     return link if now is transform else now.pair()
-
-
-_ASKS = "asks functions"  # where a transform keeps whether it does
-
-
-def asks(value: Any) -> bool:
-    """Whether a transform, or a part of it, asks functions, masks or labels of the user's."""
-    if isinstance(value, GradientTransformation):
-        return isinstance(value.update, Update) and asks(value.update.transform)
-    if isinstance(value, Transform):
-        known: bool | None = vars(value).get(_ASKS)
-        if known is None:
-            known = value.asks or any(map(asks, value._values().values()))
-            object.__setattr__(value, _ASKS, known)
-        return known
-    parts = value.values() if isinstance(value, dict) else value
-    return isinstance(parts, (tuple, type({}.values()))) and any(map(asks, parts))
 
 
 _REMADE = "remade"  # where a transform keeps what was last made of it

@@ -104,7 +104,8 @@ class Transform(Data, ABC):
         """
         transform = self
         if self.is_local and not extra and not torch.compiler.is_compiling():
-            transform = self.settled(state, grads, params)
+            if asks(self):
+                transform = self.settled(state, grads, params)
             for executor in executors:
                 found = executor.plan(transform, grads, state, params, donate)
                 if found is not None:
@@ -155,7 +156,8 @@ class Update:
     def __call__(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
         transform = self.transform
         if transform.is_local and not extra and not torch.compiler.is_compiling():
-            transform = transform.settled(state, updates, params)
+            if asks(transform):
+                transform = transform.settled(state, updates, params)
             for executor in () if transform.has_executors else executors:
                 found = executor.update(transform, updates, state, params)
                 if found is not None:
@@ -163,6 +165,23 @@ class Update:
         return transform.update(updates, state, params, **extra)
 
     __call__.__qualname__ = "update"
+
+
+_ASKS = "asks functions"  # where a transform keeps whether it does
+
+
+def asks(value: Any) -> bool:
+    """Whether a transform, or a part of it, asks functions, masks or labels of the user's."""
+    if isinstance(value, GradientTransformation):
+        return isinstance(value.update, Update) and asks(value.update.transform)
+    if isinstance(value, Transform):
+        known: bool | None = vars(value).get(_ASKS)
+        if known is None:
+            known = value.asks or any(map(asks, value._values().values()))
+            object.__setattr__(value, _ASKS, known)
+        return known
+    parts = value.values() if isinstance(value, dict) else value
+    return isinstance(parts, (tuple, type({}.values()))) and any(map(asks, parts))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -14,9 +14,17 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from .._core import checks, pytree
-from .._core.links import Chosen, asks, call_update, checked_link, remade, settled
+from .._core.links import Chosen, call_update, checked_link, remade, settled
 from .._core.pytree import EmptyState, Tree
-from .._core.transform import Data, GradientTransformation, Init, Stateless, Transform, Update
+from .._core.transform import (
+    Data,
+    GradientTransformation,
+    Init,
+    Stateless,
+    Transform,
+    Update,
+    asks,
+)
 
 Mask: TypeAlias = Tree | Callable[[Tree], Tree]
 """A tree of bools shaped like params, or a prefix of it; or a function from params to one."""

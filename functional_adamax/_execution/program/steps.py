@@ -231,7 +231,7 @@ def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
                 found[x.target] = _made_of(total, x, step)
             else:
                 args = [
-                    _tensor(found[y.at])
+                    (z if type(z := found[y.at]) is not float else _tensor(z))
                     if type(y) is Place
                     else numbers[y.at]
                     if type(y) is Hyper

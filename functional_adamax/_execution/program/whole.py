@@ -16,10 +16,9 @@ import torch
 
 from ..._core import context as surroundings
 from ..._core import donation, plans, pytree
-from ..._core.links import asks
 from ..._core.plans import OverTrees, Plan
 from ..._core.pytree import Tree
-from ..._core.transform import Transform
+from ..._core.transform import Transform, asks
 from . import entries, machine, steps
 from .columns import columns_of, example_of
 from .forms import PLAIN, Form, form_of
