@@ -186,8 +186,8 @@ def _settled_inside(
 
 def _settled(given: Any, updates: Tree, params: Tree, name: str, kind: type) -> list[Any] | None:
     """What a mask, or labels, say of each leaf; None where they are asked about the updates."""
-    asks = callable(given) and not pytree.is_node(given) and not isinstance(given, ByPath)
-    if params is None and asks:
+    by_values = callable(given) and not pytree.is_node(given) and not isinstance(given, ByPath)
+    if params is None and by_values:
         return None
     return _resolved(given, updates if params is None else params, name, kind)
 

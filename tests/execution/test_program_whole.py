@@ -21,6 +21,7 @@ from trees import assert_equal
 
 import functional_adamax as fa
 from functional_adamax._core import donation, plans
+from functional_adamax._core.transform import Transform
 from functional_adamax._execution.program import machine, whole
 from functional_adamax._transforms.stage import LeafUpdate, Stage
 from functional_adamax.compat import Optimizer
@@ -179,6 +180,28 @@ def test_random_chains_have_the_bits_of_the_rule(seed: int, by_rule: Any) -> Non
         assert_is_run(tx, by_rule, dtype, missing=seed % 3 == 0)
     finally:
         torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fading(Transform):
+    """A scale that falls from step to step, kept once for the tree."""
+
+    is_local: ClassVar[bool] = True
+
+    def init(self, params: Any) -> Tensor:
+        return torch.tensor(0.7, dtype=torch.float64)
+
+    def update(self, updates: Any, state: Tensor, params: Any = None, **extra: Any) -> Any:
+        factor = state * state * state
+        return {name: u * factor for name, u in updates.items()}, state * 0.9
+
+
+def test_numbers_of_the_tree_in_another_dtype_are_left_to_the_rule(by_rule: Any) -> None:
+    tx, p = Fading().pair(), {"a": torch.randn(99)}
+    for dtype in (torch.float64, torch.float32):
+        for k in range(20):
+            state = torch.tensor(0.7 + k / 100, dtype=dtype)
+            assert_equal(tx.update(p, state, p), by_rule(tx.update, p, state, p))
 
 
 @pytest.mark.parametrize("size", [1.0, 1e200, 1e-200, 0.0, INF, NAN])

@@ -84,6 +84,7 @@ def _compiled(given: Given) -> Entry:
         count,
         given.add,
         tuple(record.sources),
+        tuple(record.dtypes),
         record.places,
         tuple(sequence),
         sums,

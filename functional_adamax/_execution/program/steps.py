@@ -53,6 +53,7 @@ class Entry(NamedTuple):
     kinds: int
     add: bool  # whether the results are parameters, not updates
     sources: tuple[int, ...]  # of the first places: positions of the state, or -1 - a number
+    dtypes: tuple[torch.dtype, ...]  # of those
     places: int  # of what belongs to the tree
     sequence: tuple[Operation | Phase, ...]
     sums: dict[int, list[Any]]  # by the place of a sum, the program of each group, or None
@@ -210,6 +211,8 @@ def _begun(step: Trees, entry: Entry) -> list[Any] | None:
     numbers, state = step.form.numbers, step.state
     found: list[Any] = [state[i] if i >= 0 else numbers[-1 - i] for i in entry.sources]
     if any(x.requires_grad for x in found) or _are_odd(entry, found):
+        return None
+    if any(x.dtype != dtype for x, dtype in zip(found, entry.dtypes, strict=True)):
         return None
     return found + [None] * (entry.places - len(found))
 

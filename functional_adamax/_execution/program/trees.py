@@ -68,6 +68,7 @@ class Record(NamedTuple):
     entered: list[tuple[str, int]]  # inputs of the graph that belong to the tree, and their places
     results: list[tuple[int, int]]  # positions of the flat state, and what comes there
     sources: list[int]  # of the first places: positions of the state, or numbers, from -1 down
+    dtypes: list[torch.dtype]  # of those
     places: int
 
     def form(self) -> Any:
@@ -87,6 +88,7 @@ def record(given: Given, shape: tuple[int, ...], seed: int) -> Record:
     kind_of |= {c.old(k): k for c in given.columns for k in kinds}
     recorder = TreeRecorder(shape, kind_of)
     sources: list[int] = []
+    dtypes: list[torch.dtype] = []
 
     def made(name: str, dtype: torch.dtype, vector: bool = True) -> Tensor:
         if dtype not in FLOATING:
@@ -111,6 +113,7 @@ def record(given: Given, shape: tuple[int, ...], seed: int) -> Record:
         new = torch.as_tensor(value, device="cpu").to(x.dtype)
         recorder.take_of_tree(new)
         sources.append(source)
+        dtypes.append(x.dtype)
         return new
 
     def lone(start: int, x: Any) -> Any:
@@ -147,7 +150,7 @@ def record(given: Given, shape: tuple[int, ...], seed: int) -> Record:
     graph = recorder.graph(outputs)
     graph.outputs |= recorder.squared
     entered, places = recorder.entered, recorder.places
-    return Record(graph, recorder.sequence, entered, results, sources, places)
+    return Record(graph, recorder.sequence, entered, results, sources, dtypes, places)
 
 
 def _named(

@@ -81,9 +81,7 @@ def over(
         found = _sought(now, Trees(form_of(now), g, p, state, spec, state_spec, ()), add=True)
     except Declined:
         return None
-    if isinstance(found, str):
-        return None
-    return found
+    return None if isinstance(found, str) else found
 
 
 def why_not(
