@@ -94,6 +94,9 @@ def scalar(value: Any, like: Tensor) -> Tensor:
 
 def progress(t: Tensor, begin: Scalar, steps: Scalar) -> Tensor:
     """Return the part of a way of ``steps`` steps done by ``t``, in [0, 1]; no steps, a jump."""
+    numbers = hyper.is_number(begin) and hyper.is_number(steps) and steps > 0
+    if numbers and not torch.compiler.is_compiling():
+        return ((t - float(begin)) / scalar(steps, t)).clamp(0.0, 1.0)
     passed, length = t - scalar(begin, t), scalar(steps, t)
     way = passed / torch.where(length > 0, length, 1.0)
     return torch.where(length > 0, way.clamp(0.0, 1.0), (passed >= 0).to(t.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import is_
 from types import FunctionType
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 
 from .._core.links import checked_link
 from .._core.transform import GradientTransformation
+from .._execution.program.captured import OWN, Getter, captured
+from .._execution.program.graph import Declined
+from ._shown import Asked
 
 Factory = Callable[..., GradientTransformation]
 """A function from hyperparameters to a transform."""
 
-_PACKAGE = __name__.split(".")[0]
-_CONSTANTS = (int, float, bool, str, torch.dtype, type(None))
-"""What cannot be changed in place."""
+_CONSTANTS = (int, float, bool, str, torch.dtype, type(None), Asked)
+"""What cannot be changed in place. Nor is a schedule that stands for that of a group."""
 
 
 def check_factory(given: Any) -> Factory:
@@ -42,19 +45,49 @@ def check_factory(given: Any) -> Factory:
     return factory
 
 
-def is_settled(factory: Factory, values: dict[str, Any]) -> bool:
-    """Whether ``factory`` makes the same of the same ``values`` whenever it is called.
+class Reads:
+    """What the result of a factory depends on beside its arguments."""
 
-    The library does, of constants; a factory of somebody else may read what changes.
-    """
-    if isinstance(factory, partial):
-        return factory.func is _itself
-    ours = isinstance(factory, FunctionType) and factory.__module__.split(".")[0] == _PACKAGE
-    return ours and all(map(_is_constant, values.values()))
+    def __init__(self, factory: Factory) -> None:
+        self._function, given = factory, ()
+        if isinstance(factory, partial):
+            self._function, given = factory.func, (*factory.args, *factory.keywords.values())
+        self._getters: list[Getter] | None = [] if self._function is _itself else None
+        self._values: tuple[Any, ...] = ()
+        self._is_told = self._getters is not None or (
+            isinstance(self._function, FunctionType) and all(map(_is_constant, given))
+        )
+
+    def now(self) -> tuple[Any, ...] | None:
+        """The values that it reads, the same object while they are; None where it is not told."""
+        if not self._is_told:
+            return None
+        if self._getters is None or not all(map(is_, self._values, self._read())):
+            try:
+                self._getters = captured(self._function, trusted=OWN)
+                self._values = self._read()
+            except Declined:
+                self._is_told = False
+                return None
+        return self._values
+
+    def _read(self) -> tuple[Any, ...]:
+        """What the getters find, or nothing where a name is gone."""
+        try:
+            return tuple(get() for get in self._getters or ())
+        except (KeyError, ValueError):
+            return (None,) * (1 + len(self._values))
+
+
+def are_constant(values: dict[str, Any]) -> bool:
+    """Whether nothing can be changed in any of ``values``."""
+    return all(map(_is_constant, values.values()))
 
 
 def _is_constant(value: Any) -> bool:
-    return type(value) in _CONSTANTS or (type(value) is tuple and all(map(_is_constant, value)))
+    return type(value) in (*_CONSTANTS, Asked) or (
+        type(value) is tuple and all(map(_is_constant, value))
+    )
 
 
 def _itself(transform: GradientTransformation) -> GradientTransformation:

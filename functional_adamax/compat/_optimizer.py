@@ -129,6 +129,7 @@ class Optimizer(TorchOptimizer):
     def _forget(self) -> None:
         """Forget what was kept of other state."""
         self._kept: list[Unit] = []
+        self._said = Said()  # in the last step
         self._written: list[Tensor] = []  # by the native kernel in the last step
 
     def _restore(self, before: list[dict[str, Any]] | None) -> None:
@@ -222,24 +223,27 @@ class Optimizer(TorchOptimizer):
         optim.check_capture(self)
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             loss, said = None, Said()
+            if not torch.compiler.is_compiling():
+                said.before, self._said = tuple(self._said), said
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            if not self._advance(said):
-                for run in self._prepare(closure, loss, extra, said):
+            units = self._units()
+            if not self._advance(units, said):
+                for run in self._prepare(units, closure, loss, extra, said):
                     run()
         return loss
 
-    def _advance(self, said: Said) -> bool:
+    def _advance(self, units: list[Unit], said: Said) -> bool:
         """Let one executor step all groups, or write nothing and return False."""
         compiling = torch.compiler.is_compiling()
         apart = self._init_group() if compiling else True
         traced = not compiling and context.traced()
-        scheduled = any(_schedules.KEY in group for group in self.param_groups)
+        scheduled = compiling and any(_schedules.KEY in group for group in self.param_groups)
         if torch.is_grad_enabled() or traced or scheduled or not (apart or self._in_turn):
             return False
         groups = []
-        for unit in self._units():
+        for unit in units:
             offered = unit.offered(said)
             if offered is None:
                 return False
@@ -248,7 +252,11 @@ class Optimizer(TorchOptimizer):
             return choice.advance(groups, self.state, []) is not None
         written = choice.advance(groups, self.state, self._written)
         self._written = written or []
-        return written is not None
+        if written is None:
+            return False
+        for unit in units:
+            unit.taken(said)
+        return True
 
     @staticmethod
     def plain(value: Any) -> Any:
@@ -260,12 +268,17 @@ class Optimizer(TorchOptimizer):
         return transform_in(self._factory(**self._values(group)))
 
     def _prepare(
-        self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any], said: Said
+        self,
+        units: list[Unit],
+        closure: Callable[[], Any] | None,
+        loss: Any,
+        extra: dict[str, Any],
+        said: Said,
     ) -> list[Run]:
         """Check everything, compute or plan the step, and return what then writes."""
         if closure is not None:
             extra = {"value": loss, **extra}
-        units, given = self._units(), (closure, extra, said)
+        given = closure, extra, said
         in_turn: list[Run] = [partial(unit.step, *given) for unit in units]
         if torch.compiler.is_compiling():  # which makes state, and compares memory, beforehand
             if len(units) > 1 and not self._init_group():

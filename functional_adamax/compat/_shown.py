@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,23 +12,35 @@ from .._core.transform import same
 from .._schedules.scheduled import Schedule, ask
 
 
-class Said(list["_Asked"]):
-    """What schedules say in one step: each is asked once for a count."""
+class Said(list["Asked"]):
+    """What schedules say in one step: each is asked once for a count.
+
+    Those that were asked in the step ``before`` are the same objects in this one.
+    """
+
+    before: tuple[Asked, ...] = ()
 
     def by(self, schedule: Schedule, now: Any) -> Schedule:
         """The schedule, which remembers what it said; ``now`` is what its group shows."""
         asked = next((x for x in self if same(x.schedule, schedule)), None)
         if asked is None:
-            asked = _Asked(schedule, now, {})
+            known = (x for x in self.before if x.schedule is schedule)
+            asked = next(known, None) or Asked(schedule)
+            asked.begin(now)
             self.append(asked)
         return asked
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    schedule: Schedule
-    now: Any
-    said: dict[Any, Any]  # by the count
+class Asked:
+    """A schedule that is asked once in a step for each count."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def begin(self, now: Any) -> None:
+        """Begin a step, where its group shows ``now``."""
+        self.now = now
+        self.said: dict[Any, Any] = {}  # by the count
 
     def __call__(self, count: Tensor) -> Any:
         if count.is_meta:  # nobody knows it, and the schedule may want to read it
@@ -46,6 +57,8 @@ def shown(value: Any) -> Any:
     """A value as it is shown: a number, or under a compiler, which keeps none, a new tensor."""
     if torch.compiler.is_compiling():
         return pytree.map_tensors(_copy, value)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
     return pytree.map_tensors(torch.clone, _numbers(value))
 
 
@@ -65,6 +78,8 @@ torch.library.register_fake("functional_adamax::copy", torch.empty_like)
 
 def is_same(now: Any, before: Any) -> bool | Tensor:
     """Whether two values are one. A tensor where a compiler cannot ask."""
+    if type(now) is float and type(before) is float:
+        return now == before or _are_nan(now, before)
     compiling = torch.compiler.is_compiling()
     values, spec = pytree.flatten(now if compiling else _numbers(now))
     others, other_spec = pytree.flatten(before if compiling else _numbers(before))

@@ -27,10 +27,11 @@ from .._execution.native import kernel
 from .._execution.native.kernel import Group
 from .._execution.program import machine, steps, whole
 from .._methods.method import Method
+from .._schedules.scheduled import Scheduled, ask
 from . import _loading, _schedules
 from ._closure import Gradients
 from ._entries import misfits
-from ._factory import Factory, is_settled
+from ._factory import Factory, Reads, are_constant
 from ._groups import check_writable, names_of
 from ._layout import Layout, outline_of, with_memory, without_memory
 from ._shown import Said
@@ -58,23 +59,52 @@ class Unit:
         self.owner, self.groups, self.first = owner, groups, first
         self._layout: Layout | None = None
         self._checked: dict[int, Any] = {}  # by the group, what was set over its schedules
+        self._given: list[Any] = []  # parameters and names, while their tree is known
         self._said: Said | None = None  # of the step for which the transform was made
-        self._made_of: dict[str, Any] | None = None  # while it need not be made again
+        self._count: Tensor | None = None  # of the schedule, in the step that is offered
+        self._reads = Reads(owner._factory)
+        self._made_of: tuple[dict[str, Any], Any] | None = None  # while it need not be made again
 
     def offered(self, said: Said) -> list[Group] | None:
         """The groups as the executors take whole groups; None where they know no such step."""
         values, one = self.owner._values, len(self.groups) == 1
         if not one:
+            if any(map(_schedules.of, self.groups)):
+                return None
             self._values(said)  # which checks that they fit
-        found = []
+        found, self._count = [], None
         for group in self.groups:
             tx = self._transform(said) if one else self.owner._factory(**values(group))
             transform = transform_in(tx)
-            taken = isinstance(transform, Method) and kernel.group_of(transform, group["params"])
+            method = transform.transform if isinstance(transform, Scheduled) else transform
+            taken = isinstance(method, Method) and kernel.group_of(method, group["params"])
             if not taken:
                 return None
+            if method is not transform:
+                self._count = self._own_count()
+                if self._count is None:
+                    return None
+                taken = taken._replace(lr=ask(taken.lr, self._count))
             found.append(taken)
         return found
+
+    def taken(self, said: Said) -> None:
+        """Count a step that was offered, and taken."""
+        if self._count is not None:
+            self._show(self._count.clone(), said)
+            self._count.add_(1)
+
+    def _own_count(self) -> Tensor | None:
+        """The count of all parameters, if it can be written in its place."""
+        layout, state = self._layout, self.owner.state
+        if layout is None or layout.outline != self._outline or torch.compiler.is_compiling():
+            return None
+        name = layout.counts[0].name
+        counts = [entry.get(name) for entry in map(state.get, self.groups[0]["params"]) if entry]
+        count: Tensor | None = counts[0] if counts else None
+        if count is None or any(x is not count for x in counts) or not steps.may_write([count]):
+            return None
+        return count
 
     def prepare(
         self,
@@ -108,7 +138,7 @@ class Unit:
         if step is None:
             return None
         write: Callable[[], bool] | None = partial(steps.overwrite, *step)
-        if not (alone and step[1].at_once):
+        if not alone or step[1].at_once is None:
             write = steps.planned(*step)
         before = layout.read(layout.counts[0], state, leaves).clone() if layout.counts else None
         otherwise = partial(self._planned, None, {}, said)
@@ -121,8 +151,12 @@ class Unit:
         if not write():
             otherwise()()
         elif before is not None:
-            for group in self.groups:
-                _schedules.show(group, before, said)
+            self._show(before, said)
+
+    def _show(self, count: Tensor, said: Said) -> None:
+        """Leave in the groups what schedules say at ``count``."""
+        for group in self.groups:
+            _schedules.show(group, count, said)
 
     def _planned(self, closure: Callable[[], Any] | None, extra: dict[str, Any], said: Said) -> Run:
         """Check and plan the step of any transform over trees; return what takes it.
@@ -175,8 +209,15 @@ class Unit:
         return misfits(layout, fresh, stepped, entries, titles, names)
 
     def _leaves(self) -> tuple[list[Tensor], Any]:
-        """The parameters as the leaves of a tree, and its structure."""
-        return pytree.flatten(tree_of(self.groups, [group["params"] for group in self.groups]))
+        """The parameters as the leaves of a tree, and its structure, the same while they are."""
+        columns = [group["params"] for group in self.groups]
+        if torch.compiler.is_compiling():  # which would compile anew for what is kept
+            return pytree.flatten(tree_of(self.groups, columns))
+        given = [*chain(*columns), *chain(*(group.get("param_names", ()) for group in self.groups))]
+        if len(given) != len(self._given) or not all(map(is_, given, self._given)):
+            self._flat = pytree.flatten(tree_of(self.groups, columns))
+            self._given = given
+        return self._flat
 
     def _transform(self, said: Said) -> GradientTransformation:
         """The transform of the hyperparameters as they are now, made once in a step."""
@@ -187,25 +228,29 @@ class Unit:
                 evaluated = dict.fromkeys(names if self.owner._evaluates else ())
                 self._made = _schedules.transform(factory, values, evaluated)
                 self._outline = outline_of(values)
-                self._made_of = values if is_settled(factory, values) else None
+                read = self._reads.now() if are_constant(values) else None
+                self._made_of = None if read is None else (values, read)
             self._said = said
         return self._made
 
     def _is_made_of(self, values: dict[str, Any]) -> bool:
         """Whether these are the hyperparameters of a transform that need not be made again."""
-        known = self._made_of
-        return (
-            known is not None
-            and known.keys() == values.keys()
-            and all(map(is_, known.values(), values.values()))
-        )
+        if self._made_of is None:
+            return False
+        known, read = self._made_of
+        same = known.keys() == values.keys() and all(map(is_, known.values(), values.values()))
+        return same and self._reads.now() is read
 
     def _values(self, said: Said) -> dict[str, Any]:
         """The values for the factory; a tree with one for each parameter where groups differ."""
         groups, values = self.groups, self.owner._values(self.groups[0])
-        if len(groups) == 1 and _schedules.KEY not in groups[0]:
-            return values
-        values = {name: _schedules.together(groups, name, said) for name in values}
+        if len(groups) > 1:
+            values = {name: _schedules.together(groups, name, said) for name in values}
+        else:
+            found = _schedules.of(groups[0])
+            values |= {name: _schedules.value(groups[0], name, said) for name in found}
+            if not found:
+                return values
         for place in range(0 if torch.compiler.is_compiling() else len(groups)):
             self._check_overriding(place)
         return values
@@ -280,8 +325,7 @@ class Unit:
         leaves = pytree.flatten(new_state)[0]
         layout.keep(leaves, self.owner.state, used, replace, plan.in_place)
         if before is not None:
-            for group in self.groups:
-                _schedules.show(group, before, said)
+            self._show(before, said)
 
 
 def transform_in(tx: GradientTransformation) -> Transform | None:

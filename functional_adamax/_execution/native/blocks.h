@@ -23,15 +23,38 @@ typedef void (*NAME(Operation))(REAL *, const REAL *, const REAL *, const REAL *
 static const NAME(Operation) NAME(operations)[] = {INSTRUCTIONS(PLACE)};
 #undef PLACE
 
+/* Add rows of squares, which are as many as are added at once, or the last ones. */
+static inline __attribute__((always_inline)) void NAME(add_squares)(Tree *tree, const REAL *x,
+                                                                    ptrdiff_t rows)
+{
+    double row[ROW];
+    for (ptrdiff_t k = 0; k < rows && rows < ROWS; k++) {
+        for (int i = 0; i < ROW; i++)
+            row[i] = (double)x[k * ROW + i] * (double)x[k * ROW + i];
+        add_row(tree, row, 0);
+    }
+    if (rows < ROWS)
+        return;
+    for (int i = 0; i < ROW; i++) {
+        double y[ROWS];
+        for (int k = 0; k < ROWS; k++)
+            y[k] = (double)x[k * ROW + i] * (double)x[k * ROW + i];
+        row[i] = ((y[0] + y[1]) + (y[2] + y[3])) + ((y[4] + y[5]) + (y[6] + y[7]));
+    }
+    add_row(tree, row, LEVEL);
+}
+
 TARGET static void NAME(run)(const void *row_, ptrdiff_t start, ptrdiff_t end)
 {
     const Row *row = row_;
     const Program *p = row->program;
+    const Code *code = row->code;
     const ptrdiff_t block = BLOCK_BYTES / sizeof(REAL);
     REAL scratch[MOST_REGISTERS * BLOCK_BYTES / sizeof(REAL)] __attribute__((aligned(LINE)));
     REAL *x[MOST_STREAMS + MOST_REGISTERS];
-    REAL value[BLOCK_BYTES / sizeof(REAL)];
-    double squares[ROW], largest = 0;
+    REAL values[ROWS * ROW] __attribute__((aligned(LINE))); /* to be added up */
+    double largest = 0;
+    ptrdiff_t filled = 0;
     Tree tree;
     tree.count = 0;
     const int streams = p->columns + p->outputs, far = end - start == BLOCK;
@@ -43,24 +66,27 @@ TARGET static void NAME(run)(const void *row_, ptrdiff_t start, ptrdiff_t end)
     for (ptrdiff_t first = start; first < end; first += block) {
         ptrdiff_t n = end - first < block ? end - first : block;
         for (int k = 0; k < streams; k++)
-            x[k] = row->at[k] ? (REAL *)row->at[k] + first : value;
-        for (int k = 0; k < p->vectors; k++) {
-            const Instruction *o = &p->vector[k];
-            if (far && k < p->columns && p->reads[k])
+            x[k] = row->at[k] ? (REAL *)row->at[k] + first : values + filled;
+        for (int k = 0; k < code->count || k < p->columns; k++) {
+            if (far && k < p->columns && code->reads >> k & 1)
                 fetch_ahead(x[k]);
+            if (k >= code->count)
+                continue;
+            const Instruction *o = &code->instructions[k];
             NAME(operations)[o->code](x[o->d], x[o->a], x[o->b], x[o->c], x[o->e], n);
         }
-        for (ptrdiff_t i = 0; row->largest && i < n; i++)
-            largest = larger(largest, (double)value[i]);
-        if (row->sums != NULL && !row->largest) {
-            ptrdiff_t filled = (first - start) % ROW;
-            for (ptrdiff_t i = 0; i < n; i++)
-                squares[filled + i] = (double)value[i] * (double)value[i];
-            for (ptrdiff_t i = filled + n; i < ROW; i++)
-                squares[i] = 0;
-            if (filled + block >= ROW || first + block >= end)
-                add_row(&tree, squares);
-        }
+        if (row->sums == NULL)
+            continue;
+        filled += n;
+        if (filled < ROWS * ROW && first + block < end)
+            continue;
+        for (ptrdiff_t i = 0; row->largest && i < filled; i++)
+            largest = larger(largest, (double)values[i]);
+        for (; filled % ROW; filled++)
+            values[filled] = 0;
+        if (!row->largest)
+            NAME(add_squares)(&tree, values, filled / ROW);
+        filled = 0;
     }
     if (row->largest)
         row->sums[start / BLOCK * ROW] = largest;

@@ -23,6 +23,7 @@ typedef struct {
     Py_ssize_t *leaf; /* the position of each of those */
     Py_ssize_t rows, leaves; /* all positions are less than leaves */
     Ranges ranges;
+    Special *specials; /* of the rows */
     PyObject *written; /* a list, or NULL */
     int in_order; /* whether the elements of each row lie in the order of its indices */
     int releases;
@@ -60,6 +61,7 @@ static void end(Plan *plan)
         PyMem_Free(part->counters);
         PyMem_Free(part->pool);
     }
+    end_specials(plan->specials);
     Py_XDECREF(plan->written);
     let_go(&plan->ranges);
     PyMem_Free(plan->parts);
@@ -282,10 +284,10 @@ static int settle(Plan *plan, int in_place, int grad_mode)
 }
 
 /* Compute what is one number for each row of a part, by its program or by another of the same
-   columns, counters and numbers; the last are floats, or lists with one for each leaf. 0 with an
-   exception. */
+   columns, counters and numbers; the last are floats, or lists with one for each leaf. And choose
+   the code for the numbers. 0 with an exception. */
 static int number_rows(const Plan *plan, const Part *part, const Program *p, PyObject *numbers,
-                       Work *work, double *pool, double *after)
+                       Work *work, double *pool, double *after, Special **made)
 {
     PyObject *lists[MOST_UNIFORMS];
     double r[MOST_UNIFORMS], given[MOST_UNIFORMS];
@@ -313,6 +315,7 @@ static int number_rows(const Plan *plan, const Part *part, const Program *p, PyO
         double *spread = pool + row * p->spread;
         if (same) {
             work[row].row.numbers = work[row - 1].row.numbers;
+            work[row].row.code = work[row - 1].row.code;
         } else {
             memcpy(r, p->constant, p->constants * sizeof *r);
             memcpy(r + p->constants, before, p->counters * sizeof *r);
@@ -321,6 +324,9 @@ static int number_rows(const Plan *plan, const Part *part, const Program *p, PyO
             for (int k = 0; k < p->spread; k++)
                 spread[k] = r[p->sources[k]];
             work[row].row.numbers = spread;
+            work[row].row.code = specialized(p, spread, after != NULL && plan->written != NULL, made);
+            if (work[row].row.code == NULL)
+                return 0;
         }
         for (int k = 0; k < p->counters && after != NULL; k++)
             after[row * p->counters + k] = p->counts[k] >= 0 ? r[p->counts[k]] : before[k];
@@ -329,12 +335,12 @@ static int number_rows(const Plan *plan, const Part *part, const Program *p, PyO
 }
 
 /* Compute what is one number for each row; 0 with an exception. */
-static int number_all(const Plan *plan, PyObject *numbers)
+static int number_all(Plan *plan, PyObject *numbers)
 {
     for (Py_ssize_t k = 0; k < plan->count; k++) {
         const Part *part = &plan->parts[k];
         if (!number_rows(plan, part, part->program, numbers, plan->work + part->first, part->pool,
-                         part->after))
+                         part->after, &plan->specials))
             return 0;
     }
     return 1;
@@ -370,7 +376,7 @@ static void count_steps(const Plan *plan)
    moved or counted on meanwhile; not where the caller knows that nothing ran. Autograd is told
    before the write, since after it an exception, Ctrl-C for one, would leave a write that it does
    not notice. */
-static int commit(const Plan *plan, PyObject *numbers, PyObject *increment, long threads, int alone)
+static int commit(Plan *plan, PyObject *numbers, PyObject *increment, long threads, int alone)
 {
     if (plan->rows == 0)
         return 1;
@@ -459,6 +465,7 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
                         long threads, int alone)
 {
     double last[ROW], *sums = NULL, *pool = NULL;
+    Special *specials = NULL;
     PyObject *result = NULL;
     Work *work = zeroed(plan->rows, sizeof *work);
     Py_ssize_t *leaf = zeroed(plan->rows, sizeof *leaf), rows = 0, spread = 0;
@@ -472,7 +479,8 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
         const Program *p = PyCapsule_GetPointer(capsule, NULL);
         fine = p != NULL && p->columns == part->program->columns &&
                p->counters == part->program->counters &&
-               number_rows(plan, part, p, numbers, work + rows, pool + spread, NULL);
+               number_rows(plan, part, p, numbers, work + rows, pool + spread, NULL,
+                           &specials);
         for (Py_ssize_t i = 0; i < part->rows && fine; i++, rows++) {
             const Work *like = &plan->work[part->first + i];
             work[rows].kernel = like->kernel;
@@ -491,6 +499,7 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
                                   : PyFloat_FromDouble(mode == SUM ? total(sums, blocks, last)
                                                                    : largest_of(sums, blocks));
     }
+    end_specials(specials);
     PyMem_Free(sums);
     PyMem_Free(pool);
     PyMem_Free(leaf);
@@ -541,7 +550,7 @@ static int make_results(const Plan *plan, const Part *part, Py_ssize_t i, Py_ssi
 
 /* Step all leaves into new tensors, which come into the lists of their parts; 0, perhaps with an
    exception, where they cannot be. */
-static int stepped(const Plan *plan, PyObject *numbers, PyObject *lists, long threads)
+static int stepped(Plan *plan, PyObject *numbers, PyObject *lists, long threads)
 {
     const Range *like = plan->ranges.all;
     if (!number_all(plan, numbers))

@@ -40,6 +40,7 @@ typedef struct {
 #include "tensors.h"
 #include "ranges.h"
 #include "sums.h"
+#include "special.h"
 #include "targets.h"
 #include "leaves.h"
 #include "entries.h"
@@ -76,7 +77,8 @@ static void *take_instructions(PyObject *list, int width, int *count)
 static PyObject *machine_program(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *reads, *of, *sources, *counts, *wide, *constants, *uniform, *vector;
+    int32_t reads[MOST_COLUMNS];
+    PyObject *columns, *of, *sources, *counts, *wide, *constants, *uniform, *vector;
     Program *p = resized(NULL, sizeof *p);
     if (p == NULL)
         return NULL;
@@ -87,8 +89,8 @@ static PyObject *machine_program(PyObject *self, PyObject *arguments)
         return NULL;
     }
     if (PyArg_ParseTuple(arguments, "iiiiOOOOOOOO", &p->type, &p->dims, &p->registers, &p->numbers,
-                         &reads, &of, &sources, &counts, &wide, &constants, &uniform, &vector)) {
-        p->columns = take_ints(reads, p->reads, MOST_COLUMNS);
+                         &columns, &of, &sources, &counts, &wide, &constants, &uniform, &vector)) {
+        p->columns = take_ints(columns, reads, MOST_COLUMNS);
         p->outputs = take_ints(of, p->of, MOST_COLUMNS);
         p->spread = take_ints(sources, p->sources, MOST_REGISTERS);
         p->counters = take_ints(counts, p->counts, MOST_COUNTERS);
@@ -96,6 +98,9 @@ static PyObject *machine_program(PyObject *self, PyObject *arguments)
         p->constants = (int)PyList_Size(constants);
         p->uniform = take_instructions(uniform, sizeof(UniformInstruction) / 4, &p->steps);
         p->vector = take_instructions(vector, sizeof(Instruction) / 4, &p->vectors);
+        p->code = (Code){p->vector, p->vectors, 0};
+        for (int k = 0; k < p->columns; k++)
+            p->code.reads |= (uint32_t)(reads[k] != 0) << k;
         p->uniforms = p->constants + p->counters + p->numbers + p->steps;
         if (!PyErr_Occurred() && (p->registers > MOST_REGISTERS || p->uniforms > MOST_UNIFORMS))
             PyErr_SetString(PyExc_ValueError, "the machine has not so many registers");
@@ -157,7 +162,7 @@ static PyObject *machine_stepped(PyObject *self, PyObject *arguments)
     long threads;
     if (!PyArg_ParseTuple(arguments, "OOOl", &capsule, &numbers, &lists, &threads))
         return NULL;
-    const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
+    Plan *plan = PyCapsule_GetPointer(capsule, NULL);
     int fine = plan != NULL && stepped(plan, numbers, lists, threads);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }
@@ -169,7 +174,7 @@ static PyObject *machine_write(PyObject *self, PyObject *arguments)
     long threads;
     if (!PyArg_ParseTuple(arguments, "OOOl", &capsule, &numbers, &increment, &threads))
         return NULL;
-    const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
+    Plan *plan = PyCapsule_GetPointer(capsule, NULL);
     int fine = plan != NULL && commit(plan, numbers, increment, threads, 0);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }

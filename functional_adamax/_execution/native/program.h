@@ -18,24 +18,32 @@ typedef struct {
     int32_t code, single, d, a, b, c, e; /* single: the result is a float, and so is the arithmetic */
 } UniformInstruction;
 
+/* What is run over the elements. */
+typedef struct {
+    const Instruction *instructions;
+    int32_t count;
+    uint32_t reads; /* a bit for each column that is read */
+} Code;
+
 typedef struct {
     int type;     /* of the elements, F32 or F64 */
     int dims;     /* of the leaves: none for 0, some for 1, any for 2 */
     int columns, outputs, registers, spread, vectors;
     int counters, numbers, constants, uniforms, steps;
-    int32_t reads[MOST_COLUMNS];       /* whether a column is read */
     int32_t of[MOST_COLUMNS];          /* the column of each output */
     int32_t sources[MOST_REGISTERS];   /* the uniform in each register of one */
     int32_t counts[MOST_COUNTERS];     /* the uniform that each counter becomes, or -1 */
     int32_t wide[MOST_COUNTERS];       /* whether a counter is float64 */
     double constant[MOST_UNIFORMS];
     Instruction *vector;
+    Code code; /* the same */
     UniformInstruction *uniform;
 } Program;
 
 /* A leaf as a program is run on it. */
 typedef struct {
     const Program *program;
+    const Code *code;
     char *at[MOST_STREAMS]; /* columns and outputs */
     const double *numbers;  /* the uniforms that are spread */
     double *sums;           /* where the sum of squares of each block of the output goes, or NULL */

@@ -1,6 +1,6 @@
 /* Sums of squares in the order of sums.py: rows of 128 elements, neighbours added first. */
 
-enum { ROW = 128, LEVELS = 40 };
+enum { ROW = 128, LEVELS = 40, LEVEL = 3, ROWS = 1 << LEVEL /* that are added at once */ };
 
 /* The sum of the rows so far: at each level of the tree, one that waits for its neighbour. */
 typedef struct {
@@ -8,11 +8,12 @@ typedef struct {
     ptrdiff_t count;
 } Tree;
 
-/* Add one more row, which is written over. */
-static inline __attribute__((always_inline)) void add_row(Tree *tree, double *row)
+/* Add the sum of 1 << level more rows, which is written over; before it come a multiple of as many. */
+static inline __attribute__((always_inline)) void add_row(Tree *tree, double *row, int level)
 {
-    int level = 0;
-    for (ptrdiff_t k = tree->count++; k & 1; k >>= 1, level++)
+    ptrdiff_t before = tree->count >> level;
+    tree->count += (ptrdiff_t)1 << level;
+    for (ptrdiff_t k = before; k & 1; k >>= 1, level++)
         for (int i = 0; i < ROW; i++)
             row[i] = tree->waiting[level][i] + row[i];
     for (int i = 0; i < ROW; i++)
@@ -41,7 +42,7 @@ static double total(const double *rows, ptrdiff_t count, double *row)
     tree.count = 0;
     for (ptrdiff_t k = 0; k < count; k++) {
         memcpy(row, rows + k * ROW, ROW * sizeof *row);
-        add_row(&tree, row);
+        add_row(&tree, row, 0);
     }
     add_up(&tree, row);
     for (int n = ROW; n > 1; n /= 2)

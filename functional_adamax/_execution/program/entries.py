@@ -96,7 +96,7 @@ def _compiled(given: Given) -> Entry:
     signed = not ops & set(proof.ZEROS)
     if not all(_agrees(double, entry, seed, signed) for seed in (1, 2, 9)):
         raise Declined("its program has not the bits of the transform")
-    return entry
+    return entry.complete()
 
 
 def _needed(

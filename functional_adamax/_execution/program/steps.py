@@ -60,12 +60,20 @@ class Entry(NamedTuple):
     numbers: tuple[int, ...]  # those that programs are given
     entered: tuple[int, ...]  # the places that they are given
     results: tuple[tuple[int, int], ...]  # positions of the state, and places of what comes there
+    at_once: list[tuple[int, list[Any], bool]] | None = None
+    """The sums, as the machine takes them in one call, where nothing else is done for the tree."""
 
-    @property
-    def at_once(self) -> bool:
-        """Whether nothing is done for the tree but what are numbers for the programs."""
-        return not self.results and all(
-            isinstance(x, Phase) and x.kind in _NUMBERS for x in self.sequence
+    def complete(self) -> Entry:
+        """The same with ``at_once``."""
+        sums = [x for x in self.sequence if isinstance(x, Phase) and x.kind in _NUMBERS]
+        if self.results or len(sums) < len(self.sequence):
+            return self
+        first = len(self.numbers)
+        return self._replace(
+            at_once=[
+                (first + self.entered.index(x.target), self.sums[x.target], x.kind == "largest")
+                for x in sums
+            ]
         )
 
     def at(self, new: dict[int, int]) -> Entry:
@@ -112,17 +120,11 @@ def into_new(step: Trees, entry: Entry) -> tuple[list[Any], list[Any]] | None:
 
 def overwrite(step: Trees, entry: Entry) -> bool:
     """Step over the trees in one call that checks all, where one will do; False if nothing was."""
-    found = _begun(step, entry) if entry.at_once else None
-    if found is None:
+    found = _begun(step, entry) if entry.at_once is not None else None
+    if entry.at_once is None or found is None:
         return False
-    first = len(entry.numbers)
-    sums = [
-        (first + entry.entered.index(x.target), entry.sums[x.target], x.kind == "largest")
-        for x in entry.sequence
-        if isinstance(x, Phase)
-    ]
     parts = _parts(step, entry, _columns(step, entry))
-    return machine.overwrite(parts, sums, _numbers(step, entry, found))
+    return machine.overwrite(parts, entry.at_once, _numbers(step, entry, found))
 
 
 def planned(step: Trees, entry: Entry) -> Callable[[], bool] | None:
@@ -130,7 +132,7 @@ def planned(step: Trees, entry: Entry) -> Callable[[], bool] | None:
 
     It writes nothing and returns False where leaves are not as they were.
     """
-    if not _may_write([step.state[i] for i, _ in entry.results]):
+    if not may_write([step.state[i] for i, _ in entry.results]):
         return None
     plan = machine.plan(_parts(step, entry, _columns(step, entry)), in_place=True)
     found = None if plan is None else _once(step, entry, plan)
@@ -148,7 +150,7 @@ def _commit(plan: Any, numbers: machine.Numbers, pairs: list[tuple[Tensor, Tenso
     return True
 
 
-def _may_write(of_tree: list[Tensor]) -> bool:
+def may_write(of_tree: list[Tensor]) -> bool:
     """Whether each tensor that belongs to the tree has memory of its own, and can be written."""
     own = all(x.untyped_storage().nbytes() == x.element_size() for x in of_tree)
     apart = len({x.data_ptr() for x in of_tree}) == len(of_tree)

@@ -46,9 +46,10 @@ class Key(NamedTuple):
 
 
 class _Known(local):
-    """The kinds of leaves that were found last in this thread."""
+    """What was found last in this thread: the kinds of leaves, and an entry with its key."""
 
     kinds: Any = None
+    entry: tuple[Key, Entry | str] | None = None
 
 
 _known = _Known()
@@ -194,12 +195,20 @@ def _sought(transform: Transform, step: Trees, add: bool) -> tuple[Trees, Entry]
         return "it treats its leaves in too many ways"
     step = step._replace(where=where)
     key = Key(form.key, step.spec, step.state_spec, kinds, g[at].dtype, bool(p), add, context())
+    known = _known.entry
+    if known is None or known[0] != key:  # which is compared sooner than it is hashed
+        _known.entry = known = key, _entry(transform, step, key)
+    entry = known[1]
+    return entry if isinstance(entry, str) else (step, entry)
+
+
+def _entry(transform: Transform, step: Trees, key: Key) -> Entry | str:
     entry = _entries.get(key)
     if entry is None:
         entry = _entries[key] = _made(transform, step, key)
         while len(_entries) > _MOST:
             _entries.pop(next(iter(_entries)), None)
-    return entry if isinstance(entry, str) else (step, entry)
+    return entry
 
 
 def _kinds(form: Form, g: list[Any], p: list[Any]) -> tuple[tuple[Kind, ...], list[Sequence[int]]]:
