@@ -10,7 +10,7 @@ protocol in one class, and a public class is documented.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import is_
 from typing import Any, ClassVar
@@ -26,7 +26,8 @@ from .._core.pytree import Tree
 from .._core.spelling import explains_misfits
 from .._core.transform import GradientTransformation, Transform
 from .._execution import choice
-from .._execution.program import machine
+from .._execution.program import machine, steps
+from .._execution.program.steps import Entry, Trees
 from .._transforms.arguments import arguments
 from .._transforms.masked import goes_by_path
 from . import _loading, _schedules
@@ -279,20 +280,36 @@ class Optimizer(TorchOptimizer):
         if closure is not None:
             extra = {"value": loss, **extra}
         given = closure, extra, said
-        in_turn: list[Run] = [partial(unit.step, *given) for unit in units]
         if torch.compiler.is_compiling():  # which makes state, and compares memory, beforehand
             if len(units) > 1 and not self._init_group():
-                return in_turn
-            return [unit.prepare(*given) for unit in units]
+                return [partial(unit.step, *given) for unit in units]
+            return [unit.prepare(None, *given) for unit in units]
         known = len(self.state)
         try:
             self._make_state()
-            plans = [unit.prepare(*given, alone=len(units) == 1) for unit in units]
-            return plans if len(units) == 1 or self._are_apart() else in_turn
+            alone = closure is None and not extra
+            found = [unit.found(said) if alone else None for unit in units]
+            at_once = [x for x in found if x is not None and x[1].at_once is not None]
+            if len(at_once) < len(units) or not (len(units) == 1 or self._rates_are_apart()):
+                return self._planned(units, given, found)
+            return [partial(self._take, at_once, units, given)]
         except Exception:
             for p in list(self.state)[known:]:
                 del self.state[p]
             raise
+
+    def _take(self, found: list[tuple[Trees, Entry]], units: list[Unit], given: Any) -> None:
+        """Check and write the step of all units in one call, or else in parts."""
+        if not steps.overwrite(found):
+            for run in self._planned(units, given, [None] * len(units)):
+                run()
+
+    def _planned(self, units: list[Unit], given: Any, found: Sequence[Any]) -> list[Run]:
+        """Plan the steps of units, which may be found already; return what takes them."""
+        plans = [unit.prepare(x, *given) for unit, x in zip(units, found, strict=True)]
+        if len(units) == 1 or (self._params_are_apart() and self._rates_are_apart()):
+            return plans
+        return [partial(unit.step, *given) for unit in units]
 
     def _units(self) -> list[Unit]:
         """The groups, those whose parameters are one tree together; a unit stays while they do."""
@@ -311,14 +328,17 @@ class Optimizer(TorchOptimizer):
             return [self._unit(owner, groups[:], 0)] if groups else []
         return [self._unit(owner, [group], i) for i, group in enumerate(groups)]
 
-    def _are_apart(self) -> bool:
-        """Whether no group is written where another reads parameters, or rates that are tensors."""
+    def _params_are_apart(self) -> bool:
+        """Whether no group is written where another reads parameters."""
         params = [p for group in self.param_groups for p in group["params"]]
-        if not (machine.are_apart(params) or memory.are_apart(params)):
-            return False
+        return machine.are_apart(params) or memory.are_apart(params)
+
+    def _rates_are_apart(self) -> bool:
+        """Whether no group is written where another reads rates that are tensors."""
         rates = pytree.tensors([self._values(group) for group in self.param_groups])
         if not rates:
             return True
+        params = [p for group in self.param_groups for p in group["params"]]
         states = pytree.tensors([self.state.get(p, {}) for p in params])
         return memory.storages(rates).isdisjoint(memory.storages(params + states))
 

@@ -26,6 +26,7 @@ from .._core.transform import GradientTransformation, Transform, Update, same
 from .._execution.native import kernel
 from .._execution.native.kernel import Group
 from .._execution.program import machine, steps, whole
+from .._execution.program.steps import Entry, Trees
 from .._methods.method import Method
 from .._schedules.scheduled import Scheduled, ask
 from . import _loading, _schedules
@@ -108,23 +109,22 @@ class Unit:
 
     def prepare(
         self,
+        found: tuple[Trees, Entry] | None,
         closure: Callable[[], Any] | None,
         extra: dict[str, Any],
         said: Said,
-        alone: bool = False,
     ) -> Run:
-        """Check and plan the step; return what takes it.
+        """Check and plan the step, which may be ``found`` already; return what takes it."""
+        write = None if found is None else steps.planned(*found)
+        if write is None:
+            return self._planned(closure, extra, said)
+        layout, state, leaves = self._layout, self.owner.state, self._leaves()[0]
+        assert layout is not None
+        before = layout.read(layout.counts[0], state, leaves).clone() if layout.counts else None
+        return partial(self._written, write, before, said)
 
-        A step of a unit that is ``alone`` may be checked where it is taken.
-        """
-        run = None if closure is not None or extra else self._by_programs(said, alone)
-        return run or self._planned(closure, extra, said)
-
-    def _by_programs(self, said: Said, alone: bool) -> Run | None:
-        """The step as the machine takes it, which finds the state in the entries; or None.
-
-        Where the unit is ``alone`` it may be checked and written in one call.
-        """
+    def found(self, said: Said) -> tuple[Trees, Entry] | None:
+        """The step as the machine takes it, which finds the state in the entries; or None."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not machine.is_there():
             return None
         transform, (leaves, spec) = transform_in(self._transform(said)), self._leaves()
@@ -134,22 +134,12 @@ class Unit:
         found = machine.gathered(leaves, state, *layout.columns)
         if found is None or transform is None:
             return None
-        step = whole.over(transform, *found, spec, layout.spec)
-        if step is None:
-            return None
-        write: Callable[[], bool] | None = partial(steps.overwrite, *step)
-        if not alone or step[1].at_once is None:
-            write = steps.planned(*step)
-        before = layout.read(layout.counts[0], state, leaves).clone() if layout.counts else None
-        otherwise = partial(self._planned, None, {}, said)
-        return None if write is None else partial(self._written, write, otherwise, before, said)
+        return whole.over(transform, *found, spec, layout.spec)
 
-    def _written(
-        self, write: Callable[[], bool], otherwise: Callable[[], Run], before: Any, said: Said
-    ) -> None:
+    def _written(self, write: Callable[[], bool], before: Any, said: Said) -> None:
         """Step, and show what schedules said at the count ``before``."""
         if not write():
-            otherwise()()
+            self._planned(None, {}, said)()
         elif before is not None:
             self._show(before, said)
 
@@ -189,7 +179,8 @@ class Unit:
 
     def step(self, closure: Callable[[], Any] | None, extra: dict[str, Any], said: Said) -> None:
         """Step after the units before, whose parameters may be the same memory."""
-        self.prepare(closure, extra, said)()
+        alone = closure is None and not extra
+        self.prepare(self.found(said) if alone else None, closure, extra, said)()
 
     def functional(self) -> tuple[Tree, Any]:
         """The parameters and the state as trees, of the memory that the optimizer steps."""

@@ -48,7 +48,7 @@ def run(found: Program, x: dict[str, Tensor], in_place: bool) -> dict[str, Tenso
     part = machine.Part(proof.made(found), columns, ([x["t"]],))
     numbers: machine.Numbers = [float(x["lr"])]
     if in_place:
-        assert machine.overwrite([part], [], numbers)
+        assert machine.overwrite([machine.Step([part], [], numbers)])
         return x
     names = [("g", "p", "m")[k] for k in found.of] + ["t"]
     results = [[x[name]] for name in names]

@@ -45,7 +45,7 @@ def assert_right(
         new = {name: value.clone() for name, value in x.items()}
         part = machine.Part(proof.made(found), tuple([new[name]] for name in COLUMNS), ())
         if in_place:
-            assert machine.overwrite([part], [], [*given])
+            assert machine.overwrite([machine.Step([part], [], [*given])])
         else:
             results: list[list[Any]] = [[None] for _ in outputs]
             assert machine.into_new(part, [*given], results)
@@ -136,7 +136,7 @@ def test_memory_that_a_condition_leaves_alone_is_not_written() -> None:
     p = torch.tensor([1.0, float("nan")])
     p.view(torch.int32)[1] = 0x7FA00000  # which any arithmetic would make quiet
     part = machine.Part(found, ([p.clone()], [p], [p.clone()]), ())
-    assert machine.overwrite([part], [], [0.0, 0.0, 0.0])
+    assert machine.overwrite([machine.Step([part], [], [0.0, 0.0, 0.0])])
     assert p.view(torch.int32).tolist() == [0x3F800000, 0x7FA00000]
 
 

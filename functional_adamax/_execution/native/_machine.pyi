@@ -40,9 +40,7 @@ def write(
     /,
 ) -> bool: ...
 def overwrite(
-    parts: list[Any],
-    sums: list[tuple[int, list[Any], bool]],
-    numbers: list[float | list[float]],
+    steps: list[Any],
     grad_mode: bool,
     increment: Callable[[list[Any]], Any],
     threads: int,

@@ -6,6 +6,7 @@
 
 typedef struct {
     PyObject *capsule; /* of the program, owned */
+    PyObject *numbers; /* that it is given, owned, or NULL where they come later */
     const Program *program;
     PyObject **x; /* columns and counters of each leaf, owned */
     Py_ssize_t *leaves; /* the position of each among the leaves of all parts */
@@ -55,6 +56,7 @@ static void end(Plan *plan)
         for (Py_ssize_t i = 0; part->x != NULL && i < part->count * part->width; i++)
             Py_XDECREF(part->x[i]);
         Py_XDECREF(part->capsule);
+        Py_XDECREF(part->numbers);
         PyMem_Free(part->x);
         PyMem_Free(part->leaves);
         PyMem_Free(part->before);
@@ -127,19 +129,29 @@ static int take_part(Plan *plan, Part *part, PyObject *given)
            (part->after = part->before + numbered + 1, 1);
 }
 
-/* Begin a plan of a list of parts; 0 with an exception. */
-static int begin(Plan *plan, PyObject *parts)
+/* Add a list of parts that are given the same numbers; 0 with an exception. */
+static int add_parts(Plan *plan, PyObject *parts, PyObject *numbers)
 {
-    *plan = (Plan){.in_order = 1};
-    Py_ssize_t count = PyList_Size(parts), rows = 0;
-    if (count < 0 || (plan->parts = zeroed(count, sizeof(Part))) == NULL)
+    Py_ssize_t count = PyList_Size(parts);
+    Part *all = count < 0 ? NULL : resized(plan->parts, (plan->count + count + 1) * sizeof *all);
+    if (all == NULL)
         return 0;
-    plan->count = count;
+    plan->parts = all;
     for (Py_ssize_t k = 0; k < count; k++) {
-        if (!take_part(plan, &plan->parts[k], PyList_GetItem(parts, k)))
+        Part *part = &plan->parts[plan->count++];
+        *part = (Part){.numbers = Py_XNewRef(numbers)};
+        if (!take_part(plan, part, PyList_GetItem(parts, k)))
             return 0;
-        rows += plan->parts[k].count;
     }
+    return 1;
+}
+
+/* Make room for what is known of the leaves of all parts; 0 with an exception. */
+static int make_room(Plan *plan)
+{
+    Py_ssize_t rows = 0;
+    for (Py_ssize_t k = 0; k < plan->count; k++)
+        rows += plan->parts[k].count;
     return (plan->work = zeroed(rows, sizeof(Work))) != NULL &&
            (plan->leaf = zeroed(rows, sizeof(Py_ssize_t))) != NULL;
 }
@@ -334,12 +346,14 @@ static int number_rows(const Plan *plan, const Part *part, const Program *p, PyO
     return 1;
 }
 
-/* Compute what is one number for each row; 0 with an exception. */
+/* Compute what is one number for each row; numbers are for parts that have none yet. 0 with an
+   exception. */
 static int number_all(Plan *plan, PyObject *numbers)
 {
     for (Py_ssize_t k = 0; k < plan->count; k++) {
         const Part *part = &plan->parts[k];
-        if (!number_rows(plan, part, part->program, numbers, plan->work + part->first, part->pool,
+        PyObject *given = part->numbers ? part->numbers : numbers;
+        if (!number_rows(plan, part, part->program, given, plan->work + part->first, part->pool,
                          part->after, &plan->specials))
             return 0;
     }
@@ -458,11 +472,11 @@ static double largest_of(const double *found, ptrdiff_t blocks)
 
 enum { SUM, EACH, LARGEST }; /* as in machine.py */
 
-/* The sum of the squares of the first output over the leaves of all parts that have a program for
-   it, or the largest absolute value, as a float; or the sum for each leaf, as a list. NULL, perhaps
-   with an exception, where there is none. */
-static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers, int mode,
-                        long threads, int alone)
+/* The sum of the squares of the first output over the leaves of the parts, from one on, that have a
+   program for it, or the largest absolute value, as a float; or the sum for each leaf, as a list.
+   NULL, perhaps with an exception, where there is none. */
+static PyObject *summed(const Plan *plan, Py_ssize_t first, PyObject *programs, PyObject *numbers,
+                        int mode, long threads, int alone)
 {
     double last[ROW], *sums = NULL, *pool = NULL;
     Special *specials = NULL;
@@ -471,8 +485,10 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
     Py_ssize_t *leaf = zeroed(plan->rows, sizeof *leaf), rows = 0, spread = 0;
     pool = zeroed(plan->rows * MOST_REGISTERS, sizeof *pool);
     int fine = plan->in_order && work != NULL && leaf != NULL && pool != NULL;
-    for (Py_ssize_t k = 0; k < plan->count && fine; k++) {
-        const Part *part = &plan->parts[k];
+    Py_ssize_t parts = PyList_Size(programs);
+    fine = fine && parts >= 0 && first + parts <= plan->count;
+    for (Py_ssize_t k = 0; k < parts && fine; k++) {
+        const Part *part = &plan->parts[first + k];
         PyObject *capsule = PyList_GetItem(programs, k);
         if (capsule == Py_None)
             continue;
@@ -507,9 +523,10 @@ static PyObject *summed(const Plan *plan, PyObject *programs, PyObject *numbers,
     return result;
 }
 
-/* Compute sums, each of which is one of the numbers: its place, the programs, and whether it is the
-   largest value. 0, perhaps with an exception, where one cannot be. */
-static int fill_sums(const Plan *plan, PyObject *sums, PyObject *numbers, long threads, int alone)
+/* Compute sums over parts, from one on, each of which is one of the numbers: its place, the programs,
+   and whether it is the largest value. 0, perhaps with an exception, where one cannot be. */
+static int fill_sums(const Plan *plan, Py_ssize_t first, PyObject *sums, PyObject *numbers,
+                     long threads, int alone)
 {
     for (Py_ssize_t i = 0; i < PyList_Size(sums); i++) {
         PyObject *programs;
@@ -518,7 +535,7 @@ static int fill_sums(const Plan *plan, PyObject *sums, PyObject *numbers, long t
         if (!PyArg_ParseTuple(PyList_GetItem(sums, i), "nOp", &place, &programs, &largest))
             return 0;
         int mode = largest ? LARGEST : SUM;
-        PyObject *sum = summed(plan, programs, numbers, mode, threads, alone);
+        PyObject *sum = summed(plan, first, programs, numbers, mode, threads, alone);
         if (sum == NULL || PyList_SetItem(numbers, place, sum) != 0)
             return 0;
     }

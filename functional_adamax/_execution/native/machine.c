@@ -132,7 +132,8 @@ static PyObject *machine_plan(PyObject *self, PyObject *arguments)
     Plan *plan = resized(NULL, sizeof *plan);
     if (plan == NULL)
         return NULL;
-    int fine = begin(plan, parts) && settle(plan, in_place, grad_mode);
+    *plan = (Plan){.in_order = 1};
+    int fine = add_parts(plan, parts, NULL) && make_room(plan) && settle(plan, in_place, grad_mode);
     PyObject *capsule = fine ? PyCapsule_New(plan, NULL, end_plan) : NULL;
     if (capsule == NULL) {
         end(plan);
@@ -151,7 +152,7 @@ static PyObject *machine_summed(PyObject *self, PyObject *arguments)
         return NULL;
     const Plan *plan = PyCapsule_GetPointer(capsule, NULL);
     if (plan != NULL)
-        sum = summed(plan, programs, numbers, mode, threads, 0);
+        sum = summed(plan, 0, programs, numbers, mode, threads, 0);
     return sum || PyErr_Occurred() ? sum : Py_NewRef(Py_None);
 }
 
@@ -182,17 +183,24 @@ static PyObject *machine_write(PyObject *self, PyObject *arguments)
 static PyObject *machine_overwrite(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *parts, *sums, *numbers, *increment;
-    int grad_mode;
+    PyObject *steps, *increment, *parts, *sums, *numbers;
+    int grad_mode, fine = 1;
     long threads;
-    Plan plan;
-    if (!PyArg_ParseTuple(arguments, "OOOpOl", &parts, &sums, &numbers, &grad_mode, &increment,
-                          &threads))
+    Plan plan = {.in_order = 1};
+    if (!PyArg_ParseTuple(arguments, "OpOl", &steps, &grad_mode, &increment, &threads))
         return NULL;
-    int fine = begin(&plan, parts) && settle(&plan, 1, grad_mode);
+    Py_ssize_t count = PyList_Size(steps), first = 0;
+    for (Py_ssize_t k = 0; k < count && fine; k++)
+        fine = PyArg_ParseTuple(PyList_GetItem(steps, k), "OOO", &parts, &sums, &numbers) &&
+               add_parts(&plan, parts, numbers);
+    fine = fine && count >= 0 && make_room(&plan) && settle(&plan, 1, grad_mode);
     int alone = !plan.releases && PyCFunction_Check(increment);
-    fine = fine && fill_sums(&plan, sums, numbers, threads, alone) &&
-           commit(&plan, numbers, increment, threads, alone);
+    for (Py_ssize_t k = 0; k < count && fine; k++) {
+        fine = PyArg_ParseTuple(PyList_GetItem(steps, k), "OOO", &parts, &sums, &numbers) &&
+               fill_sums(&plan, first, sums, numbers, threads, alone);
+        first += fine ? PyList_Size(parts) : 0;
+    }
+    fine = fine && commit(&plan, NULL, increment, threads, alone);
     end(&plan);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(fine);
 }

@@ -48,7 +48,7 @@ def overwrite(work: Work) -> bool:
     if torch.is_grad_enabled() and _are_learned(work.rates):
         return False
     job = _job(work, add=True)
-    return job is not None and machine.overwrite([job.part], [], job.numbers)
+    return job is not None and machine.overwrite([machine.Step([job.part], [], job.numbers)])
 
 
 def plan(work: Work) -> Callable[[], bool] | None:

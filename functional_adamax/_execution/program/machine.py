@@ -127,14 +127,25 @@ def write(planned: Any, numbers: Numbers) -> bool:
     return done
 
 
-def overwrite(parts: list[Part], sums: list[tuple[int, list[Any], bool]], numbers: Numbers) -> bool:
-    """Plan and take a step in place; False, with nothing written, where it cannot be taken.
+class Step(NamedTuple):
+    """A step in place: its parts, the sums that are made first, and the numbers of its programs.
 
-    Sums, as of ``summed``, are made first: of each its place among the numbers, its programs, and
+    Of a sum, as ``summed`` makes it, there are its place among the numbers, the programs, and
     whether the largest absolute value is wanted.
     """
+
+    parts: list[Part]
+    sums: list[tuple[int, list[Any], bool]]
+    numbers: Numbers
+
+
+def overwrite(steps: list[Step]) -> bool:
+    """Plan and take steps together; False, with nothing written, where one cannot be taken.
+
+    None of them writes what another reads.
+    """
     recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
-    done: bool = _machine.overwrite(parts, sums, numbers, recording, _increment, threads)
+    done: bool = _machine.overwrite(steps, recording, _increment, threads)
     return done
 
 

@@ -118,13 +118,16 @@ def into_new(step: Trees, entry: Entry) -> tuple[list[Any], list[Any]] | None:
     return first, state
 
 
-def overwrite(step: Trees, entry: Entry) -> bool:
-    """Step over the trees in one call that checks all, where one will do; False if nothing was."""
-    found = _begun(step, entry) if entry.at_once is not None else None
-    if entry.at_once is None or found is None:
-        return False
-    parts = _parts(step, entry, _columns(step, entry))
-    return machine.overwrite(parts, entry.at_once, _numbers(step, entry, found))
+def overwrite(steps: Iterable[tuple[Trees, Entry]]) -> bool:
+    """Take steps over trees in one call that checks all; False if nothing was written."""
+    found = []
+    for step, entry in steps:
+        begun = None if entry.at_once is None else _begun(step, entry)
+        if entry.at_once is None or begun is None:
+            return False
+        parts, numbers = _parts(step, entry, _columns(step, entry)), _numbers(step, entry, begun)
+        found.append(machine.Step(parts, entry.at_once, numbers))
+    return machine.overwrite(found)
 
 
 def planned(step: Trees, entry: Entry) -> Callable[[], bool] | None:

@@ -123,7 +123,7 @@ class Whole(OverTrees):
 
     def __call__(self) -> tuple[Tree, Any]:
         fresh = self._write is None and self.new is None and self._other is None
-        if self._donate and fresh and steps.overwrite(*self._found):
+        if self._donate and fresh and steps.overwrite([self._found]):
             self.in_place = True
             _, state, params = self._trees
             return params, state
