@@ -82,7 +82,7 @@ class Unit:
             if not taken:
                 return None
             if method is not transform:
-                self._count = self._own_count()
+                self._count = self._own_count() if machine.is_there() else None
                 if self._count is None:
                     return None
                 taken = taken._replace(lr=ask(taken.lr, self._count))
@@ -97,15 +97,12 @@ class Unit:
 
     def _own_count(self) -> Tensor | None:
         """The count of all parameters, if it can be written in its place."""
-        layout, state = self._layout, self.owner.state
-        if layout is None or layout.outline != self._outline or torch.compiler.is_compiling():
+        layout, compiling = self._layout, torch.compiler.is_compiling()
+        if layout is None or layout.outline != self._outline or compiling:
             return None
-        name = layout.counts[0].name
-        counts = [entry.get(name) for entry in map(state.get, self.groups[0]["params"]) if entry]
-        count: Tensor | None = counts[0] if counts else None
-        if count is None or any(x is not count for x in counts) or not steps.may_write([count]):
-            return None
-        return count
+        params = self.groups[0]["params"]
+        count: Any = machine.shared(params, self.owner.state, layout.counts[0].name)
+        return count if isinstance(count, Tensor) and steps.may_write([count]) else None
 
     def prepare(
         self,

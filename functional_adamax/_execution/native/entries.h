@@ -76,6 +76,25 @@ static PyObject *machine_gather(PyObject *self, PyObject *arguments)
     return result || PyErr_Occurred() ? result : Py_NewRef(Py_None);
 }
 
+/* What all entries of parameters hold under a name, if it is one object; else None. */
+static PyObject *machine_shared(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *params, *state, *name, *found = NULL;
+    Py_ssize_t place = 0;
+    if (!PyArg_ParseTuple(arguments, "OOO", &params, &state, &name))
+        return NULL;
+    Py_ssize_t count = PyList_Size(params);
+    int same = count >= 0 && PyDict_Check(state);
+    for (Py_ssize_t i = 0; i < count && same; i++) {
+        PyObject *entry = entry_of(state, PyList_GetItem(params, i), &place);
+        PyObject *x = entry ? PyDict_GetItemWithError(entry, name) : NULL;
+        same = !PyErr_Occurred() && (entry == NULL || (x != NULL && (found == NULL || x == found)));
+        found = found ? found : x;
+    }
+    return PyErr_Occurred() ? NULL : Py_NewRef(same && found ? found : Py_None);
+}
+
 /* Whether tensors are known to lie apart. */
 static PyObject *machine_are_apart(PyObject *self, PyObject *tensors)
 {

@@ -219,6 +219,7 @@ static PyMethodDef methods[] = {
      "Plan and take a step in place; False with nothing written."},
     {"gather", machine_gather, METH_VARARGS,
      "The gradients, the parameters and the flat state of an optimizer, or None."},
+    {"shared", machine_shared, METH_VARARGS, "What all entries hold under a name, or None."},
     {"are_apart", machine_are_apart, METH_O, "Whether tensors are known to lie apart."},
     {"fail_allocation", native_fail_allocation, METH_O,
      "Let the k-th allocation from now on fail, or none for 0; what was left of the k before."},

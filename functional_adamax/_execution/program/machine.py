@@ -173,3 +173,8 @@ def gathered(
     found: tuple[list[Any], list[Any], list[Any]] | None
     found = _machine.gather(params, state, names, single, EmptyState())
     return found
+
+
+def shared(params: list[Any], state: Any, name: str) -> Any:
+    """Return what all entries of an optimizer hold under a name, if it is one object; or None."""
+    return _machine.shared(params, state, name)

@@ -213,6 +213,8 @@ def _are_odd(entry: Entry, found: list[Any]) -> bool:
 
 def _begun(step: Trees, entry: Entry) -> list[Any] | None:
     """What belongs to the tree at the start of a step; None where it is not for the machine."""
+    if not entry.sources:
+        return [None] * entry.places
     numbers, state = step.form.numbers, step.state
     found: list[Any] = [state[i] if i >= 0 else numbers[-1 - i] for i in entry.sources]
     if any(x.requires_grad for x in found) or _are_odd(entry, found):
