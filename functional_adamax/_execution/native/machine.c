@@ -43,6 +43,9 @@ typedef struct {
 #include "special.h"
 #include "targets.h"
 #include "leaves.h"
+#include "numbers.h"
+#include "phases.h"
+#include "taken.h"
 #include "entries.h"
 
 static void end_program(PyObject *capsule)

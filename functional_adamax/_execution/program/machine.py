@@ -94,7 +94,7 @@ def plan(parts: list[Part], in_place: bool) -> Any:
     return _machine.plan(parts, in_place, torch.is_grad_enabled())
 
 
-SUM, EACH, LARGEST = range(3)  # as in native/leaves.h
+SUM, EACH, LARGEST = range(3)  # as in native/phases.h
 
 
 def summed(
