@@ -105,5 +105,6 @@ from ._transforms.schedule_free import schedule_free_eval_params as schedule_fre
 from ._transforms.sign import scale_by_sign as scale_by_sign
 from ._transforms.stage import LeafUpdate as LeafUpdate
 from ._transforms.stage import Stage as Stage
+from ._transforms.stage import StatefulStage as StatefulStage
 
 __version__: str

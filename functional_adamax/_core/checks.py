@@ -247,6 +247,35 @@ def moments(spec: Any, columns: dict[str, list[Any]]) -> None:
             raise ValueError(f"{path} must fit state.{first}, {placed(x)}, got {placed(y)}")
 
 
+def kept(spec: Any, columns: dict[str, list[Any]], updates: list[Any]) -> list[Any]:
+    """Check that what a state keeps of a leaf is of one shape, or a number, of shape ().
+
+    Return what the updates have to fit, which is what they are where only numbers are kept.
+
+    Raises:
+        ValueError: it is of several shapes, or kept in some fields alone.
+    """
+    like: list[Any] = []
+    for u, *row in zip(updates, *columns.values(), strict=True):
+        largest: Any = pytree.EmptyState()
+        for x in row:
+            if isinstance(x, Tensor) and not (
+                isinstance(largest, Tensor) and largest.dim() > x.dim()
+            ):
+                largest = x
+        like.append(u if isinstance(largest, Tensor) and largest.dim() == 0 else largest)
+    for name, column in columns.items():
+        for i, (x, y) in enumerate(zip(column, like, strict=True)):
+            fits = isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape in ((), y.shape)
+            if isinstance(y, Tensor) and not fits:
+                wanted = "()" if y.dim() == 0 else f"{tuple(y.shape)} or ()"
+                raise ValueError(
+                    f"{pytree.paths(spec, f'state.{name}')[i]} must be a tensor of shape {wanted}, "
+                    f"got {describe(x)}"
+                )
+    return like
+
+
 def scalars(spec: Any, leaves: list[Any], like: list[Any], name: str) -> None:
     """Check that leaves with state have a 0-d tensor."""
     for i in range(len(leaves)):

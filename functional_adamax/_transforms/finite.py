@@ -19,7 +19,7 @@ from .._core.node import public_node
 from .._core.pytree import Tree
 from .._core.selection import is_finite, presentable, select, zeros_unless
 from .._core.transform import GradientTransformation, Transform
-from .stage import Keeping, LeafUpdate
+from .stage import LeafUpdate, StatefulStage
 
 
 @public_node
@@ -40,12 +40,15 @@ class ApplyIfFiniteState(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ZeroNans(Keeping):
+class ZeroNans(StatefulStage):
     """Replace what is not a number by zero."""
 
     state: ClassVar[type[Any]] = ZeroNansState
 
     infinities: bool = False
+
+    def hyper(self) -> dict[str, Any]:
+        return {}
 
     def start(self, p: Tensor) -> list[Tensor]:
         return [torch.zeros((), dtype=torch.bool, device=p.device)]

@@ -20,7 +20,7 @@ from .._core.node import public_node
 from .._core.numerics import add_scaled, blend, moment_dtype, scaled, step_dtype
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation
-from .stage import Keeping, LeafUpdate
+from .stage import LeafUpdate, StatefulStage
 
 
 @public_node
@@ -41,7 +41,7 @@ class TraceState(NamedTuple):
     trace: Tree  # shape of the leaf; accumulator_dtype, or the leaf's dtype
 
 
-class Accumulating(Keeping):
+class Accumulating(StatefulStage):
     """What averages and sums of updates share: moments in a dtype of their own."""
 
     decay: Hyperparameter  # fields of the subclasses

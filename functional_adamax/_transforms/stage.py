@@ -31,7 +31,7 @@ class LeafUpdate(NamedTuple):
     """The hyperparameters by name, each a number or a tensor that broadcasts to ``u``, and what
     ``once`` returned."""
     kept: dict[str, Any]
-    """What the state holds of the leaf, by the name of the field. Empty in a ``Stage``."""
+    """What a ``StatefulStage`` keeps of the leaf, by the name of the field."""
 
 
 class Stage(Stateless):
@@ -132,12 +132,49 @@ class Stage(Stateless):
         ]
 
 
-class Keeping(Transform):
-    """A stage that keeps something of each leaf, in a NamedTuple of trees."""
+class StatefulStage(Transform):
+    """A ``Stage`` that keeps tensors of each leaf, such as an average: derive your own from it.
+
+    Write a NamedTuple, of which each field will be a tree like the parameters, and a frozen
+    dataclass, whose fields are the hyperparameters, with
+
+    - ``state``, a class attribute: the NamedTuple;
+    - ``start(p)``, which returns what is kept of a parameter before its first update: for each
+      field a tensor of the shape of ``p``, or of the shape () where it is one number for the leaf,
+      such as a count;
+    - ``rule(x)``, which returns the update, and a dict of what is kept now, by the names of the
+      fields. ``x`` is a ``LeafUpdate``; what was kept is ``x.kept``. What the dict does not name
+      stays as it is.
+
+    What ``Stage`` says of its rule, of programs, ``name``, ``needs_params``, ``hyper`` and ``once``
+    holds here, too. A leaf whose update is None keeps what it has. Parameters that are None, or
+    neither floating nor complex, have ``EmptyState()`` in the place of state and get no updates.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> class MomentumState(NamedTuple):
+        ...     velocity: Tree
+        >>> @dataclass(frozen=True, eq=False, repr=False)
+        ... class Momentum(StatefulStage):
+        ...     decay: float = 0.9
+        ...     state = MomentumState
+        ...
+        ...     def start(self, p: Tensor) -> Sequence[Tensor]:
+        ...         return [torch.zeros_like(p)]
+        ...
+        ...     def rule(self, x: LeafUpdate) -> tuple[Tensor, dict[str, Any]]:
+        ...         velocity = x.h["decay"] * x.kept["velocity"] + x.u
+        ...         return velocity, {"velocity": velocity}
+        >>> tx = Momentum(0.5).pair()
+        >>> updates, state = tx.update(torch.ones(1), tx.init(torch.zeros(1)))
+        >>> tx.update(torch.ones(1), state)
+        (tensor([1.5000]), MomentumState(velocity=tensor([1.5000])))
+    """
 
     is_local: ClassVar[bool] = True
 
     state: ClassVar[type[Any]]
+    needs_params: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, p: Tensor) -> Sequence[Tensor]:
@@ -145,15 +182,23 @@ class Keeping(Transform):
 
     @abstractmethod
     def rule(self, x: LeafUpdate) -> tuple[Tensor, dict[str, Any]]:
-        """Return what becomes of the update, and what is kept now, field by field."""
-
-    @abstractmethod
-    def fitting(self, spec: Any, kept: dict[str, list[Any]], updates: list[Any]) -> list[Any]:
-        """Check the leaves of the state; return the tensors that updates must fit."""
+        """Return what becomes of the update, and what is kept now, by the names of the fields."""
 
     def hyper(self) -> dict[str, Any]:
-        """Return the hyperparameters that ``rule`` reads, by name."""
+        """Return the hyperparameters that ``rule`` reads, by name. Default: all fields."""
+        return self._values()
+
+    def once(self, updates: list[Tensor]) -> dict[str, Any]:
+        """Return what is computed once for all updates."""
+        del updates
         return {}
+
+    def fitting(self, spec: Any, kept: dict[str, list[Any]], updates: list[Any]) -> list[Any]:
+        """Check the leaves of the state; return the tensors that updates must fit.
+
+        Default: what is kept of a leaf is of one shape, or a number.
+        """
+        return checks.kept(spec, kept, updates)
 
     def init(self, params: Tree) -> Any:
         leaves, spec = checks.parameters(params)
@@ -165,7 +210,7 @@ class Keeping(Transform):
     def update(
         self, updates: Tree, state: Any, params: Tree = None, **extra: Any
     ) -> tuple[Tree, Any]:
-        del params, extra
+        del extra
         checks.state(state, self.state)
         *others, last = self.state._fields
         tree = getattr(state, last)
@@ -178,11 +223,16 @@ class Keeping(Transform):
         given = pytree.match(spec, updates, "updates", checks.INITIAL)
         like = self.fitting(spec, kept, given)
         checks.gradients(spec, given, like, self.name, "updates")
-        rows = _rows(self.hyper(), tree, like)
+        there = [u for u in given if u is not None]
+        p = [None] * len(given)
+        if self.needs_params and there:
+            checks.params_given(params, f"for {self.name}")
+            p = pytree.match(spec, params, "params", checks.INITIAL)
+        rows, shared = _rows(self.hyper(), tree, like), self.once(there)
         for i, u in enumerate(given):
             if u is not None:
                 before = {name: column[i] for name, column in kept.items()}
-                given[i], after = self.rule(LeafUpdate(u, None, rows[i], before))
+                given[i], after = self.rule(LeafUpdate(u, p[i], rows[i] | shared, before))
                 for name, x in after.items():
                     kept[name][i] = x
         columns = (pytree.unflatten(spec, column) for column in kept.values())

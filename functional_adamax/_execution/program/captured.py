@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -63,7 +63,7 @@ class _Search:
         """Look at a function, and at those it calls."""
         if isinstance(x, MethodType):
             x, owner = x.__func__, type(x.__self__)
-        if self.trusts(x) or isinstance(x, BuiltinFunctionType):
+        if self.trusts(x) or isinstance(x, BuiltinFunctionType) or is_record(x):
             return
         if not isinstance(x, FunctionType):
             raise Declined(f"it calls {x!r}, which is no function")
@@ -117,7 +117,9 @@ class _Search:
         elif is_plain(value):
             self.found.append(get)
         elif not self.trusts(value):
-            raise Declined(f"it reads {name}, whose value may change")
+            if not is_record(value):
+                raise Declined(f"it reads {name}, whose value may change")
+            self.found.append(get)
 
     def trusts(self, x: Any) -> bool:
         """Whether it is a function, a class or a module of a trusted package."""
@@ -147,6 +149,22 @@ def _names(code: CodeType) -> Iterator[tuple[str, Any]]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
+
+
+def is_record(value: Any) -> bool:
+    """Whether it is a NamedTuple without methods of its own: a tuple with names."""
+    return (
+        isinstance(value, type)
+        and value.__bases__ == (tuple,)
+        and not {name for name, x in vars(value).items() if _is_code(x)} - _OF_RECORDS
+    )
+
+
+def _is_code(value: Any) -> bool:
+    return callable(value) or isinstance(value, (property, classmethod, staticmethod))
+
+
+_OF_RECORDS = set(vars(NamedTuple("_Record", [])))
 
 
 def is_plain(value: Any) -> bool:
