@@ -60,7 +60,7 @@ class Unit:
         self.owner, self.groups, self.first = owner, groups, first
         self._layout: Layout | None = None
         self._checked: dict[int, Any] = {}  # by the group, what was set over its schedules
-        self._given: list[Any] = []  # parameters and names, while their tree is known
+        self._given: list[Any] | None = None  # parameters and names, while their tree is known
         self._said: Said | None = None  # of the step for which the transform was made
         self._count: Tensor | None = None  # of the schedule, in the step that is offered
         self._reads = Reads(owner._factory)
@@ -202,7 +202,8 @@ class Unit:
         if torch.compiler.is_compiling():  # which would compile anew for what is kept
             return pytree.flatten(tree_of(self.groups, columns))
         given = [*chain(*columns), *chain(*(group.get("param_names", ()) for group in self.groups))]
-        if len(given) != len(self._given) or not all(map(is_, given, self._given)):
+        known = self._given
+        if known is None or len(known) != len(given) or not all(map(is_, given, known)):
             self._flat = pytree.flatten(tree_of(self.groups, columns))
             self._given = given
         return self._flat
