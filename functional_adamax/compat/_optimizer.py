@@ -46,7 +46,9 @@ class Optimizer(TorchOptimizer):
             parameter groups.
         factory: a transform; or a function from hyperparameters to one, such as
             ``functional_adamax.adamaxw``. The parameters of such a function are keys of the
-            parameter groups, obeyed at every step, so that schedulers of torch drive them.
+            parameter groups, obeyed at every step, so that schedulers of torch drive them. It is
+            called when one of them changes, or a number or function that its code reads; and in
+            every step where it cannot be told what it depends on.
         couple: "group" runs the transform on each parameter group by itself, "all" on the
             parameters of all groups at once. That matters to transforms that couple parameters,
             such as ``clip_by_global_norm``, or tell them apart, such as ``add_noise``, which
