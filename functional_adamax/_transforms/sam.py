@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from torch import Tensor
 from .._core import checks, hyper, norms, numerics, pytree, sharded
 from .._core.hyper import Hyperparameter
 from .._core.links import call_update, checked_link
-from .._core.pytree import Tree
-from .._core.transform import GradientTransformation, Transform
+from .._core.pytree import EmptyState, Tree
+from .._core.transform import GradientTransformation, Stateless, Transform
+from .._execution.program import whole as whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,24 +52,40 @@ class Sam(Transform):
         given = pytree.match(spec, updates, "updates", "params")
         like = [p if checks.trainable(p) else None for p in leaves]
         checks.gradients(spec, given, like, self.name, "updates")
-        uphill = pytree.unflatten(spec, self._uphill(given, params, leaves))
+        uphill, _ = Uphill(self.rho, self.adaptive).plan(updates, EmptyState(), params)()
         found = pytree.match(spec, grad_fn(uphill), "grad_fn(params)", "params")
         there = [None if g is None else x for g, x in zip(given, found, strict=True)]
         checks.gradients(spec, there, like, self.name, "grad_fn(params)")
         extra = {**extra, "grad_fn": grad_fn}
         return call_update(self.inner, pytree.unflatten(spec, there), state, params, extra)
 
-    def _uphill(self, grads: list[Any], params: Tree, leaves: list[Any]) -> list[Any]:
-        """The parameters at the point to which the gradients point, at the distance rho."""
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Uphill(Stateless):
+    """The step to the point to which the gradients point, at the distance rho.
+
+    It is a transform of its own so that executors can take it: ``Sam`` cannot be a program, because
+    it calls a function of the user's.
+    """
+
+    is_local: ClassVar[bool] = True
+
+    rho: Hyperparameter
+    adaptive: bool
+
+    def update(
+        self, updates: Tree, state: EmptyState, params: Tree = None, **extra: Any
+    ) -> tuple[Tree, EmptyState]:
+        del extra
+        leaves, spec = pytree.flatten(params)
+        new = pytree.match(spec, updates, "updates", "params")
         radii = hyper.per_leaf("rho", self.rho, params, leaves)
-        where = [i for i, g in enumerate(grads) if g is not None]
-        scaled = [self._scaled(grads[i], leaves[i]) for i in where]
+        where = [i for i, g in enumerate(new) if g is not None]
+        scaled = [self._scaled(new[i], leaves[i]) for i in where]
         unit, root = norms.of_leaves(scaled)
-        moved = list(leaves)
         for i, g in zip(where, scaled, strict=True):
-            step = _moved(self._scaled(g, leaves[i]), unit, root, radii[i])
-            moved[i] = numerics.add(leaves[i], step)
-        return moved
+            new[i] = _at_distance(radii[i], self._scaled(g, leaves[i]), unit, root)
+        return pytree.unflatten(spec, new), state
 
     def _scaled(self, g: Tensor, p: Tensor) -> Tensor:
         """The gradient in the measure of the parameters: of each component its size, if so."""
@@ -78,7 +95,7 @@ class Sam(Transform):
         return torch.view_as_complex(x) if g.is_complex() else x
 
 
-def _moved(g: Tensor, unit: Tensor, root: Tensor, rho: Any) -> Tensor:
+def _at_distance(rho: Any, g: Tensor, unit: Tensor, root: Tensor) -> Tensor:
     """``rho * g / (unit * root)``, and 0, with the derivative 0, for a norm of 0."""
     x = norms.real(g).to(unit.dtype)
     rho = norms.over_components(numerics.cast(rho, x), g)
