@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
-from itertools import accumulate, repeat
+from itertools import repeat
 from typing import Any
 
 import pytest
 import torch
+from peaks import peak_of
 from torch.func import functional_call
-from torch.profiler import ProfilerActivity, profile
 
 import functional_adamax as fa
 from functional_adamax._execution.native import kernel
-
-
-def peak_of(run: Callable[[], Any]) -> int:
-    """The peak of the memory that ``run`` allocates, in bytes."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run()
-    events = [x for x in record.profiler.kineto_results.events() if x.name() == "[memory]"]
-    sizes = [x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())]
-    return max(accumulate(sizes))
 
 
 @pytest.mark.parametrize("native", [True, False])
