@@ -42,6 +42,8 @@ def check(
             continue
         if leaf is None and not spec.is_leaf():  # beside a parameter that is None
             continue
+        if is_number(leaf) and _is_in_range(leaf, upper, signed):
+            continue
         path = name if spec.is_leaf() else pytree.paths(spec, name)[i]
         if not is_number(leaf):
             got = f"a {leaf.dtype} tensor" if isinstance(leaf, Tensor) else repr(leaf)
@@ -71,11 +73,14 @@ def _plain(leaf: Any) -> Any:
     return _plain(leaf.item()) if getattr(leaf, "shape", None) == () else leaf
 
 
+def _is_in_range(value: float, upper: float, signed: bool) -> bool:
+    return math.isfinite(value) if signed else 0.0 <= value < upper
+
+
 def _check_number(path: str, value: float, upper: float, signed: bool) -> None:
-    if signed and not math.isfinite(value):
-        raise ValueError(f"{path} must be finite, got {value}")
-    if not signed and not 0.0 <= value < upper:
-        raise ValueError(f"{path} must be in [0, {upper:g}), got {value}")
+    if not _is_in_range(value, upper, signed):
+        wanted = "finite" if signed else f"in [0, {upper:g})"
+        raise ValueError(f"{path} must be {wanted}, got {value}")
 
 
 def check_pair(name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from trees import assert_close, assert_equal, grads_like
 
 import functional_adamax as fa
+from functional_adamax._core import hyper, pytree
 
 TREE = {"enc": {"w": torch.randn(4, 3), "b": torch.randn(3)}, "dec": [torch.randn(3), None]}
 
@@ -227,3 +228,15 @@ def test_rates_that_do_not_fit_the_tree() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             fa.adamax(lr).update(grads, state, tree)
+
+
+def test_paths_are_for_errors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = pytree.paths, []
+    monkeypatch.setattr(pytree, "paths", lambda *x: asked.append(1) or real(*x))
+    tree = dict.fromkeys("abc", 0.1)
+    hyper.check("weight_decay", tree)
+    assert not asked
+    with pytest.raises(ValueError, match=r"weight_decay\['b'\] must be in \[0, inf\), got -1"):
+        hyper.check("weight_decay", tree | {"b": -1.0})
+    with pytest.raises(ValueError, match=r"factor\['b'\] must be finite, got inf"):
+        hyper.check("factor", tree | {"b": float("inf")}, signed=True)
