@@ -415,7 +415,8 @@ def test_other_links_decline() -> None:
     link = fa.GradientTransformation(lambda params: (), update)
     assert declined(fa.chain(link, fa.scale(2.0))) == "a link of it is a pair of functions"
     elementwise = fa.scale({name: torch.ones_like(x) for name, x in params().items()})
-    assert declined(elementwise) == "a hyperparameter of it is a dict"
+    reason = "a hyperparameter of it is a tree with something else than numbers"
+    assert declined(elementwise) == reason
     learned = fa.scale(torch.tensor(2.0, requires_grad=True))
     assert declined(learned) == (
         "a hyperparameter of it is no number, nor a plain tensor of one on the CPU"

@@ -164,7 +164,7 @@ def _is_code(value: Any) -> bool:
     return callable(value) or isinstance(value, (property, classmethod, staticmethod))
 
 
-_OF_RECORDS = set(vars(NamedTuple("_Record", [])))
+_OF_RECORDS = set(vars(NamedTuple("Record", [])))
 
 
 def is_plain(value: Any) -> bool:

@@ -70,15 +70,22 @@ def columns_of(
     def column(start: int) -> None:
         some = [flat[start + at] for at, _ in like]
         dtypes = tuple(x.dtype if isinstance(x, Tensor) else None for x in some)
-        vectors = tuple(isinstance(x, Tensor) and x.dim() > 0 for x in some)
+        pairs = list(zip(some, like, strict=True))
+        told = {x.dim() > 0 for x, (_, y) in pairs if isinstance(x, Tensor) and y.dim()}
+        if len(told) != 1 and any(isinstance(x, Tensor) and not y.dim() for x, (_, y) in pairs):
+            raise Declined("all leaves of a kind have no dimension")
+        vectors = tuple(
+            isinstance(x, Tensor) and (x.dim() > 0 if y.dim() else told == {True})
+            for x, (_, y) in pairs
+        )
         found.append(Column(start, dtypes, vectors))
 
     def lone(start: int, x: Any) -> None:
         if isinstance(x, Tensor) and spec.is_leaf() and x.dim():
             found.append(Column(start, (x.dtype,), (True,)))
 
-    if any(x.dim() == 0 for _, x in like):
-        raise Declined("all leaves of a kind have no dimension")
+    if all(x.dim() == 0 for _, x in like):
+        raise Declined("all leaves have no dimension")
     Walker(spec, column, lone).walk(state)
     return tuple(found)
 

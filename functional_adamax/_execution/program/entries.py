@@ -19,7 +19,7 @@ from .lower import Layout, lower
 from .record import Context, alone
 from .steps import FIRST, GRADIENTS, PARAMS, Entry, Group, Trees
 from .tree_recorder import Operation, Phase
-from .trees import G, Given, P, Record, of
+from .trees import G, Given, P, Record, in_tree, of
 
 _SHAPES = ((7,), (2, 3, 2, 2))
 _SAMPLE = 67  # elements by which a program is held against its transform
@@ -61,7 +61,10 @@ def _compiled(given: Given) -> Entry:
         raise Declined("a leaf with a gradient is left as it is")
     numbers = [i for i, x in enumerate(given.numbers) if not isinstance(x, Tensor)]
     names = [*(f"number {i}" for i in numbers), *(name for name, _ in entered)]
-    layouts = [x.layout._replace(numbers=names) for x in changed]
+    trees_of = [[in_tree(j, x.kind) for j in range(len(given.trees))] for x in changed]
+    layouts = [
+        x.layout._replace(numbers=names + own) for x, own in zip(changed, trees_of, strict=True)
+    ]
     lowered = [lower(graph, layout) for layout in layouts]
     groups = [
         Group((x.kind,), proof.made(program), x.columns, x.counters, x.written)
@@ -200,7 +203,9 @@ def _agrees(given: Given, entry: Entry, seed: int, signed: bool) -> bool:
     """Whether programs have the results of the transform itself, over two leaves of each kind."""
     x = samples.sample(given, _SAMPLE, seed)
     where = [[k, entry.kinds + k] for k in range(entry.kinds)]
-    step = Trees(Form(Hashed(None), given.numbers, ()), x.g, x.p, x.state, None, None, where)
+    step = Trees(
+        Form(Hashed(None), given.numbers, (), x.trees), x.g, x.p, x.state, None, None, where
+    )
     found = steps.into_new(step, entry.at(x.at))
     if found is None:
         return False

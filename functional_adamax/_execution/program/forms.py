@@ -1,7 +1,8 @@
 """A transform without its numbers, so that one program serves all their values.
 
 What it chooses for each leaf, by a mask or by labels, is taken out, too: leaves for which all that
-is the same are of one kind, and a program is made for each kind.
+is the same are of one kind, and a program is made for each kind. Of a hyperparameter that is a tree
+the numbers are those of the leaves; what is no such number there, zero for one, is a choice.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._core import pytree
 from ..._core.links import Chosen, Said
 from ..._core.transform import Data, GradientTransformation, Init, Transform, Update
 from .captured import Getter, captured
@@ -48,31 +50,56 @@ class Form(NamedTuple):
 
     key: Hashed  # what is left
     numbers: tuple[float | Tensor, ...]
-    choices: tuple[tuple[Any, ...], ...]  # of each, a value for each leaf
+    choices: tuple[tuple[Any, ...], ...]  # of each, a value for each leaf; those of trees come last
+    trees: tuple[list[float], ...]  # of each tree, a number for each leaf, and 0 for none
 
 
-def form_of(transform: Transform) -> Form:
-    """Take the hyperparameters out of a transform that is settled.
+def form_of(transform: Transform, spec: Any) -> Form:
+    """Take the hyperparameters out of a transform that is settled, for trees of a structure.
 
     Raises:
         Declined: it is not local, or has a hyperparameter that is no number.
     """
-    known: Form | None = vars(transform).get(_FORM)
-    if known is not None:
-        return known
-    taken = _Taken()
-    form = Form(Hashed(_key(transform, taken)), tuple(taken.numbers), tuple(taken.choices))
+    known: tuple[Any, Form] | None = vars(transform).get(_FORM)
+    if known is not None and (not known[1].trees or known[0] == spec):
+        return known[1]
+    taken = _Taken(spec)
+    key = Hashed(_key(transform, taken))
+    constants = [tuple(map(_constant, x)) for x in taken.trees]
+    trees = (
+        [x if fixed is None else 0.0 for x, fixed in zip(*pair, strict=True)]
+        for pair in zip(taken.trees, constants, strict=True)
+    )
+    form = Form(key, tuple(taken.numbers), (*taken.choices, *constants), tuple(trees))
     if taken.stays:
-        object.__setattr__(transform, _FORM, form)
+        object.__setattr__(transform, _FORM, (spec, form))
     return form
+
+
+def _constant(value: Any) -> Any:
+    """What a program depends on of the hyperparameter of one leaf; None of a number."""
+    return None if type(value) is float and _is_number(value) else _fixed(value)
+
+
+def _fixed(value: Any) -> Any:
+    """A value that stays, as part of a key; zeros are told apart by their sign."""
+    return type(value), repr(value) if isinstance(value, float) else value
+
+
+def value_of(fixed: tuple[type, Any]) -> Any:
+    """The value of a leaf that stays."""
+    kind, value = fixed
+    return float(value) if kind is float else value
 
 
 @dataclass
 class _Taken:
     """What was taken out of a transform."""
 
+    spec: Any
     numbers: list[float | Tensor] = field(default_factory=list)
     choices: list[tuple[Any, ...]] = field(default_factory=list)
+    trees: list[list[Any]] = field(default_factory=list)
     stays: bool = True  # whether nothing of the form is asked anew in each step
 
 
@@ -103,10 +130,13 @@ def _key(value: Any, taken: _Taken) -> Any:
         return tuple(_key(x, taken) for x in value)
     if isinstance(value, Mapping) and all(map(_is_part, value.values())):
         return tuple((name, _key(x, taken)) for name, x in value.items())
+    if _is_tree(value):
+        taken.trees.append(_spread(value, taken.spec))
+        return type(value)
     if isinstance(value, partial) and not value.args and _are_fixed(value.keywords):
         return _key(value.func, taken), tuple(value.keywords.items())
     if value is None or isinstance(value, _FIXED) or _is_curve(value) or _is_ours(value):
-        return type(value), value
+        return _fixed(value)
     raise Declined(f"a hyperparameter of it is a {type(value).__name__}")
 
 
@@ -145,6 +175,26 @@ def _is_number(value: Any) -> bool:
     return True
 
 
+def _is_tree(value: Any) -> bool:
+    """Whether a hyperparameter is a tree; one that is a tuple is taken for several of them."""
+    return isinstance(value, (dict, list)) and not any(map(_is_part, pytree.flatten(value)[0]))
+
+
+def _spread(value: Any, spec: Any) -> list[Any]:
+    """What a tree has for each leaf.
+
+    Raises:
+        Declined: that is no number.
+    """
+    try:
+        values = pytree.spread(value, spec.unflatten(range(spec.num_leaves)), "")
+    except ValueError as problem:
+        raise Declined(str(problem)) from None
+    if not all(x is None or type(x) in (float, int) for x in values):
+        raise Declined("a hyperparameter of it is a tree with something else than numbers")
+    return values
+
+
 def _is_curve(value: Any) -> bool:
     """Whether a value is a schedule of this library with numbers that stay."""
     return isinstance(value, Data) and _are_fixed(value._values())
@@ -163,21 +213,28 @@ def _is_ours(value: Any) -> bool:
     return isinstance(value, FunctionType) and value.__module__.partition(".")[0] == _PACKAGE
 
 
-def with_others(value: Any, numbers: list[Any], choices: list[tuple[Any, ...]]) -> Any:
-    """Return a transform with other numbers and choices, in the order of ``form_of``.
+@dataclass
+class Others:
+    """What takes the place of what was taken out, in the same order."""
 
-    They are taken out of the lists.
-    """
-    if isinstance(value, (GradientTransformation, Init, Update)):
-        return with_others(_transform(value), numbers, choices).pair()
-    if isinstance(value, (Transform, Said)):
-        new = {k: with_others(x, numbers, choices) for k, x in value._values().items()}
-        return dataclasses.replace(value, **new)
-    if isinstance(value, Chosen):
-        return Chosen(choices.pop(0))
-    if isinstance(value, tuple):
-        return tuple(with_others(x, numbers, choices) for x in value)
-    if isinstance(value, Mapping):
-        return {k: with_others(x, numbers, choices) for k, x in value.items()}
-    is_number = isinstance(value, Tensor) or (isinstance(value, float) and value != 0)
-    return numbers.pop(0) if is_number else value
+    numbers: list[Any]
+    choices: list[tuple[Any, ...]]
+    trees: list[dict[int, Any]]  # for the leaves of another tree
+
+    def put_into(self, value: Any) -> Any:
+        """Return a transform with these, which are taken out of the lists."""
+        if isinstance(value, (GradientTransformation, Init, Update)):
+            return self.put_into(_transform(value)).pair()
+        if isinstance(value, (Transform, Said)):
+            new = {k: self.put_into(x) for k, x in value._values().items()}
+            return dataclasses.replace(value, **new)
+        if isinstance(value, Chosen):
+            return Chosen(self.choices.pop(0))
+        if isinstance(value, tuple):
+            return tuple(map(self.put_into, value))
+        if isinstance(value, Mapping) and all(map(_is_part, value.values())):
+            return {k: self.put_into(x) for k, x in value.items()}
+        if _is_tree(value):
+            return self.trees.pop(0)
+        is_number = isinstance(value, Tensor) or (isinstance(value, float) and value != 0)
+        return self.numbers.pop(0) if is_number else value

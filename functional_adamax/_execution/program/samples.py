@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._core import apply, pytree
 from ..._core.pytree import Tree
 from .columns import Walker
-from .trees import Given
+from .trees import Given, in_tree
 
 
 class Sample(NamedTuple):
@@ -19,6 +19,7 @@ class Sample(NamedTuple):
     g: list[Any]
     p: list[Any]
     state: list[Any]  # flat
+    trees: tuple[list[float], ...]  # of hyperparameters, a number for each leaf
     at: dict[int, int]  # of the starts in the state that is recorded, those in this one
     first: list[Any]
     new: list[Any]  # the state after the step
@@ -59,6 +60,9 @@ def sample(given: Given, size: int, seed: int) -> Sample:
     g = [made(given.dtype) if x.has_gradient else None for x in given.kinds]
     p = [made(given.dtype) for _ in kinds] if given.has_params else []
     params = dict(enumerate(p)) if given.has_params else None
-    updates, new = given.small(list(given.numbers)).update(dict(enumerate(g)), old, params)
+    trees = tuple([0.1 + 0.2 * k + 0.05 * j for k in kinds] for j in range(len(given.trees)))
+    values = {in_tree(j, k): x for j, row in enumerate(trees) for k, x in enumerate(row)}
+    transform = given.small(list(given.numbers), values.__getitem__)
+    updates, new = transform.update(dict(enumerate(g)), old, params)
     first = apply.updated(params, updates) if given.add else updates
-    return Sample(g, p, state, at, list(first.values()), pytree.flatten(new)[0])
+    return Sample(g, p, state, trees, at, list(first.values()), pytree.flatten(new)[0])

@@ -190,7 +190,7 @@ def _numbers(step: Trees, entry: Entry, found: list[Any]) -> machine.Numbers:
     for place in entry.entered:
         x = found[place]
         given.append(0.0 if x is None else x if isinstance(x, list) else float(x))
-    return given
+    return given + list(step.form.trees)
 
 
 def _tensor(x: Any) -> Any:

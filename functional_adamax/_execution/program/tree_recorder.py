@@ -222,7 +222,12 @@ class TreeRecorder(Recorder):
         if isinstance(x, Tensor):
             return Place(self._place[id(x)])
         node = self._maker.known(x) if type(x) is float else None
-        return x if node is None else Hyper(int(node.value.split()[1]))
+        if node is None:
+            return x
+        kind, at = node.value.split()[:2]
+        if kind != "number":
+            raise self.decline("it computes once for the tree with a number of a leaf")
+        return Hyper(int(at))
 
 
 _CHECKS = (

@@ -7,6 +7,7 @@ What is computed of a leaf, and of numbers that are one for it, is a graph; see
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from ..._core import apply, pytree, sums
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
 from .columns import Column, Walker
-from .forms import FLOATING, PLAIN, with_others
+from .forms import FLOATING, PLAIN, Others, value_of
 from .graph import Declined, Graph
 from .tree_recorder import Operation, Phase, TreeQuestions, TreeRecorder
 
@@ -35,11 +36,17 @@ def of(name: str, kind: int) -> str:
     return f"{name} of {kind}"
 
 
+def in_tree(tree: int, kind: int) -> str:
+    """The name of the number that a tree of hyperparameters has for leaves of a kind."""
+    return f"tree {tree} of {kind}"
+
+
 class Given(NamedTuple):
     """What is recorded: a transform, and what its trees are like."""
 
     transform: Transform
     numbers: tuple[float | Tensor, ...]
+    trees: tuple[tuple[Any, ...], ...]  # of each, what stays for each kind; None for a number
     spec: Any
     state: Tree
     kinds: tuple[Kind, ...]
@@ -51,12 +58,18 @@ class Given(NamedTuple):
     def doubled(self) -> Given:
         """The same with two leaves of each kind."""
         columns = (c._replace(dtypes=2 * c.dtypes, vectors=2 * c.vectors) for c in self.columns)
-        return self._replace(kinds=2 * self.kinds, columns=tuple(columns))
+        trees = tuple(2 * x for x in self.trees)
+        return self._replace(kinds=2 * self.kinds, columns=tuple(columns), trees=trees)
 
-    def small(self, numbers: list[Any]) -> Transform:
+    def small(self, numbers: list[Any], of_leaf: Callable[[str], float]) -> Transform:
         """The transform with other numbers, for a tree with a leaf of each kind."""
         choices = list(zip(*(x.choices for x in self.kinds), strict=True))
-        found: Transform = with_others(self.transform, numbers, choices)
+        trees: list[dict[int, Any]] = []
+        for j, row in enumerate(self.trees):
+            given = [of_leaf(in_tree(j, k)) for k in range(len(row))]
+            pairs = zip(given, row, strict=True)
+            trees.append({k: x if y is None else value_of(y) for k, (x, y) in enumerate(pairs)})
+        found: Transform = Others(numbers, choices, trees).put_into(self.transform)
         return found
 
 
@@ -136,7 +149,12 @@ def record(given: Given, shape: tuple[int, ...], seed: int) -> Record:
         for k, x in enumerate(given.kinds)
     }
     p = {k: made(of(P, k), given.dtype) for k in kinds} if given.has_params else None
-    transform = given.small(numbers)
+
+    def of_leaf(name: str) -> float:
+        value = torch.rand((), dtype=torch.float64, generator=generator, device="cpu").item()
+        return recorder.number(name, value)
+
+    transform = given.small(numbers, of_leaf)
     sums.watching.recorder = recorder
     try:
         with recorder, TreeQuestions(recorder):

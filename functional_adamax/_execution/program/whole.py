@@ -79,7 +79,7 @@ def over(
         given = (state_spec, state), (spec, g), (spec, p)
         now = transform.settled(*(x.unflatten(leaves) for x, leaves in given))
     try:
-        found = _sought(now, Trees(form_of(now), g, p, state, spec, state_spec, ()), add=True)
+        found = _sought(now, Trees(form_of(now, spec), g, p, state, spec, state_spec, ()), add=True)
     except Declined:
         return None
     return None if isinstance(found, str) else found
@@ -175,7 +175,9 @@ def _asked(
         return "the structures of its trees differ"
     flat, state_spec = pytree.flatten(state)
     try:
-        return _sought(transform, Trees(form_of(transform), g, p, flat, spec, state_spec, ()), add)
+        return _sought(
+            transform, Trees(form_of(transform, spec), g, p, flat, spec, state_spec, ()), add
+        )
     except Declined as problem:
         return str(problem)
 
@@ -230,7 +232,7 @@ def _kinds(form: Form, g: list[Any], p: list[Any]) -> tuple[tuple[Kind, ...], li
 
 def _made(transform: Transform, step: Trees, key: Key) -> Entry | str:
     """Make the programs; or return the reason why not."""
-    like = [example_of(kind, step.g, step.p) for kind in step.where]
+    like, trees = [example_of(kind, step.g, step.p) for kind in step.where], len(step.form.trees)
     try:
         state = pytree.unflatten(step.state_spec, step.state)
         found = columns_of(step.spec, state, step.state, like)
@@ -239,6 +241,7 @@ def _made(transform: Transform, step: Trees, key: Key) -> Entry | str:
     given = Given(
         transform,
         step.form.numbers,
+        tuple(zip(*(x.choices[-trees:] for x in key.kinds), strict=True)) if trees else (),
         step.spec,
         state,
         key.kinds,
