@@ -112,6 +112,7 @@ ELSEWHERE = {  # modules that are tested in what they are parts of
     "_execution/program/forms": "execution/test_program_whole.py",
     "_execution/program/fuse": "execution/test_program_lower.py",
     "_execution/program/graph": "execution/test_program_record.py",
+    "_execution/program/kinds": "execution/test_program_whole.py",
     "_execution/program/operations": "execution/test_program_record.py",
     "_execution/program/recorder": "execution/test_program_record.py",
     "_execution/program/stand_ins": "execution/test_program_whole.py",

@@ -19,16 +19,10 @@ from ..._core.transform import Transform
 from .columns import Column, Walker
 from .forms import FLOATING, PLAIN, Others, value_of
 from .graph import Declined, Graph
+from .kinds import Kind
 from .tree_recorder import Operation, Phase, TreeQuestions, TreeRecorder
 
 G, P, FIRST = "g", "p", "first"
-
-
-class Kind(NamedTuple):
-    """What leaves of one kind have in common."""
-
-    choices: tuple[Any, ...]
-    has_gradient: bool
 
 
 def of(name: str, kind: int) -> str:

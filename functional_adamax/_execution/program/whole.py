@@ -7,7 +7,7 @@ that say so by ``is_local``. A norm of all leaves is a pass of its own.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from threading import local
 from typing import Any, NamedTuple
@@ -21,15 +21,15 @@ from ..._core.pytree import Tree
 from ..._core.transform import Transform, asks
 from . import entries, machine, steps
 from .columns import columns_of, example_of
-from .forms import PLAIN, Form, form_of
+from .forms import PLAIN, form_of
 from .graph import Declined
+from .kinds import Kind, kinds_of
 from .record import Context, context
 from .steps import Entry, Trees
-from .trees import Given, Kind
+from .trees import Given
 
 _MOST = 256  # forms that are remembered
 _MOST_KINDS = 16  # of leaves in one tree
-_ALIKE = (Kind((), True),)
 
 
 class Key(NamedTuple):
@@ -46,9 +46,8 @@ class Key(NamedTuple):
 
 
 class _Known(local):
-    """What was found last in this thread: the kinds of leaves, and an entry with its key."""
+    """The entry that was found last in this thread, with its key."""
 
-    kinds: Any = None
     entry: tuple[Key, Entry | str] | None = None
 
 
@@ -192,7 +191,7 @@ def _sought(transform: Transform, step: Trees, add: bool) -> tuple[Trees, Entry]
         return "its leaves are no plain tensors on the CPU"
     if torch.is_grad_enabled() and any(x.requires_grad for x in first):
         return "autograd records it"
-    kinds, where = _kinds(form, g, p)
+    kinds, where = kinds_of(form, g, p)
     if len(kinds) > _MOST_KINDS:
         return "it treats its leaves in too many ways"
     step = step._replace(where=where)
@@ -211,23 +210,6 @@ def _entry(transform: Transform, step: Trees, key: Key) -> Entry | str:
         while len(_entries) > _MOST:
             _entries.pop(next(iter(_entries)), None)
     return entry
-
-
-def _kinds(form: Form, g: list[Any], p: list[Any]) -> tuple[tuple[Kind, ...], list[Sequence[int]]]:
-    """The kinds of leaves in the order in which they come, and the leaves of each."""
-    if not form.choices and type(None) not in set(map(type, g)):
-        return _ALIKE, [range(len(g))]
-    flags = [x is not None for x in g], [not p or x is not None for x in p]
-    known = _known.kinds
-    if known is None or known[0] is not form.choices or known[1] != flags:
-        found: dict[tuple[Any, ...], list[int]] = {}
-        for i, row in enumerate(zip(*form.choices, flags[0], strict=True)):
-            if row[-1] or not p or p[i] is not None:
-                found.setdefault(row, []).append(i)
-        kinds = tuple(Kind(row[:-1], row[-1]) for row in found)
-        _known.kinds = known = form.choices, flags, (kinds, list(found.values()))
-    result: tuple[tuple[Kind, ...], list[Sequence[int]]] = known[2]
-    return result
 
 
 def _made(transform: Transform, step: Trees, key: Key) -> Entry | str:
