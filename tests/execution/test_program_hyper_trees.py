@@ -61,7 +61,7 @@ def test_trees_have_the_bits_of_the_rule(
     first = MAKE[name](A, B)
     ours, rule = ((optree.tree_map(torch.clone, params), first.init(params)) for _ in range(2))
     assert {x.executor for x in fa.explain(first, params, state=ours[1]).leaves} <= {"program"}
-    whole._entries.clear()
+    whole.forget()
     for i in range(4):
         tx = MAKE[name](
             *({k: x * (1 - 0.1 * i) if x != 1 else x for k, x in y.items()} for y in (A, B))

@@ -465,7 +465,7 @@ def test_the_first_call_may_be_anywhere(around: str, by_rule: Any) -> None:
     tx = fa.chain(fa.clip(0.5), fa.trace(0.123), fa.scale(-0.1))
     p, g = torch.randn(3, 5), torch.randn(3, 5)
     state = tx.init(p)
-    whole._entries.clear()
+    whole.forget()
 
     def step(g: Any, p: Any) -> Any:
         return fa.step(tx, g, state, p)[0]

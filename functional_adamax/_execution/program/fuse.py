@@ -9,7 +9,7 @@ from .graph import Node
 
 Pattern: TypeAlias = tuple[Any, ...] | str | float
 
-_FUSIONS: list[tuple[str, str, Pattern]] = [
+_FUSIONS: list[tuple[str, str, tuple[Any, ...]]] = [
     ("ROOT", "x", ("WHERE", ("EQUAL", "x", 0), 0, ("SQRT", ("WHERE", ("EQUAL", "x", 0), 1, "x")))),
     ("SIGN_OR_NAN", "x", ("WHERE", ("IS_NAN", "x"), "x", ("SIGN", "x"))),
     (
@@ -33,19 +33,30 @@ _SYMMETRIC = ("ADD", "MULTIPLY")
 
 def fused(nodes: list[Node], outputs: list[Node]) -> list[Node]:
     """Let one instruction do what several did, where nobody else reads what is between."""
+    readers = _readers(nodes)
     for op, operands, pattern in _FUSIONS:
-        readers: dict[Node, set[Node]] = {}
-        for x in nodes:
-            for y in x.operands:
-                readers.setdefault(y, set()).add(x)
-        for x in reversed(nodes):
+        ends = [x for x in reversed(nodes) if x.op == pattern[0] and x.vector]
+        is_changed = False
+        for x in ends:
             for bound, inside in _matches(pattern, x, {}, frozenset()):
                 hidden = inside - {x}
                 if all(readers[y] <= inside and y not in outputs for y in hidden):
                     x.op, x.operands = op, tuple(bound[name] for name in operands)
+                    is_changed = True
                     break
-        nodes = live(nodes, outputs)
+        if is_changed:
+            nodes = live(nodes, outputs)
+            readers = _readers(nodes)
     return nodes
+
+
+def _readers(nodes: list[Node]) -> dict[Node, set[Node]]:
+    """The nodes that each node enters."""
+    readers: dict[Node, set[Node]] = {}
+    for x in nodes:
+        for y in x.operands:
+            readers.setdefault(y, set()).add(x)
+    return readers
 
 
 def _matches(

@@ -60,7 +60,9 @@ def lower(graph: Graph, layout: Layout) -> Program:
         Declined: the machine cannot run it, with the reason.
     """
     dtype = _dtype(graph, layout)
-    nodes, new = _narrowed(graph.nodes)
+    names = [*(name for name, _ in layout.outputs), *(name for _, name in layout.counters)]
+    wanted = [*(graph.outputs[name] for name in names), *graph.inputs.values()]
+    nodes, new = _narrowed(live(graph.nodes, wanted))
     inputs = {name: new[x] for name, x in graph.inputs.items()}
     outputs = [new[graph.outputs[name]] for name, _ in layout.outputs]
     becomes = [new[graph.outputs[name]] for _, name in layout.counters]

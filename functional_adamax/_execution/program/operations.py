@@ -1,6 +1,7 @@
 """The operations of torch that a record knows, each by what it computes for one element.
 
-The words are those of ``native/instructions.h``, and a few that ``lower.py`` takes away.
+The words are those of ``native/instructions.h``, and a few that ``lower.py`` takes away. At the end
+stands what each instruction is, in operations of torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..._core import numerics
 from ..._core.private import dispatch
 from .graph import Declined, Make, Node
 
@@ -183,3 +186,54 @@ TAKEN: dict[str, tuple[int, ...]] = {
     "copy": (1,),
 }
 """Of some, the arguments that count; the others say of which kind the result is, and where."""
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.double().sqrt().to(x.dtype)
+
+
+def _sign_or_nan(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), x, x.sign())
+
+
+TORCH: dict[str, Callable[..., Tensor]] = {
+    "MOVE": torch.clone,
+    "NEGATE": torch.neg,
+    "ABS": torch.abs,
+    "SQRT": _exact,
+    "SIGN": torch.sign,
+    "IS_NAN": torch.isnan,
+    "NOT": torch.logical_not,
+    "ADD": torch.add,
+    "SUBTRACT": torch.sub,
+    "MULTIPLY": torch.mul,
+    "DIVIDE": torch.div,
+    "MAXIMUM": torch.maximum,
+    "MINIMUM": torch.minimum,
+    "AT_LEAST": lambda a, b: torch.where(b.isnan(), a, a.clamp_min(b)),
+    "AT_MOST": lambda a, b: torch.where(b.isnan(), a, a.clamp_max(b)),
+    "EQUAL": torch.eq,
+    "UNEQUAL": torch.ne,
+    "LESS": torch.lt,
+    "LESS_EQUAL": torch.le,
+    "AND": torch.logical_and,
+    "OR": torch.logical_or,
+    "WHERE": lambda a, b, c: torch.where(a != 0, b, c),
+    "ADD_PRODUCT": torch.addcmul,
+    "LERP": torch.lerp,
+    "ROOT": lambda a: torch.where(a == 0, 0.0, _exact(torch.where(a == 0, 1.0, a))),
+    "SIGN_OR_NAN": _sign_or_nan,
+    "ABS_ADD": lambda a, b: a.abs() + b,
+    "MULTIPLY_ADD": lambda a, b, c: a * b + c,
+    "DIVIDE_ADD": lambda a, b, c: a / b + c,
+    "MULTIPLY_DIVIDE": lambda a, b, c: a * b / c,
+    "MULTIPLY_MAXIMUM": lambda a, b, c: torch.maximum(a * b, c),
+    "MULTIPLY_DIVIDE_ADD": lambda a, b, c, e: a * b / c + e,
+    "ADD_PRODUCT_ADD": lambda a, b, c, e: torch.addcmul(a, b, c) + e,
+    "AVERAGE_SQUARE": lambda a, b, c, e: torch.addcmul(a * c, b * e, b),
+    "SUM_OF_PRODUCTS": lambda a, b, c, e: a * b + c * e,
+    "POWER": torch.pow,
+    "EXACT_ROOT": numerics.exact_root,
+    "TO_FLOAT": lambda a: a.float(),
+}
+"""What each instruction stands for, in operations of torch."""

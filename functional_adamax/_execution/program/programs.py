@@ -20,7 +20,7 @@ from ..._core import numerics
 from .. import rule
 from ..rule import Leaf, decays
 from ..work import MethodLike, Work
-from . import machine, proof
+from . import entries, machine, proof
 from .captured import Getter, captured, is_plain
 from .graph import Declined
 from .lower import Layout, lower
@@ -87,6 +87,8 @@ def found_for(
 
     What is not ``checked`` the machine is shown, also parameters that the rule does not read.
     """
+    if entries.thread.is_compiling:
+        return Family(), "a program of a whole transform is held against its rule"
     try:
         kind = _kind(work, i, rates, add, checked)
     except Declined as problem:

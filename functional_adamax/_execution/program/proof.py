@@ -9,7 +9,7 @@ instruction that differs in a bit is not run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._core import numerics
 from ..._core.private import transforms
 from . import machine
 from .graph import Declined
 from .lower import Instruction, Program
+from .operations import TORCH as TORCH
 
 
 def made(program: Program) -> Any:
@@ -30,6 +30,7 @@ def made(program: Program) -> Any:
     Raises:
         Declined: it has an instruction that lacks torch's bits here, or is too long.
     """
+    prove([program])
     for x in program.vector:
         if not is_proven(x.op, program.dtype):
             raise Declined(f"{x.op} has not the bits of torch on this machine")
@@ -39,57 +40,7 @@ def made(program: Program) -> Any:
     return machine.assembled(program)
 
 
-def _root(x: Tensor) -> Tensor:
-    return x.double().sqrt().to(x.dtype)
-
-
-def _sign(x: Tensor) -> Tensor:
-    return torch.where(x.isnan(), x, x.sign())
-
-
 _LIBRARY, _MANY = ("SQRT", "POWER", "EXACT_ROOT"), 400
-TORCH: dict[str, Callable[..., Tensor]] = {
-    "MOVE": torch.clone,
-    "NEGATE": torch.neg,
-    "ABS": torch.abs,
-    "SQRT": _root,
-    "SIGN": torch.sign,
-    "IS_NAN": torch.isnan,
-    "NOT": torch.logical_not,
-    "ADD": torch.add,
-    "SUBTRACT": torch.sub,
-    "MULTIPLY": torch.mul,
-    "DIVIDE": torch.div,
-    "MAXIMUM": torch.maximum,
-    "MINIMUM": torch.minimum,
-    "AT_LEAST": lambda a, b: torch.where(b.isnan(), a, a.clamp_min(b)),
-    "AT_MOST": lambda a, b: torch.where(b.isnan(), a, a.clamp_max(b)),
-    "EQUAL": torch.eq,
-    "UNEQUAL": torch.ne,
-    "LESS": torch.lt,
-    "LESS_EQUAL": torch.le,
-    "AND": torch.logical_and,
-    "OR": torch.logical_or,
-    "WHERE": lambda a, b, c: torch.where(a != 0, b, c),
-    "ADD_PRODUCT": torch.addcmul,
-    "LERP": torch.lerp,
-    "ROOT": lambda a: torch.where(a == 0, 0.0, _root(torch.where(a == 0, 1.0, a))),
-    "SIGN_OR_NAN": _sign,
-    "ABS_ADD": lambda a, b: a.abs() + b,
-    "MULTIPLY_ADD": lambda a, b, c: a * b + c,
-    "DIVIDE_ADD": lambda a, b, c: a / b + c,
-    "MULTIPLY_DIVIDE": lambda a, b, c: a * b / c,
-    "MULTIPLY_MAXIMUM": lambda a, b, c: torch.maximum(a * b, c),
-    "MULTIPLY_DIVIDE_ADD": lambda a, b, c, e: a * b / c + e,
-    "ADD_PRODUCT_ADD": lambda a, b, c, e: torch.addcmul(a, b, c) + e,
-    "AVERAGE_SQUARE": lambda a, b, c, e: torch.addcmul(a * c, b * e, b),
-    "SUM_OF_PRODUCTS": lambda a, b, c, e: a * b + c * e,
-    "POWER": torch.pow,
-    "EXACT_ROOT": numerics.exact_root,
-    "TO_FLOAT": lambda a: a.float(),
-}
-"""What each instruction stands for, in operations of torch."""
-
 ZEROS = ("MAXIMUM", "MINIMUM", "AT_LEAST", "AT_MOST", "MULTIPLY_MAXIMUM", "LERP")
 """What gives zeros whose sign depends, in torch, on the place of the element."""
 
@@ -109,12 +60,15 @@ _SPECIAL = (
     torch.nan,
 )
 _SHORT, _LONG = 3000, 66_000  # elements; the latter are shared by several threads
+_PART = 30_000  # elements at most that one thread works off
+_OPERANDS = 4  # of an instruction, at most
 _forked: list[int] = []  # where torch would wait for threads that are not there
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=partial(_forked.append, 1))
 _FOR_NAN = 0.7182818284
 
 
+@cache
 def _count(op: str) -> int:
     """The number of operands."""
     function = TORCH[op]
@@ -127,25 +81,66 @@ def _count(op: str) -> int:
     raise AssertionError(op)
 
 
-def _rows(count: int, dtype: torch.dtype) -> list[Tensor]:
+@cache
+def _rows(dtype: torch.dtype) -> list[Tensor]:
     """Operands: numbers of many magnitudes, special values among them, all pairs of these, ties."""
     generator = torch.Generator("cpu").manual_seed(0)
     pairs = torch.tensor(list(product(_SPECIAL, repeat=2)), dtype=dtype, device="cpu")
     rows = []
-    for i in range(count):
+    for i in range(_OPERANDS):
         x = torch.randn(_SHORT, generator=generator, dtype=dtype, device="cpu")
         x = x.ldexp(torch.randint(-20, 20, (_SHORT,), generator=generator, device="cpu"))
         some = torch.randint(0, 8 * len(pairs), (_SHORT,), generator=generator, device="cpu")
         x = torch.where(some < len(pairs), pairs[some % len(pairs), 0], x)
         rows.append(torch.cat([pairs[:, i % 2], x[len(pairs) :]]))
-    rows[0][-100:] = rows[-1][-100:]
+    for i, x in enumerate(rows[1:], start=1):
+        ties = slice(_SHORT - 100 * (i + 1), _SHORT - 100 * i)
+        x[ties] = rows[0][ties]
     return rows
 
 
-@cache
+def _leaves(dtype: torch.dtype) -> list[list[Tensor]]:
+    """Operands for each leaf: a long one, and short ones that begin anywhere in a cache line."""
+    rows = _rows(dtype)
+    leaves = [list(map(_tiled, rows))]
+    for length in range(1, 71):
+        leaves += [[x[i : i + length] for x in rows] for i in (length % 8, 20 * length + 71)]
+    return leaves
+
+
+def _tiled(x: Tensor) -> Tensor:
+    """Many copies of ``x`` in one tensor, made in parts so that no threads are woken for it."""
+    times = 1 if _forked else _LONG // _SHORT
+    tiled = x.new_empty(times, _SHORT)
+    for part in torch.split(tiled, _PART // _SHORT):
+        part[:] = x
+    return tiled.view(-1)
+
+
+_known: dict[tuple[str, torch.dtype], bool] = {}
+
+
 def is_proven(op: str, dtype: torch.dtype) -> bool:
     """Whether an instruction over vectors has torch's bits on this machine."""
-    return transforms.outside(partial(holds, op, op, dtype))
+    _prove([op], dtype)
+    return _known[op, dtype]
+
+
+def prove(programs: Iterable[Program]) -> None:
+    """Prove the instructions over vectors of some programs together; ``made`` tells which hold."""
+    ops: dict[torch.dtype, list[str]] = {}
+    for x in programs:
+        ops.setdefault(x.dtype, []).extend(y.op for y in x.vector)
+    for dtype, some in ops.items():
+        _prove(some, dtype)
+
+
+def _prove(ops: Iterable[str], dtype: torch.dtype) -> None:
+    """Prove what is not known yet of some instructions over vectors, together."""
+    new = [op for op in dict.fromkeys(ops) if (op, dtype) not in _known]
+    if new:
+        found = transforms.outside(partial(_hold, list(zip(new, new, strict=True)), dtype))
+        _known.update({(op, dtype): x for op, x in zip(new, found, strict=True)})
 
 
 @cache
@@ -156,22 +151,42 @@ def is_uniform_proven(op: str, single: bool) -> bool:
 
 def holds(code: str, op: str, dtype: torch.dtype) -> bool:
     """Whether the instruction ``code`` has the bits of what ``op`` stands for."""
+    return _hold([(code, op)], dtype)[0]
+
+
+def _hold(pairs: list[tuple[str, str]], dtype: torch.dtype) -> list[bool]:
+    """The same of several, each a program of its own, which are run at once."""
     with torch.inference_mode(False), torch.no_grad():
-        count = _count(op)
-        program = Program(dtype, 2, [True] * count, [0], [], 0, [], [], 0, [])
-        program.vector = [Instruction(code, count, tuple(range(count)))]
-        rows = _rows(count, dtype)
-        tiled = [x.repeat(1 if _forked else _LONG // _SHORT) for x in rows]
-        leaves = [tiled]
-        for length in range(1, 71):
-            leaves += [[x[i : i + length] for x in rows] for i in (length % 8, 20 * length + 71)]
+        leaves = _leaves(dtype)
         columns = tuple(map(list, zip(*leaves, strict=True)))
-        found = list(columns[0])
-        part = machine.Part(machine.assembled(program), columns, ())
-        if not machine.into_new(part, [], [found]):
-            return False
-        wanted = [TORCH[op](*leaf) for leaf in leaves]
-        return same_bits(torch.cat(found), torch.cat(wanted).to(dtype), op not in ZEROS)
+        counts = [_count(op) for _, op in pairs]
+        parts = [
+            machine.Part(machine.assembled(_alone(code, count, dtype)), columns[:count], ())
+            for (code, _), count in zip(pairs, counts, strict=True)
+        ]
+        found = [list(columns[0]) for _ in pairs]
+        planned = machine.plan(parts, in_place=False)
+        if planned is None or not machine.stepped(planned, [], [(x,) for x in found]):
+            return [False] * len(pairs)
+        return [
+            _are_right(x, op, [leaf[:count] for leaf in leaves])
+            for x, (_, op), count in zip(found, pairs, counts, strict=True)
+        ]
+
+
+def _alone(code: str, count: int, dtype: torch.dtype) -> Program:
+    """The program of one instruction over vectors."""
+    program = Program(dtype, 2, [True] * count, [0], [], 0, [], [], 0, [])
+    program.vector = [Instruction(code, count, tuple(range(count)))]
+    return program
+
+
+def _are_right(found: list[Tensor], op: str, leaves: list[list[Tensor]]) -> bool:
+    """Whether the results for leaves have the bits of torch."""
+    dtype, signed = found[0].dtype, op not in ZEROS
+    wanted = [TORCH[op](*leaf).to(dtype) for leaf in leaves]
+    parts = ((torch.cat(x[1:]), *torch.split(x[0], _PART)) for x in (found, wanted))
+    return all(same_bits(x, y, signed) for x, y in zip(*parts, strict=True))
 
 
 def uniform_holds(code: str, op: str, single: bool) -> bool:
@@ -181,7 +196,8 @@ def uniform_holds(code: str, op: str, single: bool) -> bool:
         count = _count(op)
         kind = torch.float32 if single and op != "TO_FLOAT" else double
         some = _MANY if op in _LIBRARY else 20  # of those any one may be missed by one
-        rows = [torch.cat([x[: len(_SPECIAL) ** 2], x[-some:]]) for x in _rows(count, kind)]
+        pairs = slice(0, len(_SPECIAL) ** 2, len(_SPECIAL) if count == 1 else 1)
+        rows = [torch.cat([x[pairs], x[-some:]]) for x in _rows(kind)[:count]]
         if op == "EXACT_ROOT":
             rows = [x.abs() for x in rows]  # among them zero and infinity
             rows = [
@@ -208,8 +224,10 @@ def same_bits(x: Tensor, y: Tensor, signed: bool = True) -> bool:
         return False
     if not x.is_floating_point():
         return torch.equal(x, y)
+    bits = torch.int32 if x.dtype == torch.float32 else torch.int64
+    if torch.equal(x.view(bits), y.view(bits)):
+        return True
     x, y = (z.nan_to_num(_FOR_NAN, torch.inf, -torch.inf) for z in (x, y))
     if not signed:
         x, y = x + 0.0, y + 0.0
-    bits = torch.int32 if x.dtype == torch.float32 else torch.int64
     return torch.equal(x.view(bits), y.view(bits))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -69,10 +70,11 @@ def record(rule: Rule, inputs: Mapping[str, Input], like: Tensor) -> Graph:
         Declined: it cannot be, with the reason.
     """
     here = context()
-    graph = _recorded(rule, inputs, [(_SIZES[0],), (_SIZES[1],)], here)
-    reads = graph.reads
+    graphs = alone(partial(_first, rule, inputs), here)
+    graph, reads = graphs[0], graphs[0].reads
+    _compare(graphs, by_shape=True)
     if not reads:
-        if _holds_without_dimensions(rule, inputs, graph, here):
+        if len(graphs) == 1:
             return graph
         if like.dim() == 0:
             graph = _recorded(rule, inputs, [(), ()], here)
@@ -89,15 +91,26 @@ def record(rule: Rule, inputs: Mapping[str, Input], like: Tensor) -> Graph:
     return graph
 
 
-def _holds_without_dimensions(
-    rule: Rule, inputs: Mapping[str, Input], graph: Graph, around: Context
-) -> bool:
-    """Whether a leaf of one element has the same record, although types are promoted otherwise."""
+def _first(rule: Rule, inputs: Mapping[str, Input]) -> list[Graph]:
+    """The record of a leaf, and a second one unless a leaf without dimensions has the same."""
+    graph = _run(rule, inputs, (_SIZES[0],), None, 0)
+    if not graph.reads and _holds_without_dimensions(rule, inputs, graph):
+        return [graph]
+    return [graph, _run(rule, inputs, (_SIZES[1],), None, 1)]
+
+
+def _holds_without_dimensions(rule: Rule, inputs: Mapping[str, Input], graph: Graph) -> bool:
+    """Whether a leaf of one element has the same record, on other values.
+
+    It is of another shape, and types are promoted otherwise without dimensions.
+    """
     try:
-        form = _recorded(rule, inputs, [()], around).form()
-    except Declined:
+        other = _run(rule, inputs, (), None, 1)
+    except MemoryError:
+        raise
+    except Exception:  # which may be one of such leaves alone
         return False
-    return bool(form == graph.form())
+    return not other.reads and bool(other.form() == graph.form())
 
 
 def answers(reads: frozenset[str], x: Tensor) -> Any:
@@ -157,12 +170,20 @@ def _recorded(
         return [_run(rule, inputs, shape, strides, seed) for seed, shape in enumerate(shapes)]
 
     graphs = alone(run, around)
-    by_shape = shapes[0] != shapes[-1] and graphs[0].reads - {"ndim"}
-    if graphs[0].reads != graphs[-1].reads or not (
-        by_shape or graphs[0].form() == graphs[-1].form()
-    ):
-        raise Declined("it does not do the same every time")
+    _compare(graphs, by_shape=shapes[0] != shapes[-1])
     return graphs[0]
+
+
+def _compare(graphs: list[Graph], by_shape: bool) -> None:
+    """Check that records are the same, but for those of other shapes of a rule that asks for them.
+
+    Raises:
+        Declined: they are not.
+    """
+    first, last = graphs[0], graphs[-1]
+    may_differ = by_shape and first.reads - {"ndim"}
+    if first.reads != last.reads or not (may_differ or first.form() == last.form()):
+        raise Declined("it does not do the same every time")
 
 
 def _run(

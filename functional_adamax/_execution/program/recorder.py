@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,38 @@ from ..._core.private import dispatch
 from .graph import DTYPES, Declined, Graph, Node
 from .operations import BUILDERS, TAKEN
 from .stand_ins import Numbers
+
+
+class _Known(NamedTuple):
+    """What a recorder has to know of an operation."""
+
+    name: str
+    operation: str  # the name without "aten::"
+    arguments: tuple[tuple[str, Any], ...]  # names and default values
+    written: tuple[int, ...]  # the arguments that it writes to
+    base: str  # the name without what says that it is done in place
+    taken: tuple[int, ...] | None  # the arguments that count; None for all
+
+
+@lru_cache(1024)
+def known(function: Any) -> _Known:
+    """Look at the schema of an operation."""
+    name, arguments = dispatch.name_of(function), dispatch.arguments_of(function)
+    operation = name.removeprefix("aten::")
+    written = tuple(
+        i
+        for i, argument in enumerate(arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    base = operation.rstrip("_") if written == (0,) else operation
+    return _Known(
+        name,
+        operation,
+        tuple((x.name, x.default_value) for x in arguments),
+        written,
+        base,
+        TAKEN.get(base),
+    )
 
 
 @dataclass
@@ -85,30 +118,22 @@ class Recorder(dispatch.Mode):  # type: ignore[misc]  # where torch has it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = dispatch.name_of(func)
+        name, operation, _, written, base, _ = known(func)
         if not name.startswith("aten::"):
             raise self.decline(f"it calls {name}, which is no operation of torch")
         if any(kind not in (Tensor, torch.nn.Parameter) for kind in types):
             raise self.decline("it makes a tensor of another class")
-        operation = name.removeprefix("aten::")
         if name in dispatch.READS:
             raise self.decline("it reads the value of a tensor")
-        written = [
-            i
-            for i, argument in enumerate(dispatch.arguments_of(func))
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        base = operation.rstrip("_") if written == [0] else operation
         build = BUILDERS.get(base)
         if build is None:  # in inference mode compositions come as a whole
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if build is None or written not in ([], [0]):
+        if build is None or written not in ((), (0,)):
             raise self.decline(f"it calls {operation}, which is no instruction")
-        given = self._given(dispatch.arguments_of(func), args, kwargs)
-        given = [given[i] for i in TAKEN.get(base, range(len(given)))]
+        given = self._given(func, args, kwargs)
         if written:
             self._check_write(args[0])
         out = func(*args, **kwargs)
@@ -129,18 +154,19 @@ class Recorder(dispatch.Mode):  # type: ignore[misc]  # where torch has it
         self._name(out, node)
         return out
 
-    def _given(self, arguments: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
-        """The arguments in the order of the schema: nodes for tensors and numbers."""
+    def _given(self, function: Any, args: Any, kwargs: dict[str, Any]) -> list[Any]:
+        """The arguments that count, in the order of the schema: nodes for tensors and numbers."""
         given = []
-        for i, argument in enumerate(arguments):
-            x = args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value)
+        _, _, arguments, _, _, taken = known(function)
+        for i, (name, default) in enumerate(arguments):
+            x = args[i] if i < len(args) else kwargs.get(name, default)
             if isinstance(x, Tensor):
                 given.append(self.read(x))
             elif isinstance(x, (int, float)) and not isinstance(x, bool):
                 given.append(self._maker.constant(float(x)))
             else:
                 given.append(x)
-        return given
+        return given if taken is None else [given[i] for i in taken]
 
     def _common(self, args: Any, kwargs: dict[str, Any], out: Tensor) -> torch.dtype:
         """The dtype in which torch computes: that of the result, or what is compared."""
@@ -184,6 +210,8 @@ def _functions(names: tuple[str, ...]) -> list[Any]:
 _QUESTIONS = {f: kind for kind, names in _ABOUT.items() for f in _functions(names)}
 _QUESTIONS |= {torch.numel: "shape"}
 _FORBIDDEN = {f: name for name in _REFUSED for f in _functions((name,))}
+NOTED = frozenset({*_QUESTIONS, *_FORBIDDEN})
+"""The functions that are questions; the others are none of their recorder's business."""
 
 
 class Questions(TorchFunctionMode):

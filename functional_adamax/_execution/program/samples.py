@@ -25,7 +25,7 @@ class Sample(NamedTuple):
     new: list[Any]  # the state after the step
 
 
-def sample(given: Given, size: int, seed: int) -> Sample:
+def sample(given: Given, shape: tuple[int, ...], seed: int) -> Sample:
     """Run an update over a leaf of each kind, by the rule."""
     generator = torch.Generator("cpu").manual_seed(seed)
     kinds, known = range(len(given.kinds)), {c.start: c for c in given.columns}
@@ -33,7 +33,7 @@ def sample(given: Given, size: int, seed: int) -> Sample:
     at: dict[int, int] = {}
 
     def made(dtype: torch.dtype) -> Tensor:
-        return torch.randn(size, dtype=dtype, generator=generator, device="cpu")
+        return torch.randn(shape, dtype=dtype, generator=generator, device="cpu")
 
     def column(start: int) -> Tree:
         c = known.get(start)

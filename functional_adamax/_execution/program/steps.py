@@ -1,7 +1,8 @@
 """A step of a whole transform by its programs: one for each kind of leaves, and what is done once.
 
 The machine looks at all leaves first. Then comes what is computed for the tree: in torch, but for
-sums over leaves, which are passes of the machine. Then the machine steps the leaves.
+sums over leaves, which are passes of the machine. Then the machine steps the leaves. The file is
+longer than others: steps in place, planned ones and pure ones share what they make of an entry.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 What is computed of tensors that belong to the tree, a count or a flag, is taken down apart: it is
 done once for a step, in torch. Where a leaf needs a number of them that the machine can compute,
-too, the machine does.
+too, the machine does. The file is longer than others: what belongs to the tree and what to leaves is
+told apart by what one recorder knows of both.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -15,12 +16,11 @@ from torch import Tensor
 
 from ..._core import pytree
 from ..._core.private import dispatch
-from ..native import kernel
 from . import proof
 from .forms import FLOATING
 from .graph import DTYPES, Declined, Node
-from .operations import BUILDERS, TAKEN
-from .recorder import Questions, Recorder
+from .operations import BUILDERS
+from .recorder import Recorder, known
 
 _OF_DTYPES = ("aten::result_type", "aten::promote_types")
 _PHASES = 32  # at most, of each dtype
@@ -77,10 +77,8 @@ class TreeRecorder(Recorder):
         self._made_by: dict[int, tuple[Any, Any, dict[str, Any]]] = {}
         self._kind_of = kind_of  # of each vector that is an input, the kind of leaves
         self._kinds: dict[int, set[int]] = {}  # of the leaves that a tensor is made of
-        self._stand_ins = {  # which are made before the mode sees what makes them
-            dtype: [torch.full((), 1.5 + k, dtype=dtype, device="cpu") for k in range(_PHASES)]
-            for dtype in DTYPES
-        }
+        self._stand_ins: dict[torch.dtype, int] = dict.fromkeys(DTYPES, 0)  # how many there are
+        self._is_making = False
 
     def take(self, name: str, x: Tensor, vector: bool) -> None:
         super().take(name, x, vector)
@@ -118,15 +116,14 @@ class TreeRecorder(Recorder):
     def _computed(self, x: Tensor) -> Node | None:
         """The number that ``x`` is, computed by the machine, if it can be."""
         func, args, kwargs = self._made_by.get(id(x), (None, (), {}))
-        base = "" if func is None else dispatch.name_of(func).removeprefix("aten::")
-        tensors = pytree.tensors((args, kwargs))
+        base = "" if func is None else known(func).operation
+        tensors = [y for y in _leaves(args, kwargs) if isinstance(y, Tensor)]
         if base not in BUILDERS or any(y.dtype not in DTYPES for y in (x, *tensors)):
             return None
         if x.dtype == torch.bool and not tensors:
             return None
         try:
-            given = self._given(dispatch.arguments_of(func), args, kwargs)
-            given = [given[i] for i in TAKEN.get(base, range(len(given)))]
+            given = self._given(func, args, kwargs)
             node = BUILDERS[base](self._maker.of(x.dtype, self._common(args, kwargs, x)), *given)
         except Declined:
             return None
@@ -142,7 +139,7 @@ class TreeRecorder(Recorder):
     def root(self, total: Tensor) -> Tensor:
         """Take note of the root of a sum, and return what stands for it."""
         node = self._maker.of(torch.float64, torch.float64)("EXACT_ROOT", self.read(total))
-        found = self._stand_ins[torch.float64].pop()
+        found = self._stand_in(torch.float64)
         self._name(found, node)
         return found
 
@@ -169,9 +166,7 @@ class TreeRecorder(Recorder):
         self, tensors: list[Tensor], nodes: list[Node], kind: Result, dtype: torch.dtype
     ) -> Tensor:
         """What stands for a sum of squares, of one tensor for each leaf at most."""
-        if not self._stand_ins[dtype]:
-            raise self.decline("it adds up too much")
-        found = self._stand_ins[dtype].pop()
+        found = self._stand_in(dtype)
         outputs: list[str | None] = [None] * (1 + max(self._kind_of.values()))
         for x, node in zip(tensors, nodes, strict=True):
             kinds = self._kinds.get(id(x), set())
@@ -182,14 +177,29 @@ class TreeRecorder(Recorder):
         self.sequence.append(Phase(self.take_of_tree(found), tuple(outputs), kind, dtype))
         return found
 
+    def _stand_in(self, dtype: torch.dtype) -> Tensor:
+        """A tensor that stands for a number of the tree, made where no mode sees what makes it."""
+        count = self._stand_ins[dtype]
+        if count == _PHASES:
+            raise self.decline("it adds up too much")
+        self._stand_ins[dtype] += 1
+        self._is_making = True
+        try:
+            return torch.full((), 1.5 + count, dtype=dtype, device="cpu")
+        finally:
+            self._is_making = False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = pytree.tensors((args, kwargs))
-        name = dispatch.name_of(func)
+        if self._is_making:
+            return func(*args, **kwargs)
+        leaves = _leaves(args, kwargs)
+        given = [x for x in leaves if isinstance(x, Tensor)]
+        name = known(func).name
         if name in _OF_DTYPES:
             return func(*args, **kwargs)
-        if all(id(x) in self._place for x in given) and self._is_plain((args, kwargs)):
-            return self._once(func, args, kwargs)
+        if all(id(x) in self._place for x in given) and all(map(self._is_plain, leaves)):
+            return self._once(name, func, args, kwargs)
         if name == "aten::view" and list(args[0].shape) == list(args[1]):
             out = func(*args)
             self._name(out, self.read(args[0]))
@@ -198,8 +208,7 @@ class TreeRecorder(Recorder):
         self._kinds[id(out)] = set().union(*(self._kinds.get(id(x), ()) for x in given))
         return out
 
-    def _once(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        name = dispatch.name_of(func)
+    def _once(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
         if name in dispatch.READS:
             raise self.decline("it reads the value of a tensor")
         if dispatch.writes(func) or torch.Tag.nondeterministic_seeded in func.tags:
@@ -209,14 +218,18 @@ class TreeRecorder(Recorder):
         if not name.startswith("aten::") or not isinstance(out, Tensor) or out.dim() or nested:
             raise self.decline(f"it calls {name} of what belongs to the tree")
         self._made_by[id(out)] = func, args, kwargs
-        args, kwargs = pytree.tree_map(self._placed, (args, kwargs))
+        if _are_nested((*args, *kwargs.values())):
+            args, kwargs = pytree.tree_map(self._placed, (args, kwargs))
+        else:
+            args = tuple(map(self._placed, args))
+            kwargs = {key: self._placed(x) for key, x in kwargs.items()}
         self.sequence.append(Operation(self.take_of_tree(out), func, args, kwargs))
         return out
 
-    def _is_plain(self, given: Any) -> bool:
-        """Whether no number among the arguments is computed of hyperparameters."""
-        numbers = (self._maker.known(x) for x in pytree.flatten(given)[0] if type(x) is float)
-        return all(node is None or node.op == "INPUT" for node in numbers)
+    def _is_plain(self, x: Any) -> bool:
+        """Whether an argument is no number that is computed of hyperparameters."""
+        node = self._maker.known(x) if type(x) is float else None
+        return node is None or node.op == "INPUT"
 
     def _placed(self, x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -230,22 +243,14 @@ class TreeRecorder(Recorder):
         return Hyper(int(at))
 
 
-_CHECKS = (
-    *(
-        f"{pytree.__package__}.{name}"
-        for name in ("apply", "checks", "hyper", "memory", "norms", "private.dispatch")
-    ),
-    *(f"{__package__}.{name}" for name in ("recorder", "trees", "tree_recorder")),
-    kernel.__name__,
-)
-"""What asks about leaves, and has the same results whatever the answers, but for what raises."""
+def _are_nested(given: Sequence[Any]) -> bool:
+    return any(isinstance(x, (list, tuple, dict)) for x in given)
 
 
-class TreeQuestions(Questions):
-    """Notes what a rule asks about a leaf; checks may ask."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = args and self._recorder.place(args[0]) is not None
-        if known or sys._getframe(1).f_globals["__name__"] in _CHECKS:
-            return func(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
+def _leaves(args: Any, kwargs: dict[str, Any]) -> Sequence[Any]:
+    """Arguments, and what is in those that are lists, say."""
+    given = (*args, *kwargs.values())
+    if _are_nested(given):
+        found: list[Any] = pytree.flatten(given)[0]
+        return found
+    return given

@@ -7,6 +7,7 @@ What is computed of a leaf, and of numbers that are one for it, is a graph; see
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ from torch import Tensor
 from ..._core import apply, pytree, sums
 from ..._core.pytree import Tree
 from ..._core.transform import Transform
+from ..native import kernel
 from .columns import Column, Walker
 from .forms import FLOATING, PLAIN, Others, value_of
 from .graph import Declined, Graph
 from .kinds import Kind
-from .tree_recorder import Operation, Phase, TreeQuestions, TreeRecorder
+from .recorder import NOTED, Questions
+from .tree_recorder import Operation, Phase, TreeRecorder
 
 G, P, FIRST = "g", "p", "first"
 
@@ -207,3 +210,28 @@ def positions(given: Given) -> list[tuple[int, int]]:
 
     Walker(given.spec, column, lone).walk(given.state)
     return found
+
+
+_CHECKS = (
+    *(
+        f"{pytree.__package__}.{name}"
+        for name in ("apply", "checks", "hyper", "memory", "norms", "private.dispatch")
+    ),
+    *(f"{__package__}.{name}" for name in ("recorder", "trees", "tree_recorder")),
+    kernel.__name__,
+)
+"""What asks about leaves, and has the same results whatever the answers, but for what raises."""
+
+
+class TreeQuestions(Questions):
+    """Notes what a rule asks about a leaf; checks may ask."""
+
+    _recorder: TreeRecorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in NOTED:
+            return func(*args, **(kwargs or {}))
+        is_of_tree = args and self._recorder.place(args[0]) is not None
+        if is_of_tree or sys._getframe(1).f_globals["__name__"] in _CHECKS:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)

@@ -55,6 +55,12 @@ _known = _Known()
 _entries: dict[Key, Entry | str] = {}
 
 
+def forget() -> None:
+    """Forget all programs, so that they are made anew."""
+    _entries.clear()
+    _known.entry = None
+
+
 def update(transform: Transform, updates: Tree, state: Any, params: Tree) -> Any:
     """Return the updates and the state, or None."""
     found = _found(transform, updates, state, params, add=False)
