@@ -107,7 +107,7 @@ def over(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _unit(largest: Tensor) -> Tensor:
-    return torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return torch.where((largest > 0) & (largest < torch.inf), largest, 1.0)
 
 
 def real(x: Tensor) -> Tensor:
@@ -124,6 +124,8 @@ def over_components(value: Any, like: Tensor) -> Any:
 
 def shortened(u: Tensor, unit: Tensor, root: Tensor, limit: Any) -> Tensor:
     """``u``, or where its norm ``unit * root`` is not within ``limit``, ``u * limit / norm``."""
+    if not u.numel():
+        return u
     x = real(u).to(unit.dtype)
     unit, root, limit = (sharded.beside(y, x) for y in (unit, root, limit))
     clipped = ~(unit * root <= limit)  # so that NaN counts as too long

@@ -28,6 +28,9 @@ class Recorder(Protocol):
     def sum_of_squares(self, tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
         """Return what stands for the sum."""
 
+    def count(self, x: Tensor, power: float) -> float:
+        """Return what stands for the number of elements of a leaf to a power."""
+
     def root(self, total: Tensor) -> Tensor:
         """Return what stands for the root of a sum."""
 
@@ -61,6 +64,14 @@ def of_squares(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
         for i, row in zip(where, pairwise(some.to(dtype).square()).unbind(), strict=True):
             rows[i] = row
     return pairwise(pairwise(_filled(torch.stack(rows))))
+
+
+def count(x: Tensor, power: float = 1.0) -> float:
+    """Return the number of elements of a leaf to a power, as Python computes it."""
+    if watching.recorder is not None:
+        return watching.recorder.count(x, power)
+    size: float = x.numel() ** power
+    return size
 
 
 def pairwise(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core import hyper, norms, pytree
+from .._core import hyper, norms, pytree, sums
 from .._core.hyper import Hyperparameter
 from .._core.numerics import cast, over_components, real_views
 from .._core.transform import GradientTransformation
@@ -55,7 +55,7 @@ class ClipByBlockRms(Stage):
     threshold: Hyperparameter
 
     def rule(self, x: LeafUpdate) -> Tensor:
-        return _by_rms(x.u, x.h["threshold"]) if x.u.numel() else x.u
+        return _by_rms(x.u, x.h["threshold"])
 
 
 def _by_value(u: Tensor, bound: Any) -> Tensor:
@@ -68,7 +68,7 @@ def _by_value(u: Tensor, bound: Any) -> Tensor:
 
 def _by_rms(u: Tensor, limit: Any) -> Tensor:
     unit, length = norms.of_leaves([u])
-    root = length / u.numel() ** 0.5
+    root = length / sums.count(u, 0.5)
     return norms.shortened(u, unit, root, norms.over_components(cast(limit, root), u))
 
 

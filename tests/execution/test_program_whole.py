@@ -6,6 +6,7 @@ place.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from torch.utils import _pytree
 from trees import assert_equal
 
 import functional_adamax as fa
-from functional_adamax._core import donation, plans
+from functional_adamax._core import donation, plans, sums
 from functional_adamax._core.transform import Transform
 from functional_adamax._execution.program import machine, whole
 from functional_adamax._transforms.stage import LeafUpdate, Stage
@@ -33,7 +34,6 @@ DECLINED = {
     "adamax-bounded": "it calls expand, which is no instruction",
     "adamax-float64-state": DTYPES,
     "adam-float64-state": DTYPES,
-    "clip_by_block_rms": "it asks for the shape of a leaf",
     "adaptive_grad_clip": "it asks for the shape of a leaf",
     "centralize": "it asks for the ndim of a leaf",
     "add_noise": "add_noise does not treat each leaf alone",
@@ -131,6 +131,7 @@ def test_what_is_declined_says_why(recipe: Recipe) -> None:
 LINKS: list[Any] = [
     lambda: fa.clip(0.7),
     lambda: fa.clip_by_global_norm(2.5),
+    lambda: fa.clip_by_block_rms(0.6),
     lambda: fa.scale_by_adamax((0.8, 0.95)),
     lambda: fa.scale_by_lion(),
     lambda: fa.scale_by_nadamax(),
@@ -214,6 +215,104 @@ def test_norms_in_float64_neither_overflow_nor_vanish(size: float, by_rule: Any)
     assert_same(fa.step(tx, g, state, cloned(p), donate=True), wanted)
 
 
+CLIPS: dict[str, Any] = {
+    "alone": lambda: fa.clip_by_block_rms(0.7),
+    "a tensor": lambda: fa.clip_by_block_rms(torch.tensor(0.7, dtype=torch.float64)),
+    "in a chain": lambda: fa.chain(
+        fa.clip_by_block_rms(0.9),
+        fa.scale_by_adamax(),
+        fa.clip_by_block_rms(0.5),
+        fa.clip_by_global_norm(2.0),
+        fa.scale(-0.1),
+    ),
+    "masked": lambda: fa.masked(fa.clip_by_block_rms(0.7), lambda p: {k: k in "ace" for k in p}),
+    "partition": lambda: fa.partition(
+        {"x": fa.chain(fa.clip_by_block_rms(0.5), fa.trace(0.9)), "y": fa.clip_by_block_rms(2.0)},
+        lambda p: {k: "xy"[k in "bd"] for k in p},
+    ),
+    "cautious": lambda: fa.cautious(fa.chain(fa.clip_by_block_rms(0.7), fa.trace(0.9))),
+}
+SIZES = {"a": (2921,), "b": (3, 70_000), "c": (1,), "d": (), "e": (0, 4), "f": (5, 127)}
+"""Of the first, the power that ends a root mean square is not the nearest to the root."""
+
+
+def spread(like: dict[str, Tensor], step: int) -> dict[str, Any]:
+    """Gradients of all magnitudes; in some steps none, zeros and what is not finite."""
+    found: dict[str, Any] = {k: torch.randn_like(x) * 10 ** (step - 2.0) for k, x in like.items()}
+    wide = like["a"].dtype == torch.float64
+    for k, x in found.items():
+        if step > 4 and x.numel():
+            size = (1e200, 1e-200, 0.0) if wide else (1e30, 1e-38, 0.0)
+            found[k] = x.sign() * size[(step + ord(k)) % 3]
+    if step in (3, 8):
+        for k, value in zip("abf", (NAN, INF, -INF), strict=True):
+            found[k].view(-1)[step] = value
+    if step == 2:
+        found["f"] = None
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CLIPS)
+def test_norms_of_each_leaf(name: str, dtype: torch.dtype, threads: int, by_rule: Any) -> None:
+    tx, p = CLIPS[name](), {k: torch.randn(shape, dtype=dtype) for k, shape in SIZES.items()}
+    state = tx.init(p)
+    old = cloned((p, state))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for k in range(10):
+        g = spread(p, k)
+        settled = tx.update.transform.settled(state, g, p)
+        assert whole.why_not(settled, g, state, p) is None
+        wanted = by_rule(fa.step, tx, g, state, p)
+        assert_same(tx.update(g, state, p), by_rule(tx.update, g, state, p))
+        assert_same(fa.step(tx, g, state, p), wanted)
+        old = fa.step(tx, g, old[1], old[0], donate=True)
+        assert_same(old, wanted)
+        p, state = wanted
+    torch.set_num_threads(before)
+
+
+def test_a_power_that_is_not_the_nearest_to_the_root_is_that_of_python(by_rule: Any) -> None:
+    tx, sizes = fa.clip_by_block_rms(1e-3), [n for n in range(1, 9000) if n**0.5 != math.sqrt(n)]
+    g = [torch.randn(n, dtype=torch.float64) for n in (*range(1, 200), *sizes)]
+    assert_equal(tx.update(g, tx.init(g)), by_rule(tx.update, g, tx.init(g)))
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_norms_of_each_leaf_in_an_optimizer(
+    name: str, without: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    overwrite = machine.overwrite
+    monkeypatch.setattr(machine, "overwrite", lambda x: calls.append(overwrite(x)) or calls[-1])
+    tensors, others = (
+        {k: torch.nn.Parameter(torch.ones(n) / (1 + len(n))) for k, n in SIZES.items()}
+        for _ in range(2)
+    )
+    ours, theirs = (
+        Optimizer(list(x.items()), fa.chain(CLIPS[name](), fa.scale_by_learning_rate(0.1)))
+        for x in (tensors, others)
+    )
+    for k in range(10):
+        for at, g in spread({at: x.detach() for at, x in tensors.items()}, k).items():
+            tensors[at].grad, others[at].grad = g, None if g is None else g.clone()
+        ours.step()
+        without(theirs.step)
+        assert_same(*({k: x.detach() for k, x in y.items()} for y in (tensors, others)))
+    if name != "a tensor":  # of which torch computes something for the tree
+        assert calls == 9 * [True], "which is one call of the machine in all steps but the first"
+
+
+def test_norms_of_each_leaf_in_any_layout(by_rule: Any) -> None:
+    tx, big = fa.clip_by_block_rms(1e-3), torch.randn(300, 301)
+    for g in (big, big.t(), big[:, ::2], torch.randn(6, 5, 4, 3).transpose(1, 2), big.half()):
+        tree = {"a": g, "b": torch.randn(3), "c": torch.tensor(2.0)}
+        state = tx.init(tree)
+        assert_equal(tx.update(tree, state), by_rule(tx.update, tree, state))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("sizes", [(70_000,), (1,), (65_536, 3), (128, 129, 127)])
 def test_sizes_and_threads(threads: int, sizes: tuple[int, ...], by_rule: Any) -> None:
@@ -256,7 +355,7 @@ def test_schedules_are_asked_once_and_make_no_programs() -> None:
     assert len(set(known)) == 1
 
 
-def test_it_is_the_step_of_an_optimizer(by_rule: Any) -> None:
+def test_it_is_the_step_of_an_optimizer(without: Any) -> None:
     tx = fa.chain(fa.clip_by_global_norm(1.0), fa.scale_by_adamax(), fa.scale_by_learning_rate(0.1))
     tensors = [torch.nn.Parameter(torch.randn(n)) for n in (5, 70)]
     others = [torch.nn.Parameter(x.detach().clone()) for x in tensors]
@@ -266,7 +365,7 @@ def test_it_is_the_step_of_an_optimizer(by_rule: Any) -> None:
             x.grad = torch.randn_like(x)
             y.grad = x.grad.clone()
         ours.step()
-        by_rule(theirs.step)
+        without(theirs.step)
     assert_equal([x.detach() for x in tensors], [x.detach() for x in others])
 
 
@@ -360,6 +459,48 @@ class NormOfLeaf(Own):
         return x.u / (1 + fa.global_norm(x.u))
 
 
+def test_a_norm_of_the_leaf_in_a_stage_of_ones_own(by_rule: Any) -> None:
+    for dtype in (torch.float32, torch.float64):
+        assert_is_run(NormOfLeaf().pair(), by_rule, dtype, missing=True)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NormOfOther(Own):
+    def once(self, updates: list[Tensor]) -> dict[str, Any]:
+        return {"norm": 1 + fa.global_norm(updates[0])}
+
+    def rule(self, x: LeafUpdate) -> Tensor:
+        return x.u / x.h["norm"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CountOfOther(Own):
+    def once(self, updates: list[Tensor]) -> dict[str, Any]:
+        return {"count": sums.count(updates[-1])}
+
+    def rule(self, x: LeafUpdate) -> Tensor:
+        return x.u / x.h["count"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NormOfTree(Transform):
+    """A norm of one leaf in a state that belongs to the tree."""
+
+    is_local: ClassVar[bool] = True
+
+    def init(self, params: Any) -> Tensor:
+        return torch.zeros(())
+
+    def update(self, updates: Any, state: Tensor, params: Any = None, **extra: Any) -> Any:
+        return updates, fa.global_norm(updates[min(updates)])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExponentOfNorm(Own):
+    def rule(self, x: LeafUpdate) -> Tensor:
+        return x.u / fa.global_norm(x.u).exp()
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class NormOfSome(Own):
     def once(self, updates: list[Tensor]) -> dict[str, Any]:
@@ -380,8 +521,11 @@ WRONG = {
     Counting: "it reads calls, whose value may change",
     Writing: "it writes to an input",
     Closed: "it reads OUTSIDE, whose value may change",
-    NormOfLeaf: "it adds up the elements of one leaf, or of some",
-    NormOfSome: "it adds up the elements of one leaf, or of some",
+    NormOfSome: "what becomes of a leaf depends on another",
+    NormOfOther: "what becomes of a leaf depends on another",
+    CountOfOther: "what becomes of a leaf depends on another",
+    NormOfTree: "a tensor that belongs to the tree depends on a leaf",
+    ExponentOfNorm: "it calls exp, which is no instruction",
 }
 
 

@@ -27,21 +27,6 @@ static ptrdiff_t place_sums(const Plan *plan, Work *work, const Py_ssize_t *leaf
     return *sums ? blocks : -1;
 }
 
-/* The sums of single rows, in a list with a place for each leaf; NULL with an exception. */
-static PyObject *sums_of_each(const Plan *plan, const Work *work, const Py_ssize_t *leaf,
-                              Py_ssize_t count)
-{
-    double last[ROW];
-    PyObject *list = new_list(plan->leaves);
-    for (Py_ssize_t i = 0; i < plan->leaves && list != NULL; i++)
-        PyList_SetItem(list, i, PyFloat_FromDouble(0));
-    for (Py_ssize_t i = 0; i < count && list != NULL; i++) {
-        double sum = total(work[i].row.sums, blocks_of(&work[i]), last);
-        PyList_SetItem(list, leaf[i], PyFloat_FromDouble(sum));
-    }
-    return list;
-}
-
 /* The largest of what rows found in their blocks. */
 static double largest_of(const double *found, ptrdiff_t blocks)
 {
@@ -51,15 +36,36 @@ static double largest_of(const double *found, ptrdiff_t blocks)
     return largest;
 }
 
-enum { SUM, EACH, LARGEST }; /* as in machine.py */
+enum { SUM, LARGEST, EACH }; /* as in machine.py; EACH is a bit beside one of the others */
+
+/* The sum of what blocks found, or the largest. */
+static double found_in(const double *found, ptrdiff_t blocks, int mode)
+{
+    double last[ROW];
+    return mode & LARGEST ? largest_of(found, blocks) : total(found, blocks, last);
+}
+
+/* What single rows found, in a list with a place for each leaf; NULL with an exception. */
+static PyObject *found_in_each(const Plan *plan, const Work *work, const Py_ssize_t *leaf,
+                               Py_ssize_t count, int mode)
+{
+    PyObject *list = new_list(plan->leaves);
+    for (Py_ssize_t i = 0; i < plan->leaves && list != NULL; i++)
+        PyList_SetItem(list, i, PyFloat_FromDouble(0));
+    for (Py_ssize_t i = 0; i < count && list != NULL; i++) {
+        double found = found_in(work[i].row.sums, blocks_of(&work[i]), mode);
+        PyList_SetItem(list, leaf[i], PyFloat_FromDouble(found));
+    }
+    return list;
+}
 
 /* The sum of the squares of the first output over the leaves of the parts, from one on, that have a
-   program for it, or the largest absolute value, as a float; or the sum for each leaf, as a list.
-   NULL, perhaps with an exception, where there is none. */
+   program for it, or the largest absolute value, as a float; or that of each leaf, as a list. NULL,
+   perhaps with an exception, where there is none. */
 static PyObject *summed(const Plan *plan, Py_ssize_t first, PyObject *programs, PyObject *numbers,
                         int mode, long threads, int alone)
 {
-    double last[ROW], *sums = NULL, *pool = NULL;
+    double *sums = NULL, *pool = NULL;
     Special *specials = NULL;
     PyObject *result = NULL;
     Work *work = zeroed(plan->rows, sizeof *work);
@@ -83,7 +89,7 @@ static PyObject *summed(const Plan *plan, Py_ssize_t first, PyObject *programs, 
             work[rows].kernel = like->kernel;
             work[rows].n = like->n;
             work[rows].row.program = p;
-            work[rows].row.largest = mode == LARGEST;
+            work[rows].row.largest = mode & LARGEST;
             memcpy(work[rows].row.at, like->row.at, p->columns * sizeof *like->row.at);
             leaf[rows] = plan->leaf[part->first + i];
             spread += p->spread;
@@ -92,9 +98,8 @@ static PyObject *summed(const Plan *plan, Py_ssize_t first, PyObject *programs, 
     if (fine) {
         ptrdiff_t blocks = place_sums(plan, work, leaf, rows, &sums);
         if (blocks >= 0 && run_apart(plan, work, rows, threads, alone))
-            result = mode == EACH ? sums_of_each(plan, work, leaf, rows)
-                                  : PyFloat_FromDouble(mode == SUM ? total(sums, blocks, last)
-                                                                   : largest_of(sums, blocks));
+            result = mode & EACH ? found_in_each(plan, work, leaf, rows, mode)
+                                 : PyFloat_FromDouble(found_in(sums, blocks, mode));
     }
     end_specials(specials);
     PyMem_Free(sums);
@@ -105,17 +110,16 @@ static PyObject *summed(const Plan *plan, Py_ssize_t first, PyObject *programs, 
 }
 
 /* Compute sums over parts, from one on, each of which is one of the numbers: its place, the programs,
-   and whether it is the largest value. 0, perhaps with an exception, where one cannot be. */
+   and the mode. 0, perhaps with an exception, where one cannot be. */
 static int fill_sums(const Plan *plan, Py_ssize_t first, PyObject *sums, PyObject *numbers,
                      long threads, int alone)
 {
     for (Py_ssize_t i = 0; i < PyList_Size(sums); i++) {
         PyObject *programs;
         Py_ssize_t place;
-        int largest;
-        if (!PyArg_ParseTuple(PyList_GetItem(sums, i), "nOp", &place, &programs, &largest))
+        int mode;
+        if (!PyArg_ParseTuple(PyList_GetItem(sums, i), "nOi", &place, &programs, &mode))
             return 0;
-        int mode = largest ? LARGEST : SUM;
         PyObject *sum = summed(plan, first, programs, numbers, mode, threads, alone);
         if (sum == NULL || PyList_SetItem(numbers, place, sum) != 0)
             return 0;

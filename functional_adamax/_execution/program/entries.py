@@ -18,7 +18,7 @@ from .graph import Declined, inputs_of
 from .lower import Layout, Program, lower
 from .record import Context, alone
 from .steps import FIRST, GRADIENTS, PARAMS, Entry, Group, Trees
-from .tree_recorder import Operation, Phase
+from .tree_recorder import Operation, Phase, name_of
 from .trees import G, Given, P, Record, in_tree, of
 
 _SHAPE, _OTHER = (7,), (2, 3, 2, 2)  # of the leaves that are recorded
@@ -47,6 +47,7 @@ def _compiled(given: Given) -> Entry:
     thread.is_compiling = True
     double = given.doubled()  # which tells a norm of all leaves from one of each
     record = trees.record(double, _SHAPE, 0)
+    _check_numbers(record, double)
     graph, count = record.graph, len(given.kinds)
     if not _holds_without_dimensions(double, record):
         if trees.record(double, _OTHER, 1).form() != record.form():
@@ -54,6 +55,8 @@ def _compiled(given: Given) -> Entry:
         graph.dims = 1
     parts = [_Part.of(given, record, k) for k in range(count)]
     sequence, entered = _needed(record, parts)
+    counts = [x for x in sequence if isinstance(x, Phase) and x.kind == "count"]
+    sequence = [x for x in sequence if x not in counts]  # which take no pass
     phases = [x for x in sequence if isinstance(x, Phase)]
     changed = [x for x in parts if x.is_changed(record, phases)]
     if not changed and not record.results:
@@ -98,6 +101,7 @@ def _compiled(given: Given) -> Entry:
         record.places,
         tuple(sequence),
         sums,
+        tuple((x.target, x.power) for x in counts),
         tuple(numbers),
         tuple(place for _, place in entered),
         tuple(record.results),
@@ -135,11 +139,6 @@ def _needed(
             use(name for name in x.outputs[:count] if name is not None)
         else:
             needed.update(x.reads())
-    shares = {x.target for x in sequence if isinstance(x, Phase) and x.kind == "share"}
-    if any(not isinstance(x, Phase) and shares & set(x.reads()) for x in sequence):
-        raise Declined("what it computes of a number of a leaf is no instruction")
-    if any(place in shares for _, place in record.results):
-        raise Declined("a tensor that belongs to the tree depends on a leaf")
     return sequence[::-1], [(name, place) for name, place in record.entered if name in used]
 
 
@@ -148,9 +147,21 @@ def _check(phase: Phase, count: int) -> None:
     first, second = (
         [x is not None for x in y] for y in (phase.outputs[:count], phase.outputs[count:])
     )
-    over_one = sum(first) == 1 and not any(second)
-    if not (over_one if phase.kind == "share" else first == second):
+    if phase.leaf is None and first != second:
         raise Declined("it adds up the elements of one leaf, or of some")
+
+
+def _check_numbers(record: Record, given: Given) -> None:
+    """Check that numbers of a leaf, such as its norm, enter what becomes of that leaf alone."""
+    outputs = record.graph.outputs
+    phases = [x for x in record.sequence if isinstance(x, Phase)]
+    leaf = {name_of(x.target): x.leaf for x in phases if x.leaf is not None}
+    for k in range(len(given.kinds)):
+        names = {of(trees.FIRST, k), *(c.new(k) for c in given.columns)}
+        names |= {name for x in phases if (name := x.outputs[k]) is not None}
+        used = inputs_of(outputs[name] for name in names & outputs.keys())
+        if any(leaf[name] != k for name in used & leaf.keys()):
+            raise Declined("what becomes of a leaf depends on another")
 
 
 def _holds_without_dimensions(given: Given, record: Record) -> bool:

@@ -94,7 +94,7 @@ def plan(parts: list[Part], in_place: bool) -> Any:
     return _machine.plan(parts, in_place, torch.is_grad_enabled())
 
 
-SUM, EACH, LARGEST = range(3)  # as in native/phases.h
+SUM, LARGEST, EACH = 0, 1, 2  # as in native/phases.h; EACH beside one of the others
 
 
 def summed(
@@ -102,9 +102,9 @@ def summed(
 ) -> float | list[float] | None:
     """Return the sum of the squares of the first outputs, in the order of ``sums.py``.
 
-    There is a program for each part, or None. In the mode EACH return a list with the sum of each
-    leaf, in the mode LARGEST the largest absolute value. None where leaves are not as they were, or
-    do not lie in the order of their elements.
+    There is a program for each part, or None. In the mode LARGEST return the largest absolute
+    value; in the modes SUM | EACH and LARGEST | EACH a list with that of each leaf. None where
+    leaves are not as they were, or do not lie in the order of their elements.
     """
     found: float | list[float] | None
     found = _machine.summed(planned, programs, numbers, mode, torch.get_num_threads())
@@ -130,12 +130,12 @@ def write(planned: Any, numbers: Numbers) -> bool:
 class Step(NamedTuple):
     """A step in place: its parts, the sums that are made first, and the numbers of its programs.
 
-    Of a sum, as ``summed`` makes it, there are its place among the numbers, the programs, and
-    whether the largest absolute value is wanted.
+    Of a sum, as ``summed`` makes it, there are its place among the numbers, the programs, and the
+    mode.
     """
 
     parts: list[Part]
-    sums: list[tuple[int, list[Any], bool]]
+    sums: list[tuple[int, list[Any], int]]
     numbers: Numbers
 
 

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._core import sums
 from . import machine
-from .forms import Form
+from .forms import PLAIN, Form
 from .tree_recorder import Hyper, Operation, Phase, Place
 
-_MODES = {"share": machine.EACH, "largest": machine.LARGEST}
-_NUMBERS = ("sum", "largest")
 GRADIENTS, PARAMS, FIRST = -1, -2, -3
 """Of what is no part of the state: what is given, and the updates or parameters that result."""
 
@@ -58,22 +57,22 @@ class Entry(NamedTuple):
     places: int  # of what belongs to the tree
     sequence: tuple[Operation | Phase, ...]
     sums: dict[int, list[Any]]  # by the place of a sum, the program of each group, or None
+    counts: tuple[tuple[int, float], ...]  # places of the sizes of leaves, and to which power
     numbers: tuple[int, ...]  # those that programs are given
     entered: tuple[int, ...]  # the places that they are given
     results: tuple[tuple[int, int], ...]  # positions of the state, and places of what comes there
-    at_once: list[tuple[int, list[Any], bool]] | None = None
+    at_once: list[tuple[int, list[Any], int]] | None = None
     """The sums, as the machine takes them in one call, where nothing else is done for the tree."""
 
     def complete(self) -> Entry:
         """The same with ``at_once``."""
-        sums = [x for x in self.sequence if isinstance(x, Phase) and x.kind in _NUMBERS]
+        sums = [x for x in self.sequence if isinstance(x, Phase) and x.kind != "finite"]
         if self.results or len(sums) < len(self.sequence):
             return self
         first = len(self.numbers)
         return self._replace(
             at_once=[
-                (first + self.entered.index(x.target), self.sums[x.target], x.kind == "largest")
-                for x in sums
+                (first + self.entered.index(x.target), self.sums[x.target], _mode(x)) for x in sums
             ]
         )
 
@@ -198,13 +197,10 @@ def _tensor(x: Any) -> Any:
     return torch.tensor(x, dtype=torch.float64, device="cpu") if type(x) is float else x
 
 
-def _made_of(total: Any, phase: Phase, step: Trees) -> Any:
-    """What a sum is wanted for: itself, whether it is 0, or what share of each leaf it is."""
-    if phase.kind == "share":
-        sizes = [0 if x is None else x.numel() for x in step.g]
-        rows = torch.tensor([total, sizes], dtype=phase.dtype, device="cpu")
-        return (rows[0] / rows[1]).tolist()
-    return torch.tensor(total == 0, device="cpu") if phase.kind == "finite" else total
+def _mode(phase: Phase) -> int:
+    """How the machine finds it out."""
+    mode = machine.LARGEST if phase.kind == "largest" else machine.SUM
+    return mode if phase.leaf is None else mode | machine.EACH
 
 
 def _are_odd(entry: Entry, found: list[Any]) -> bool:
@@ -214,15 +210,16 @@ def _are_odd(entry: Entry, found: list[Any]) -> bool:
 
 def _begun(step: Trees, entry: Entry) -> list[Any] | None:
     """What belongs to the tree at the start of a step; None where it is not for the machine."""
-    if not entry.sources:
-        return [None] * entry.places
     numbers, state = step.form.numbers, step.state
     found: list[Any] = [state[i] if i >= 0 else numbers[-1 - i] for i in entry.sources]
     if any(x.requires_grad for x in found) or _are_odd(entry, found):
         return None
     if any(x.dtype != dtype for x, dtype in zip(found, entry.dtypes, strict=True)):
         return None
-    return found + [None] * (entry.places - len(found))
+    found += [None] * (entry.places - len(found))
+    for place, power in entry.counts:
+        found[place] = [sums.count(x, power) if type(x) in PLAIN else 0.0 for x in step.g]
+    return found
 
 
 def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
@@ -236,10 +233,11 @@ def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
         for x in entry.sequence:
             if isinstance(x, Phase):
                 given = entry.sums[x.target], _numbers(step, entry, found)
-                total = machine.summed(plan, *given, _MODES.get(x.kind, machine.SUM))
+                total = machine.summed(plan, *given, _mode(x))
                 if total is None:
                     return None
-                found[x.target] = _made_of(total, x, step)
+                is_asked = x.kind == "finite"  # of a sum of zeros
+                found[x.target] = torch.tensor(total == 0, device="cpu") if is_asked else total
             else:
                 args = [
                     (z if type(z := found[y.at]) is not float else _tensor(z))

@@ -2,8 +2,10 @@
 
 What is computed of tensors that belong to the tree, a count or a flag, is taken down apart: it is
 done once for a step, in torch. Where a leaf needs a number of them that the machine can compute,
-too, the machine does. The file is longer than others: what belongs to the tree and what to leaves is
-told apart by what one recorder knows of both.
+too, the machine does. What is computed of numbers of one leaf, such as its norm, is never done in
+torch: the machine does it for each leaf.
+
+The file is longer than others: all that a transform may ask of a tree is in one place.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ from .operations import BUILDERS
 from .recorder import Recorder, known
 
 _OF_DTYPES = ("aten::result_type", "aten::promote_types")
-_PHASES = 32  # at most, of each dtype
+_PHASES = 16  # at most, of each dtype and leaf
+
+
+def name_of(place: int) -> str:
+    """The input of a graph that is what lies at a place."""
+    return f"of the tree {place}"
 
 
 class Place(NamedTuple):
@@ -38,8 +45,8 @@ class Hyper(NamedTuple):
     at: int
 
 
-Result: TypeAlias = Literal["sum", "finite", "share", "largest"]
-"""A sum of squares; whether it is 0; the share of ones in one leaf; the largest absolute value."""
+Result: TypeAlias = Literal["sum", "finite", "largest", "count"]
+"""A sum of squares; whether it is 0; the largest absolute value; the number of elements."""
 
 
 class Operation(NamedTuple):
@@ -56,12 +63,13 @@ class Operation(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A sum of squares, or the largest value, for which leaves are passed over once."""
+    """What is found out of all leaves together, or of one, in a pass over them."""
 
     target: int
     outputs: tuple[str | None, ...]  # of each leaf that is recorded, what is squared
     kind: Result  # of what the place holds
-    dtype: torch.dtype  # of that
+    leaf: int | None = None  # that it is about, or None where it is about all
+    power: float = 1.0  # of a count, which takes no pass
 
 
 class TreeRecorder(Recorder):
@@ -77,6 +85,7 @@ class TreeRecorder(Recorder):
         self._made_by: dict[int, tuple[Any, Any, dict[str, Any]]] = {}
         self._kind_of = kind_of  # of each vector that is an input, the kind of leaves
         self._kinds: dict[int, set[int]] = {}  # of the leaves that a tensor is made of
+        self._leaves = 1 + max(kind_of.values())
         self._stand_ins: dict[torch.dtype, int] = dict.fromkeys(DTYPES, 0)  # how many there are
         self._is_making = False
 
@@ -87,10 +96,13 @@ class TreeRecorder(Recorder):
 
     def take_of_tree(self, x: Tensor) -> int:
         """Give a place to a tensor that belongs to the tree."""
-        place = self._place[id(x)] = self.places
+        place = self._place[id(x)] = self._new_place()
         self._kept.append(x)
-        self.places += 1
         return place
+
+    def _new_place(self) -> int:
+        self.places += 1
+        return self.places - 1
 
     def place(self, x: Any) -> int | None:
         """The place of a tensor that belongs to the tree, or None."""
@@ -109,9 +121,8 @@ class TreeRecorder(Recorder):
     def _enter(self, x: Tensor, place: int) -> None:
         if x.dtype not in DTYPES or x.dim():
             raise self.decline(f"a leaf reads {x.dtype} of what belongs to the tree")
-        name = f"of the tree {place}"
-        self.take(name, x, vector=False)
-        self.entered.append((name, place))
+        self.take(name_of(place), x, vector=False)
+        self.entered.append((name_of(place), place))
 
     def _computed(self, x: Tensor) -> Node | None:
         """The number that ``x`` is, computed by the machine, if it can be."""
@@ -134,18 +145,29 @@ class TreeRecorder(Recorder):
         """Take note of a sum over leaves, and return what stands for it."""
         if dtype != torch.float64 or any(x.dtype not in FLOATING for x in tensors):
             raise self.decline("it adds up squares in another dtype than float64")
-        return self._phase(tensors, list(map(self.read, tensors)), "sum", dtype)
+        return self._phase(tensors, list(map(self.read, tensors)), "sum")
+
+    def count(self, x: Tensor, power: float) -> float:
+        """Take note of a number of elements, and return what stands for it."""
+        leaf = self._leaf_of(x)
+        place = self._new_place()
+        nothing = (None,) * self._leaves
+        self.sequence.append(Phase(place, nothing, "count", leaf, power))
+        self.entered.append((name_of(place), place))
+        size = self._shape.numel() + 1 / (3 + place)  # that no other number has
+        return self.number(name_of(place), size**power)
 
     def root(self, total: Tensor) -> Tensor:
         """Take note of the root of a sum, and return what stands for it."""
         node = self._maker.of(torch.float64, torch.float64)("EXACT_ROOT", self.read(total))
         found = self._stand_in(torch.float64)
         self._name(found, node)
+        self._kinds[id(found)] = self._kinds.get(id(total), set())
         return found
 
     def largest(self, tensors: list[Tensor]) -> Tensor:
         """Take note of a largest absolute value, and return what stands for it."""
-        return self._phase(tensors, list(map(self.read, tensors)), "largest", torch.float64)
+        return self._phase(tensors, list(map(self.read, tensors)), "largest")
 
     def are_finite(self, tensors: list[Tensor]) -> Tensor:
         """Take note of a question about leaves, and return what stands for the answer."""
@@ -153,34 +175,41 @@ class TreeRecorder(Recorder):
         for x in map(self.read, tensors):  # of which a product with zero is zero or NaN
             make = self._maker.of(x.dtype, x.dtype)
             nodes.append(make("MULTIPLY", x, make.number(0.0)))
-        return self._phase(tensors, nodes, "finite", torch.bool)
+        return self._phase(tensors, nodes, "finite")
 
     def share(self, flags: Tensor, dtype: torch.dtype) -> Tensor:
         """Take note of a count of truth values, and return what stands for their share."""
         make = self._maker.of(dtype, dtype)
         one, zero = make.number(1.0), make.number(0.0)
         ones = make("WHERE", self.read(flags), one, zero)
-        return self._phase([flags], [ones], "share", dtype)
+        return self._phase([flags], [ones], "sum").to(dtype) / self.count(flags, 1.0)
 
-    def _phase(
-        self, tensors: list[Tensor], nodes: list[Node], kind: Result, dtype: torch.dtype
-    ) -> Tensor:
-        """What stands for a sum of squares, of one tensor for each leaf at most."""
-        found = self._stand_in(dtype)
-        outputs: list[str | None] = [None] * (1 + max(self._kind_of.values()))
+    def _phase(self, tensors: list[Tensor], nodes: list[Node], kind: Result) -> Tensor:
+        """What stands for a sum of squares, of one tensor for each leaf at most.
+
+        One of a single tensor is about each leaf, since two leaves of each kind are recorded.
+        """
+        found = self._stand_in(torch.bool if kind == "finite" else torch.float64)
+        outputs: list[str | None] = [None] * self._leaves
         for x, node in zip(tensors, nodes, strict=True):
-            kinds = self._kinds.get(id(x), set())
-            if len(kinds) != 1 or outputs[min(kinds)] is not None:
+            leaf = self._leaf_of(x)
+            if outputs[leaf] is not None:
                 raise self.decline("it adds up what is not of one leaf each")
-            name = outputs[min(kinds)] = f"squared {len(self.squared)}"
+            name = outputs[leaf] = f"squared {len(self.squared)}"
             self.squared[name] = node
-        self.sequence.append(Phase(self.take_of_tree(found), tuple(outputs), kind, dtype))
+        if len(tensors) == 1 and kind != "finite":
+            place = self._new_place()
+            self._enter(found, place)
+            self._kinds[id(found)] = {leaf}
+            self.sequence.append(Phase(place, tuple(outputs), kind, leaf))
+        else:
+            self.sequence.append(Phase(self.take_of_tree(found), tuple(outputs), kind))
         return found
 
     def _stand_in(self, dtype: torch.dtype) -> Tensor:
-        """A tensor that stands for a number of the tree, made where no mode sees what makes it."""
+        """A tensor that stands for a number, made where no mode sees what makes it."""
         count = self._stand_ins[dtype]
-        if count == _PHASES:
+        if count == _PHASES * self._leaves:
             raise self.decline("it adds up too much")
         self._stand_ins[dtype] += 1
         self._is_making = True
@@ -188,6 +217,13 @@ class TreeRecorder(Recorder):
             return torch.full((), 1.5 + count, dtype=dtype, device="cpu")
         finally:
             self._is_making = False
+
+    def _leaf_of(self, x: Tensor) -> int:
+        """The one leaf that ``x`` is made of."""
+        kinds = self._kinds.get(id(x), set())
+        if len(kinds) != 1:
+            raise self.decline("it adds up what is not of one leaf each")
+        return min(kinds)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -227,20 +263,19 @@ class TreeRecorder(Recorder):
         return out
 
     def _is_plain(self, x: Any) -> bool:
-        """Whether an argument is no number that is computed of hyperparameters."""
+        """Whether an argument is no number that is computed of hyperparameters, or of a leaf."""
         node = self._maker.known(x) if type(x) is float else None
-        return node is None or node.op == "INPUT"
+        return node is None or _is_hyper(node)
 
     def _placed(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             return Place(self._place[id(x)])
         node = self._maker.known(x) if type(x) is float else None
-        if node is None:
-            return x
-        kind, at = node.value.split()[:2]
-        if kind != "number":
-            raise self.decline("it computes once for the tree with a number of a leaf")
-        return Hyper(int(at))
+        return x if node is None else Hyper(int(node.value.split()[1]))
+
+
+def _is_hyper(node: Node) -> bool:
+    return node.op == "INPUT" and node.value.startswith("number ")
 
 
 def _are_nested(given: Sequence[Any]) -> bool:
