@@ -72,11 +72,11 @@ class Reads:
         return self._values
 
     def _read(self) -> tuple[Any, ...]:
-        """What the getters find, or nothing where a name is gone."""
+        """What the getters find, or something new where a name is gone."""
         try:
             return tuple(get() for get in self._getters or ())
         except (KeyError, ValueError):
-            return (None,) * (1 + len(self._values))
+            return (object(),)
 
 
 def are_constant(values: dict[str, Any]) -> bool:
@@ -85,9 +85,7 @@ def are_constant(values: dict[str, Any]) -> bool:
 
 
 def _is_constant(value: Any) -> bool:
-    return type(value) in (*_CONSTANTS, Asked) or (
-        type(value) is tuple and all(map(_is_constant, value))
-    )
+    return type(value) in _CONSTANTS or (type(value) is tuple and all(map(_is_constant, value)))
 
 
 def _itself(transform: GradientTransformation) -> GradientTransformation:

@@ -86,6 +86,14 @@ def test_a_rate_for_each_of_many_layers(monkeypatch: pytest.MonkeyPatch) -> None
     assert_equal(found, fa.step(tx, grads, state, params))
 
 
+def test_a_tree_that_is_changed_in_place() -> None:
+    factors = {"a": 2.0, "b": 3.0}
+    tx, g = fa.chain(fa.scale(factors), fa.scale(0.5)), {"a": torch.ones(2), "b": torch.ones(1)}
+    assert tx.update(g, tx.init(g))[0]["a"].tolist() == [1.0, 1.0]
+    factors["a"] = 4.0
+    assert tx.update(g, tx.init(g))[0]["a"].tolist() == [2.0, 2.0]
+
+
 def test_a_prefix_and_numbers_that_are_none() -> None:
     params = {"x": {"a": torch.ones(2), "b": torch.ones(3)}, "y": torch.ones(1), "n": None}
     tx = fa.chain(fa.scale({"x": 2.0, "y": 0.0, "n": None}), fa.scale(0.5))

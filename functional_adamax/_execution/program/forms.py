@@ -60,9 +60,9 @@ def form_of(transform: Transform, spec: Any) -> Form:
     Raises:
         Declined: it is not local, or has a hyperparameter that is no number.
     """
-    known: tuple[Any, Form] | None = vars(transform).get(_FORM)
-    if known is not None and (not known[1].trees or known[0] == spec):
-        return known[1]
+    known: Form | None = vars(transform).get(_FORM)
+    if known is not None:
+        return known
     taken = _Taken(spec)
     key = Hashed(_key(transform, taken))
     constants = [tuple(map(_constant, x)) for x in taken.trees]
@@ -72,7 +72,7 @@ def form_of(transform: Transform, spec: Any) -> Form:
     )
     form = Form(key, tuple(taken.numbers), (*taken.choices, *constants), tuple(trees))
     if taken.stays:
-        object.__setattr__(transform, _FORM, (spec, form))
+        object.__setattr__(transform, _FORM, form)
     return form
 
 
@@ -132,6 +132,7 @@ def _key(value: Any, taken: _Taken) -> Any:
         return tuple((name, _key(x, taken)) for name, x in value.items())
     if _is_tree(value):
         taken.trees.append(_spread(value, taken.spec))
+        taken.stays = False  # for it can be changed in place
         return type(value)
     if isinstance(value, partial) and not value.args and _are_fixed(value.keywords):
         return _key(value.func, taken), tuple(value.keywords.items())
@@ -165,11 +166,10 @@ def _is_number(value: Any) -> bool:
     Zero is no such number, for it can mean that something is left out.
     """
     if not isinstance(value, Tensor):
-        if (
-            isinstance(value, float) and value != value
-        ):  # which torch's bounds hand on, and the machine's do not
+        is_float = isinstance(value, float)  # also one of NumPy
+        if is_float and value != value:  # torch's bounds hand it on, and the machine's do not
             raise Declined("a hyperparameter of it is NaN")
-        return isinstance(value, float) and value != 0  # also one of NumPy
+        return is_float and value != 0
     if type(value) not in PLAIN or not value.is_cpu or value.dim() or value.requires_grad:
         raise Declined("a hyperparameter of it is no number, nor a plain tensor of one on the CPU")
     return True
