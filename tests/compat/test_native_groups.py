@@ -144,13 +144,13 @@ def test_wrapped_factories_take_it_too(factory: Any, couple: str, taken: list[bo
 @pytest.mark.parametrize(
     "options",
     [{"foreach": True}, {"lr": fa.cosine_decay_schedule(0.1, 10)}, {"couple": "all"}],
-    ids=["foreach", "schedule", "chain"],
+    ids=["foreach", "another method", "chain"],
 )
 def test_what_the_kernel_cannot_do_it_is_not_asked(options: Any, taken: list[bool]) -> None:
     if "foreach" in options:
         run(lambda params: Adamax(params, **options), nothing)
     elif "lr" in options:
-        run(lambda params: Optimizer(params, fa.adamax, **options), nothing)
+        run(lambda params: Optimizer(params, fa.adamw, **options), nothing)
     else:
         tx = fa.chain(fa.clip_by_global_norm(1.0), fa.adamax())
         run(lambda params: Optimizer(params, tx, **options), nothing)
