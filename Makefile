@@ -13,7 +13,7 @@ SANITIZED_PYTHON = LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
 	UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONSAFEPATH=1 \
 	PYTHONPATH=$(CURDIR)/$(SANITIZED)/lib $(BIN)/python
 OF_C := $(wildcard tests/execution/test_native_*.py tests/compat/test_native_*.py) \
-	$(addprefix tests/execution/test_program_,machine.py lower.py whole.py) tests/test_all_or_nothing.py
+	$(addprefix tests/execution/test_program_,machine.py lower.py special.py whole.py) tests/test_all_or_nothing.py
 
 .PHONY: demo test executors sanitize check bench clean
 
