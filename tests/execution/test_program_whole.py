@@ -705,3 +705,23 @@ def test_a_step_that_is_refused_at_the_last_moment_is_taken_by_the_rule(
     old = cloned((p, state))
     assert_equal(fa.step(tx, g, old[1], old[0], donate=True), wanted)
     assert_equal(old, wanted)
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_leaves_that_have_no_state_are_not_taken_for_others_without_a_gradient(
+    shape: Any, without: Any
+) -> None:
+    """An integer has neither; the gradient of another leaf may be missing in one step alone."""
+
+    def run() -> Any:
+        torch.manual_seed(0)
+        p = {"n": torch.ones(shape, dtype=torch.int64), "a": torch.randn(3), "b": torch.randn(4)}
+        tx = fa.chain(fa.ema(0.7), fa.scale(-0.1), fa.params_ema(0.7))
+        state, found = tx.init(p), []
+        for missing in ((), ("b",), ()):
+            g = {"n": None} | {k: None if k in missing else torch.randn_like(p[k]) for k in "ab"}
+            p, state = fa.step(tx, g, state, p)
+            found.append(state[2].average)
+        return [[x[k].tolist() for k in "ab"] for x in found]
+
+    assert run() == without(run)

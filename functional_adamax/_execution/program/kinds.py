@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from threading import local
 from typing import Any, NamedTuple
 
+from ..._core import checks
 from .forms import Form
 
 
@@ -32,12 +33,15 @@ def kinds_of(
     """The kinds of leaves in the order in which they come, and the leaves of each."""
     if not form.choices and type(None) not in set(map(type, g)):
         return _ALIKE, [range(len(g))]
-    flags = [x is not None for x in g], [not p or x is not None for x in p]
+    flags = (
+        [x is not None for x in g],
+        [y is not None or checks.trainable(x) for x, y in zip(p, g, strict=True)] if p else [],
+    )
     known = _known.last
     if known is None or known[0] is not form.choices or known[1] != flags:
         found: dict[tuple[Any, ...], list[int]] = {}
         for i, row in enumerate(zip(*form.choices, flags[0], strict=True)):
-            if row[-1] or not p or p[i] is not None:
+            if not p or flags[1][i]:  # others have neither a gradient nor a state
                 found.setdefault(row, []).append(i)
         kinds = tuple(Kind(row[:-1], row[-1]) for row in found)
         _known.last = known = form.choices, flags, (kinds, list(found.values()))
