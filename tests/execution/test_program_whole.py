@@ -561,6 +561,8 @@ def test_other_links_decline() -> None:
     elementwise = fa.scale({name: torch.ones_like(x) for name, x in params().items()})
     reason = "a hyperparameter of it is a tree with something else than numbers"
     assert declined(elementwise) == reason
+    unlike = fa.scale(dict.fromkeys(("x", "y"), 1.0))
+    assert declined(unlike) == "a hyperparameter of it is no tree like the parameters"
     learned = fa.scale(torch.tensor(2.0, requires_grad=True))
     assert declined(learned) == (
         "a hyperparameter of it is no number, nor a plain tensor of one on the CPU"

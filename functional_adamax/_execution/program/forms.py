@@ -188,8 +188,8 @@ def _spread(value: Any, spec: Any) -> list[Any]:
     """
     try:
         values = pytree.spread(value, spec.unflatten(range(spec.num_leaves)), "")
-    except ValueError as problem:
-        raise Declined(str(problem)) from None
+    except ValueError:
+        raise Declined("a hyperparameter of it is no tree like the parameters") from None
     if not all(x is None or type(x) in (float, int) for x in values):
         raise Declined("a hyperparameter of it is a tree with something else than numbers")
     return values
