@@ -30,8 +30,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import functional_adamax as fa
 
-BATCH, LR, BETAS, EPS = 25, 1e-3, (0.9, 0.999), 1e-8
-OURS, REMAT, BASE = "fa.unroll", "fa.unroll(checkpoint=True)", "torchopt MetaAdaMax"
+BATCH, LR, BETAS, EPS, MOMENTUM = 25, 1e-3, (0.9, 0.999), 1e-8, 0.9
+OURS, FUNC, REMAT = "fa.unroll", "torch.func.grad", "fa.unroll(checkpoint=True)"
+BASE, HIGHER, FLOOR = "torchopt", "higher", "SGD, torch.autograd.grad"
 BLOCK = 0.05  # seconds for which a contender runs in a round
 TOLERANCE = 1e-9  # between outer gradients of the three, relative, in double precision
 PEERS = ("torchopt", "higher")
@@ -39,11 +40,17 @@ INSTALLED: dict[str, Any] = {name: import_module(name) for name in PEERS if find
 
 INTRODUCTION = """\
 The gradient of a loss after K steps of a perceptron 64-W-W-W-5 on batches of 25, by the parameters
-before the first step. Ratios are to torchopt in the same round, medians over the rounds; memory is
-the peak of what a call allocates. SGD, which keeps no state, is the floor: what remains of the work
-when the optimizer costs nearly nothing. `benchmarks/meta.py` wrote this page.
+before the first step: by `fa.unroll` under autograd, and by `torch.func.grad` of a loop of
+`fa.step`. Ratios are to torchopt's MetaAdaMax, MetaAdam or MetaSGD in the same round, medians over
+the rounds; memory is the peak of what a call allocates. SGD without momentum, which keeps no state,
+is the floor: what remains of the work when the optimizer costs nearly nothing. `benchmarks/meta.py`
+wrote this page.
 """
 
+SETTINGS = [
+    *product(("Adamax", "Adam", "SGD with momentum"), (64, 1024), (5,)),
+    *product(("Adamax",), (64, 1024), (50,)),
+]
 Batch = tuple[Tensor, Tensor]
 Run = Callable[[], Sequence[Tensor]]  # one call; returns the outer gradient
 Figures = dict[str, tuple[list[float], float]]  # times, ms, and peak of memory, MB
@@ -64,7 +71,26 @@ def make_task(width: int, steps: int, dtype: torch.dtype = torch.float32) -> Tas
     return Task(nn.Sequential(*layers[:-1]), batches, query)
 
 
-def contenders(task: Task) -> dict[str, Run]:
+class Method(NamedTuple):
+    """An optimizer here, in torchopt and in higher, by its name there."""
+
+    ours: Callable[[], Any]
+    torchopt: str
+    torch: str
+    options: dict[str, Any]
+
+
+_ADAPTIVE = {"betas": BETAS, "eps": EPS}
+METHODS = {
+    "Adamax": Method(partial(fa.adamax, LR, **_ADAPTIVE), "MetaAdaMax", "Adamax", _ADAPTIVE),
+    "Adam": Method(partial(fa.adam, LR, **_ADAPTIVE), "MetaAdam", "Adam", _ADAPTIVE),
+    "SGD with momentum": Method(
+        partial(fa.sgd, LR, MOMENTUM), "MetaSGD", "SGD", {"momentum": MOMENTUM}
+    ),
+}
+
+
+def contenders(task: Task, method: Method) -> dict[str, Run]:
     model, batches, query = task
     leaves = list(model.parameters())
 
@@ -75,9 +101,21 @@ def contenders(task: Task) -> dict[str, Run]:
         return called(partial(functional_call, model, params), batch)
 
     def ours(checkpoint: bool) -> Sequence[Tensor]:
-        tx, params = fa.adamax(LR, BETAS, EPS), dict(model.named_parameters())
-        end = fa.unroll(loss, tx, params, batches, checkpoint=checkpoint).params
+        params = dict(model.named_parameters())
+        end = fa.unroll(loss, method.ours(), params, batches, checkpoint=checkpoint).params
         return torch.autograd.grad(loss(end, query), leaves)
+
+    def by_func() -> Sequence[Tensor]:
+        tx = method.ours()
+
+        def outer(params: dict[str, Tensor]) -> Tensor:
+            state = tx.init(params)
+            for batch in batches:
+                params, state = fa.step(tx, torch.func.grad(loss)(params, batch), state, params)
+            return loss(params, query)
+
+        start = {name: p.detach() for name, p in model.named_parameters()}
+        return list(torch.func.grad(outer)(start).values())
 
     def sgd() -> Sequence[Tensor]:
         params: dict[str, Tensor] = dict(model.named_parameters())
@@ -87,40 +125,46 @@ def contenders(task: Task) -> dict[str, Run]:
             params = {k: torch.sub(p, g, alpha=LR) for (k, p), g in pairs}
         return torch.autograd.grad(loss(params, query), leaves)
 
-    def torchopt_adamax() -> Sequence[Tensor]:
-        optimizer = INSTALLED["torchopt"].MetaAdaMax(model, lr=LR, betas=BETAS, eps=EPS)
-        initial = INSTALLED["torchopt"].extract_state_dict(model, by="reference")
+    def by_torchopt() -> Sequence[Tensor]:
+        torchopt = INSTALLED["torchopt"]
+        optimizer = getattr(torchopt, method.torchopt)(model, lr=LR, **method.options)
+        initial = torchopt.extract_state_dict(model, by="reference")
         for batch in batches:
             optimizer.step(called(model, batch))
         found = torch.autograd.grad(called(model, query), leaves)
-        INSTALLED["torchopt"].recover_state_dict(model, initial)
+        torchopt.recover_state_dict(model, initial)
         return found
 
-    def higher_adam() -> Sequence[Tensor]:
-        inner = torch.optim.Adam(leaves, lr=LR, betas=BETAS, eps=EPS)
+    def by_higher() -> Sequence[Tensor]:
+        inner = getattr(torch.optim, method.torch)(leaves, lr=LR, **method.options)
         loop = INSTALLED["higher"].innerloop_ctx(model, inner, copy_initial_weights=False)
         with loop as (functional, optimizer):
             for batch in batches:
                 optimizer.step(called(functional, batch))
             return torch.autograd.grad(called(functional, query), leaves)
 
-    runs: dict[str, Run] = {OURS: partial(ours, False), REMAT: partial(ours, True)}
+    runs: dict[str, Run] = {OURS: partial(ours, False), FUNC: by_func, REMAT: partial(ours, True)}
     if "torchopt" in INSTALLED:
-        runs[BASE] = torchopt_adamax
+        runs[BASE] = by_torchopt
     if "higher" in INSTALLED:
-        runs["higher Adam"] = higher_adam
-    return {**runs, "SGD, torch.autograd.grad": sgd}
+        runs[HIGHER] = by_higher
+    return {**runs, FLOOR: sgd}
 
 
-def check(width: int, steps: int) -> None:
-    """Compare the outer gradients of what is one algorithm, in double precision."""
-    runs = contenders(make_task(width, steps, torch.float64))
-    same = [name for name in (OURS, REMAT, BASE) if name in runs]
-    first, *others = (torch.cat([g.flatten() for g in runs[name]()]) for name in same)
-    worst = max(float((x - first).norm() / first.norm()) for x in others)
-    if not worst <= TOLERANCE:
-        raise RuntimeError(f"outer gradients of {', '.join(same)} differ by {worst:.1e}")
-    print(f"\nouter gradients of {', '.join(same)} agree to {worst:.0e} in float64, K={steps}")
+def check(method: Method, width: int, steps: int) -> str:
+    """Compare the outer gradients of what is one algorithm, in double precision; say the result."""
+    runs = contenders(make_task(width, steps, torch.float64), method)
+    same = [name for name in (OURS, FUNC, REMAT, BASE) if name in runs]
+    found = {name: torch.cat([g.flatten() for g in runs[name]()]) for name in same}
+    odd = [name for name in found if not found[name].isfinite().all()]
+    first = found[OURS]
+    off = {name: float((x - first).norm() / first.norm()) for name, x in found.items()}
+    worst = max(x for name, x in off.items() if name not in odd)
+    if OURS in odd or FUNC in odd or REMAT in odd or worst > TOLERANCE:
+        raise RuntimeError(f"outer gradients differ: {off}")
+    agreeing = ", ".join(name for name in found if name not in odd)
+    text = f"Outer gradients in float64, K={steps}: {agreeing} agree to {worst:.0e}"
+    return text + "".join(f"; those of {name} are not finite" for name in odd) + "."
 
 
 def peak_of(run: Run) -> int:
@@ -132,8 +176,8 @@ def peak_of(run: Run) -> int:
     return max(accumulate(x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())))
 
 
-def measure(task: Task, seconds: float, rounds: int) -> Figures:
-    runs, found = contenders(task), {}
+def measure(task: Task, method: Method, seconds: float, rounds: int) -> Figures:
+    runs, found = contenders(task, method), {}
     for name, run in runs.items():
         run()  # warm up
         found[name] = ([], peak_of(run) / 1e6)
@@ -178,12 +222,12 @@ def main() -> None:
     text = ["# Inner loops, measured", "", *INTRODUCTION.splitlines(), ""]
     text.append(", ".join([f"torch {torch.__version__}", *words]) + ".")
     print(text[-1])
-    for width, steps in product((64, 1024), (5, 50)):
-        check(width, min(steps, 5))
-        figures = measure(make_task(width, steps), args.seconds, args.rounds)
-        title = f"## Width {width}, {steps} steps: {len(figures[OURS][0])} rounds"
-        text += ["", title, "", *table(figures)]
-        print(*text[-len(figures) - 4 :], sep="\n", flush=True)
+    for name, width, steps in SETTINGS:
+        checked = check(METHODS[name], width, min(steps, 5))
+        figures = measure(make_task(width, steps), METHODS[name], args.seconds, args.rounds)
+        title = f"## {name}, width {width}, {steps} steps: {len(figures[OURS][0])} rounds"
+        text += ["", title, "", checked, "", *table(figures)]
+        print(*text[-len(figures) - 6 :], sep="\n", flush=True)
     if args.write:
         args.write.write_text("\n".join(text) + "\n")
 

@@ -73,7 +73,7 @@ SLOW: dict[str, tuple[Any, Any, str, str]] = {
     "a rate for each element": (fa.adamax(torch.ones(1, 5)), "plain", "the rule", "lr is no num"),
     "floor": (fa.adamax(derivative_floor=0.1), "plain", "the rule", "it calls expand, which is"),
     "learned": (fa.adamax(RATE), "plain", "one node of autograd", "lr is followed by autograd"),
-    "recorded": (fa.adam(), "recorded", "the rule", "autograd records it"),
+    "recorded": (fa.adam(), "recorded", "one node of autograd", "autograd records it"),
     "strided": (fa.adam(), "strided", "the rule", "its tensors are not dense in memory, or not"),
     "shape": (fa.centralize(), "plain", "as written", "it asks for the ndim of a leaf"),
     "chain": (

@@ -9,9 +9,10 @@ arguments and may replace them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import vjp
 from torch.overrides import TorchFunctionMode
@@ -169,6 +170,18 @@ def apply(function: Any, *inputs: Any) -> Any:
     if modes.function_modes():
         inputs = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs)
     return function.apply(*inputs)
+
+
+def batched_alike(inputs: Iterable[Tensor | None], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return ``outputs`` with the batch dimensions that any of ``inputs`` has under ``vmap``.
+
+    The generated rule sums gradients of inputs without a batch dimension over the batch. Through
+    an output without one, which hands its gradient on unsummed, it would sum twice.
+    """
+    false = torch.zeros((), dtype=torch.bool)
+    for x in (x for x in inputs if x is not None):
+        false = torch.logical_or(false.to(x.device), x.new_zeros((), dtype=torch.bool))
+    return [torch.where(false.to(y.device), y, y) for y in outputs]
 
 
 def ignore(x: Tensor, func: Callable[..., Any]) -> None:

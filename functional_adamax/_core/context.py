@@ -60,11 +60,21 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
 
 def only_vmap() -> tuple[int, int] | None:
     """The level and the batch size of a ``vmap``, if nothing else follows what is computed."""
-    if torch.compiler.is_compiling() or not transforming():
-        return None
-    if modes.tracing() or modes.dispatch_modes() or forward_mode():
+    if not transforming() or _traced_otherwise():
         return None
     return transforms.lone_vmap()
+
+
+def only_in_reverse() -> bool:
+    """Whether nothing but autograd, its transforms and ``vmap`` follows what is computed."""
+    return not _traced_otherwise() and transforms.only_in_reverse()
+
+
+def _traced_otherwise() -> bool:
+    """Whether a compiler, a tracer, a mode or forward-mode differentiation does."""
+    return bool(
+        torch.compiler.is_compiling() or modes.tracing() or modes.dispatch_modes() or forward_mode()
+    )
 
 
 def level() -> int:

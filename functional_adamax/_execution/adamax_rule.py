@@ -1,4 +1,4 @@
-"""The definition of Adamax, for one tensor, out of place; and its derivative.
+"""The definition of Adamax, for one tensor, out of place.
 
 Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 2, with torch's place for eps. The executors written
 for Adamax alone spell it again, and are held to it bit for bit.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .._core import numerics
@@ -34,23 +33,6 @@ class AdamaxLeaf(NamedTuple):
     floor: float | None = None  # for derivatives, see _bounded.py
     maximize: bool = False
     decoupled: bool = False
-
-
-class Pull(NamedTuple):
-    """A step of one leaf, without decay, to be differentiated in reverse."""
-
-    g: Tensor
-    u: Tensor
-    m_new: Tensor
-    u_new: Tensor
-    d_out: Tensor  # cotangents of the results
-    d_m_new: Tensor | None  # both or none
-    d_u_new: Tensor | None
-    scale: Any  # a number or a tensor of shape ()
-    b1: float
-    b2: float
-    eps: float
-    wants_state: bool  # whether the cotangents of m and u are asked for
 
 
 def adamax(t: Tensor, g: Tensor, moments: Moments, h: dict[str, Any]) -> tuple[Tensor, Moments]:
@@ -89,20 +71,3 @@ def scale(leaf: AdamaxLeaf, t: Tensor) -> Tensor:
     """The factor of m / u in the step that makes ``t``, for a real leaf that is no half."""
     factor: Tensor = cast(-bias_corrected(leaf.lr, leaf.b1, t), leaf.m)
     return factor
-
-
-def pull(x: Pull) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivative of ``adamax``, in reverse: the cotangents of g, m and u.
-
-    A tie in the maximum shares a cotangent in halves and a NaN hands it to both sides, as torch's
-    maximum does.
-    """
-    g, u, m_new, u_new, d_out, d_m, d_u, scale, b1, b2, eps, _ = x
-    by_m = d_out * scale / u_new
-    by_u = -(by_m * m_new / u_new)
-    if d_m is not None:
-        by_m, by_u = by_m + d_m, by_u + d_u
-    old, new = u * b2, g.abs() + eps
-    half = torch.where(old == new, by_u / 2, by_u)
-    by_new, by_old = half.masked_fill(new < old, 0), half.masked_fill(old < new, 0)
-    return by_m * (1 - b1) + by_new * g.sgn(), by_m * b1, by_old * b2

@@ -72,11 +72,12 @@ def _order(work: Work) -> tuple[ModuleType, tuple[ModuleType, ...]]:
         from . import operator
 
         return operator, ()
+    followed = (recorded,) if torch.is_grad_enabled() else ()
     if context.traced():
-        return batched, ()
+        return batched, followed if context.only_in_reverse() else ()
     if work.method.rule is not adamax:
-        return program, (program,)
-    return kernel, (kernel, recorded, program) if torch.is_grad_enabled() else (kernel, program)
+        return program, (*followed, program)
+    return kernel, (kernel, *followed, program)
 
 
 def compute(work: Work, add: bool, takers: dict[int, ModuleType] | None = None) -> Columns:
@@ -97,7 +98,8 @@ def compute(work: Work, add: bool, takers: dict[int, ModuleType] | None = None) 
     left = [i for i in stepped if i not in elementwise]
     for executor in parts:
         if left:
-            new = executor.part(work, left, add)
+            how = (compute,) if executor is recorded else ()
+            new = executor.part(work, left, add, *how)
             rows |= new
             left = [i for i in left if i not in rows]
             if takers is not None:

@@ -22,7 +22,6 @@ from .._core import capture, checks, context, hyper, pytree
 from .._core.pytree import Tree
 from .._core.transform import GradientTransformation
 from .inner_loss import copied, given_buffers
-from .remat import batched_alike
 from .solver import Solver, Vector, plus
 from .unroll import Unrolled, batches_of, detach, unroll
 
@@ -217,7 +216,7 @@ class _Stationary(torch.autograd.Function):
     @staticmethod
     def forward(problem: _Problem | _Linear, *tensors: Tensor) -> Any:
         points = [x.view_as(x) for x in tensors[: problem.unknowns]]
-        return tuple(batched_alike(tensors, points) if context.batching() else points)
+        return tuple(capture.batched_alike(tensors, points) if context.batching() else points)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -149,18 +149,6 @@ class Ambience:
             yield
 
 
-def batched_alike(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return ``outputs`` with the batch dimensions that any of ``inputs`` has under ``vmap``.
-
-    The generated rule sums gradients of inputs without a batch dimension over the batch. Through
-    an output without one, which hands its gradient on unsummed, it would sum twice.
-    """
-    false = torch.zeros((), dtype=torch.bool)
-    for x in inputs:
-        false = torch.logical_or(false.to(x.device), x.new_zeros((), dtype=torch.bool))
-    return [torch.where(false.to(y.device), y, y) for y in outputs]
-
-
 class _Rerun(torch.autograd.Function):
     """A segment that saves its inputs only."""
 
@@ -172,7 +160,7 @@ class _Rerun(torch.autograd.Function):
         batching = context.transforming()  # then what is inside cannot be told from outside here
         unknown = capture.ignore if batching else capture.refuse
         outputs = segment(tensors, context.level(), unknown)
-        return tuple(batched_alike(tensors, outputs) if context.batching() else outputs)
+        return tuple(capture.batched_alike(tensors, outputs) if context.batching() else outputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -55,8 +55,6 @@ NAMES: dict[ModuleType, list[tuple[Any, str]]] = {
         (torch._C, "_len_torch_function_stack"),
         (torch._C, "_get_tracing_state"),
         (torch._C, "_increment_version"),
-        (torch._C._autograd, "_top_saved_tensors_default_hooks"),
-        (torch._C, "_autograd"),
         (forward_ad, "_current_level"),
         (torch.overrides, "_get_current_function_mode_stack"),
         (GRAPH.Node, "_sequence_nr"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from trees import DTYPES
 
 from functional_adamax._core import numerics
 from functional_adamax._execution import adamax_rule
-from functional_adamax._execution.adamax_rule import AdamaxLeaf, Pull
+from functional_adamax._execution.adamax_rule import AdamaxLeaf
 
 NAN, INF = torch.nan, torch.inf
 
@@ -83,33 +81,3 @@ def test_the_scale_is_the_rate_over_the_bias() -> None:
     x = leaf((3,), torch.float64, 0.1, 0.0, False)
     t = torch.tensor(5.0, dtype=torch.float64)
     assert adamax_rule.scale(x, t).item() == -(0.1 / (1 - 0.9**5))
-
-
-def pulled(g: Any, u: Any, with_state: bool) -> tuple[Pull, Any]:
-    """A step, and what autograd says of it."""
-    b1, b2, eps, scale = 0.9, 0.5, 0.25, -0.1
-    g, u = (torch.tensor(x, dtype=torch.float64) for x in (g, u))
-    m = torch.linspace(-1, 1, len(g), dtype=torch.float64)
-    inputs = [x.requires_grad_() for x in (g, m, u)]
-    m_new = b1 * m + (1 - b1) * g
-    u_new = torch.maximum(u * b2, g.abs() + eps)
-    outputs = [m_new * scale / u_new, m_new, u_new][: 3 if with_state else 1]
-    cotangents = list(torch.randn(3, len(g), dtype=torch.float64))[: len(outputs)]
-    wanted = torch.autograd.grad(outputs, inputs, cotangents)
-    of_state = cotangents[1:] if with_state else [None, None]
-    given = [x.detach() for x in (g, u, m_new, u_new)]
-    return Pull(*given, cotangents[0], *of_state, scale, b1, b2, eps, True), wanted
-
-
-@pytest.mark.parametrize("with_state", [False, True])
-def test_the_derivative_is_that_of_autograd(with_state: bool) -> None:
-    """The second and third tie, the fourth is at zero."""
-    x, wanted = pulled([0.5, 1.0, -1.0, 0.0, -2.0], [9.0, 2.5, 2.5, 0.1, 0.0], with_state)
-    for found, want in zip(adamax_rule.pull(x), wanted, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-14, atol=1e-16)
-
-
-def test_a_nan_hands_the_cotangent_to_both_sides() -> None:
-    x, _ = pulled([NAN, 1.0], [1.0, NAN], False)
-    for found in adamax_rule.pull(x):
-        assert found.isnan().all()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import functional_adamax as fa
-from functional_adamax._execution.adamax_rule import AdamaxLeaf, Pull
+from functional_adamax._execution.adamax_rule import AdamaxLeaf
 from functional_adamax._execution.native import kernel
 from functional_adamax._execution.native.kernel import Group
 from functional_adamax.compat import Adamax
@@ -85,17 +85,8 @@ def stepped(elements: int = 5) -> Case:
     return partial(kernel.stepped, group, tuple(x), True), inputs
 
 
-def pull(elements: int = 5) -> Case:
-    p, g, m, u, _ = x = columns(elements)
-    pulls = [
-        Pull(g[i], u[i], m[i], u[i], p[i], g[i], m[i], -0.1, *RATES[1:4], wants_state=True)
-        for i in range(COUNT)
-    ]
-    return partial(kernel.pull, pulls), [y for column in x for y in column]
-
-
 IN_PLACE = [advance, overwrite, write]
-PURE = [step, stepped, pull]
+PURE = [step, stepped]
 LONG = 2**19  # elements of a leaf, from which on a step of three releases the GIL
 
 

@@ -47,19 +47,11 @@ increment_version: Callable[[Any], None] = getattr(
     torch._C, "_increment_version", torch.autograd.graph.increment_version
 )
 """Count writes to tensors; in C, neither a signal nor another thread comes between it and them."""
-_hooks: Any = getattr(
-    getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
-)
 _custom_function_call: Any = None
 with suppress(ImportError):
     from torch._functorch import autograd_function
 
     _custom_function_call = getattr(autograd_function, "custom_function_call", None)
-
-
-def may_be_hooked() -> bool:
-    """Whether what autograd saves may come back otherwise than it was, in layout or dtype."""
-    return _hooks is None or _hooks(True) is not None
 
 
 def applies(function: Any) -> bool:

@@ -96,6 +96,13 @@ def vmap_is_running() -> bool:
     return any(layer.key() == _kinds.Vmap for layer in _layers() or [])
 
 
+def only_in_reverse() -> bool:
+    """Whether the transforms that are running are ``grad``, ``vjp`` and ``vmap`` alone."""
+    if _layers is None or _kinds is None:
+        return False
+    return all(layer.key() in (_kinds.Grad, _kinds.Vmap) for layer in _layers() or [])
+
+
 def lone_vmap() -> tuple[int, int] | None:
     """The level and batch size of a ``vmap``, if it runs alone and its tensors can be taken out."""
     if None in (_kinds, _layers, _as_vmap, is_batched, place_of_batch, batched):

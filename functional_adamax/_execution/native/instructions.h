@@ -46,7 +46,8 @@
     X(MULTIPLY_DIVIDE_ADD, 4, a * b / c + e) \
     X(ADD_PRODUCT_ADD, 4, FUSED(b, c, a) + e) \
     X(AVERAGE_SQUARE, 4, FUSED(b * e, b, a * c)) \
-    X(SUM_OF_PRODUCTS, 4, a * b + c * e)
+    X(SUM_OF_PRODUCTS, 4, a * b + c * e) \
+    X(OVER_TWICE_ROOT, 2, (REAL)((double)a / (2 * __builtin_sqrt((double)b))))
 
 /* What only uniforms are computed by: casts, and functions whose bits torch has for single elements
    alone. */

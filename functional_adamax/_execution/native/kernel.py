@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._core import context, memory, numerics
+from ..._core import context, memory, pytree
 from ..._core.private import modes, transforms
-from ..adamax_rule import AdamaxLeaf, Pull, adamax
+from ..adamax_rule import AdamaxLeaf, adamax
 from ..rule import decays
 from ..work import Columns, MethodLike, Row, Work, leaves_of
 from . import proof
@@ -109,27 +109,11 @@ def stepped(group: Group, columns: Columns, add: bool) -> Columns | None:
 def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
     """Step those of the leaves that the kernel takes, each with its own hyperparameters."""
     taken: dict[int, AdamaxLeaf] = {}
-    recording = torch.is_grad_enabled()
     for i, leaf in leaves_of(work, where).items():
-        ready = None if recording and is_differentiated(leaf) else as_read([leaf])
+        ready = None if context.recorded(pytree.tensors(list(leaf))) else as_read([leaf])
         if ready is not None:
             taken[i] = ready[0]
-    if not taken:
-        return {}
-    inside = add and not context.recorded(leaf.p for leaf in taken.values())
-    rows: list[Row] = [row[:4] for row in step(list(taken.values()), add=inside)]
-    if add and not inside:
-        pairs = zip(taken.values(), rows, strict=True)
-        rows = [[numerics.add(leaf.p, row[0]), *row[1:]] for leaf, row in pairs]
-    return dict(zip(taken, rows, strict=True))
-
-
-def is_differentiated(leaf: AdamaxLeaf) -> bool:
-    """Whether autograd records, if it does, what enters the moments or scales them."""
-    if leaf.g.requires_grad or leaf.m.requires_grad:  # as they nearly always do if anything does
-        return True
-    inputs = leaf if decays(leaf.weight_decay) else leaf[1:]
-    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    return dict(zip(taken, step([*taken.values()], add=add), strict=True)) if taken else {}
 
 
 def as_read(leaves: list[AdamaxLeaf], members: int = 0) -> list[AdamaxLeaf] | None:
@@ -181,19 +165,13 @@ def laid_out(x: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
-def step(
-    leaves: list[AdamaxLeaf], add: bool = False, scales: Sequence[Any] = (), members: int = 0
-) -> list[list[Any]]:
-    """Step leaves that are ``as_read``; return [update, t, m, u, scale] of each, all new.
+def step(leaves: list[AdamaxLeaf], add: bool = False, members: int = 0) -> list[list[Any]]:
+    """Step leaves that are ``as_read``; return [update, t, m, u] of each, all new.
 
-    With ``add``, the new parameters take the place of the updates. ``scale``, the factor of m / u,
-    follows from lr, b1 and t where ``scales`` does not give it.
+    With ``add``, the new parameters take the place of the updates.
     """
-    given = list(scales) or [None] * len(leaves)
-    maximize, decoupled = leaves[0].maximize, leaves[0].decoupled
-    results: list[list[Any]] = _native.step(
-        leaves, given, members, maximize, decoupled, add, torch.get_num_threads()
-    )
+    how = leaves[0].maximize, leaves[0].decoupled, add, torch.get_num_threads()
+    results: list[list[Any]] = _native.step(leaves, members, *how)
     return results
 
 
@@ -272,23 +250,6 @@ def overwritten(group: Group, columns: Columns) -> bool:
     return _native.overwrite(columns, group, recording, _increment, threads) is not None
 
 
-def pull(steps: list[Pull]) -> list[list[Tensor | None]] | None:
-    """Return the cotangents of g, m and u of steps the kernel took, or None if it cannot."""
-    threads = torch.get_num_threads()
-    results: list[list[Tensor | None]] | None = _native.pull(steps, threads)
-    if results is None:
-        steps = [
-            x._replace(
-                d_out=laid_out(x.d_out, x.g),
-                d_m_new=None if x.d_m_new is None else laid_out(x.d_m_new, x.g),
-                d_u_new=None if x.d_u_new is None else laid_out(x.d_u_new, x.g),
-            )
-            for x in steps
-        ]
-        results = _native.pull(steps, threads)
-    return results
-
-
 def report() -> dict[str, str]:
     """Whether the kernel runs, for each kind of parameters and moments, and why not."""
     why = "no: the bits of the rule are not met on this machine"
@@ -314,7 +275,7 @@ def is_active(value: torch.dtype, moment: torch.dtype, mode: int) -> bool:
     if _native is None or mode not in _KINDS.get(kind, ()):
         return False
     decay = 0.0 if mode == _NO_DECAY else 0.1
-    held = partial(proof.holds, value, moment, decay, mode == _DECOUPLED, step, pull)
+    held = partial(proof.holds, value, moment, decay, mode == _DECOUPLED, step)
     if not transforms.outside(held):  # a vmap may be running
         return False
     _native.activate(list(_KINDS).index(kind), mode)

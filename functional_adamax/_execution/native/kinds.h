@@ -51,9 +51,6 @@
 #define STORE_MOMENT to_f16
 #include "kernel.h"
 
-#define NAME(name) VARIANT(name##_f32)
-#include "pull.h"
-
 #undef REAL
 #undef FMA
 #undef FABS
@@ -70,9 +67,6 @@
 #define STORE_MOMENT SAME
 #include "kernel.h"
 
-#define NAME(name) VARIANT(name##_f64)
-#include "pull.h"
-
 #undef REAL
 #undef FMA
 #undef FABS
@@ -82,7 +76,6 @@ static const Kernel VARIANT(step_kernels)[] = {
     VARIANT(step_f32), VARIANT(step_f64), VARIANT(step_bf16_f32), VARIANT(step_f16_f32),
     VARIANT(step_bf16), VARIANT(step_f16),
 };
-static const Kernel VARIANT(pull_kernels)[] = {VARIANT(pull_f32), VARIANT(pull_f64)};
 
 #undef TARGET
 #undef VARIANT

@@ -1,4 +1,4 @@
-/* One step of Adamax, and its derivative, over raw memory: the executor behind _kernel.py.
+/* One step of Adamax over raw memory: the executor behind kernel.py.
 
    It links against nothing but Python's stable interface, so that one build serves every version
    of torch. Python hands over tuples of tensors and numbers, or the groups and the state of an
@@ -29,10 +29,7 @@ typedef struct {
     void *t;
     double next; /* the t that a step in place leaves */
     int wide_t, kind;
-    union {
-        Step step;
-        Pull pull;
-    } row;
+    Step row;
 } Work;
 
 #include "memory.h"
@@ -121,7 +118,6 @@ static PyObject *native_run(PyObject *self, PyObject *arguments)
 
 #include "results.h"
 #include "groups.h"
-#include "pulls.h"
 
 static PyObject *native_expect_writes(PyObject *self, PyObject *tensor)
 {
@@ -146,8 +142,6 @@ static PyMethodDef methods[] = {
      "Step columns of leaves in place; the tensors written, or None with nothing written."},
     {"stepped", native_stepped, METH_VARARGS,
      "Step columns of leaves into new tensors; their columns, or None."},
-    {"pull", native_pull, METH_VARARGS,
-     "Differentiate steps, in reverse; None where memory is not plain."},
     {"expect_writes", native_expect_writes, METH_O, "Ask for large pages for a new tensor."},
     {"fail_allocation", native_fail_allocation, METH_O,
      "Let the k-th allocation from now on fail, or none for 0; what was left of the k before."},

@@ -86,7 +86,7 @@ static int lay_row(Plan *plan, PyObject *const *x, Rates *rates)
     if (!describe_all(x, v, T + 1) || !fill_row(1, 0, rates, v, work) ||
         !active[work->kind][rates->decay])
         return 0;
-    Step *row = &work->row.step;
+    Step *row = &work->row;
     double t = next_t(work->t, work->wide_t);
     if (!(t >= 1)) /* torch divides numbers, and raises where Python does */
         return 0;

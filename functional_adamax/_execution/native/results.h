@@ -20,8 +20,8 @@ static int make_results(PyObject *const *x, const View *v, int add, PyObject *co
 
 /* One leaf of step: fill in its rows, one for each member, and the list of results. 0, perhaps with
    an exception, where it is not ready. */
-static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maximize, int decoupled,
-                   int add, PyObject *result, Work *work, Ranges *ranges)
+static int prepare(PyObject *leaf, ptrdiff_t members, int maximize, int decoupled, int add,
+                   PyObject *result, Work *work, Ranges *ranges)
 {
     PyObject *x[5];
     Rates rates;
@@ -33,13 +33,13 @@ static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maxim
         !look_again(&rates, members))
         return 0;
     const Work whole = *work;
-    const Step *all = &whole.row.step;
+    const Step *all = &whole.row;
     ptrdiff_t rows = members ? members : 1, size = v[M].bytes / rows;
     ptrdiff_t stride_t = v[T].bytes / rows;
     ptrdiff_t size_g = v[G].bytes / rows;
     ptrdiff_t size_out = add || type_sizes[v[M].type] != 2 ? (add ? size_g : size) : 2 * size;
     for (ptrdiff_t i = 0; i < rows; i++) {
-        Step *row = &work[i].row.step;
+        Step *row = &work[i].row;
         work[i] = whole;
         work[i].n = whole.n / rows;
         double t = next_t((char *)whole.t + i * stride_t, whole.wide_t);
@@ -54,22 +54,18 @@ static int prepare(PyObject *leaf, PyObject *scale, ptrdiff_t members, int maxim
         row->m_new = new[2] + i * size;
         row->u_new = new[3] + i * size;
     }
-    if (scale != Py_None)
-        work->row.step.scale = PyFloat_AsDouble(scale);
-    PyObject *used = may_allocate() ? PyFloat_FromDouble(work->row.step.scale) : NULL;
-    PyList_SetItem(result, 4, used);
     return !PyErr_Occurred();
 }
 
 static PyObject *native_step(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *leaves, *scales;
+    PyObject *leaves;
     int maximize, decoupled, add;
     Py_ssize_t members;
     long threads;
-    if (!PyArg_ParseTuple(arguments, "OOnpppl", &leaves, &scales, &members, &maximize, &decoupled,
-                          &add, &threads))
+    if (!PyArg_ParseTuple(arguments, "Onpppl", &leaves, &members, &maximize, &decoupled, &add,
+                          &threads))
         return NULL;
     Py_ssize_t count = PyList_Size(leaves), rows = members ? members : 1;
     if (count < 0)
@@ -79,12 +75,11 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
     Work *work = results ? resized(NULL, (count * rows + 1) * sizeof(Work)) : NULL;
     int fine = work != NULL;
     for (Py_ssize_t i = 0; i < count && fine; i++) {
-        PyObject *result = new_list(5);
+        PyObject *result = new_list(4);
         fine = result != NULL;
         if (fine) {
             PyList_SetItem(results, i, result);
-            fine = prepare(PyList_GetItem(leaves, i), PyList_GetItem(scales, i), members, maximize,
-                           decoupled, add, result, &work[i * rows], &ranges);
+            fine = prepare(PyList_GetItem(leaves, i), members, maximize, decoupled, add, result, &work[i * rows], &ranges);
         }
     }
     if (!(fine && run_pure(work, count * rows, &ranges, threads))) {
@@ -127,7 +122,7 @@ static int step_anew(PyObject *const *x, int add, int grad_mode, Rates *rates,
     if (!take(x, 0, rates, v, work) || !active[work->kind][rates->decay] ||
         !make_results(x, v, add, lists, place, 0, new, ranges))
         return 0;
-    Step *row = &work->row.step;
+    Step *row = &work->row;
     double t = next_t(work->t, work->wide_t);
     write_t(new[1], work->wide_t, t);
     rate_row(rates, 0, t, row);

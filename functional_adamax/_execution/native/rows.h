@@ -209,7 +209,7 @@ static int fill_row(int has_p, ptrdiff_t members, const Rates *rates, const View
     work->n = complex ? 2 * v[M].n : v[M].n;
     work->t = v[T].start;
     work->wide_t = v[T].type == F64;
-    Step *row = &work->row.step;
+    Step *row = &work->row;
     row->p = has_p ? v[P].start : NULL;
     row->g = v[G].start;
     row->m = v[M].start;

@@ -9,12 +9,6 @@ typedef struct {
     int decay, add;
 } Step;
 
-typedef struct {
-    const void *g, *u, *m_new, *u_new, *d_out, *d_m_new, *d_u_new;
-    void *d_g, *d_m, *d_u;
-    double b1, b2, eps, scale;
-} Pull;
-
 typedef void (*Kernel)(const void *row, ptrdiff_t start, ptrdiff_t end);
 
 /* A large tensor is worked off in blocks, and a block in strips. Before each strip a kernel asks
@@ -47,19 +41,14 @@ static inline __attribute__((always_inline)) void fetch_ahead(const void *strip,
 #endif
 
 static const Kernel *step_kernels = step_kernels_baseline;
-static const Kernel *pull_kernels = pull_kernels_baseline;
 
 static void choose_kernels(void)
 {
 #if IS_X86
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         step_kernels = step_kernels_avx2;
-        pull_kernels = pull_kernels_avx2;
-    }
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         step_kernels = step_kernels_avx512;
-        pull_kernels = pull_kernels_avx512;
-    }
 #endif
 }

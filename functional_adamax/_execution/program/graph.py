@@ -82,6 +82,14 @@ class Make:
     def number(self, value: float) -> Node:
         return self.maker.constant(value)
 
+    def like(self, x: Node) -> Make:
+        """What makes nodes of the dtype of another."""
+        return self.maker.of(x.dtype, x.dtype)
+
+    def truth(self, op: str, *operands: Node) -> Node:
+        """A comparison of what is in this dtype."""
+        return self.maker.of(torch.bool, self.dtype)(op, *operands)
+
 
 @dataclass
 class Graph:
@@ -92,6 +100,7 @@ class Graph:
     nodes: list[Node]
     reads: frozenset[str] = frozenset()  # what it asked about the leaf: "ndim", "shape", "stride"
     dims: int = 2  # of the leaves: 0 for none, 1 for some, 2 for any number
+    is_followed: bool = False  # whether autograd would follow every operation
 
     def form(self) -> Any:
         """What is equal for equal graphs."""

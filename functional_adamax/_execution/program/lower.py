@@ -123,6 +123,10 @@ def _narrowed(nodes: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
         elif inner.op in _ROUNDS_ALIKE and x.op == "NARROW" and _are_widened(inner.operands):
             taken = tuple(y.operands[0] for y in inner.operands)
             new[x] = Node(inner.op, taken, x.dtype, vector=True, single=True)
+        elif x.op == "NARROW" and inner.op == "DIVIDE" and _is_twice_root(inner.operands):
+            ct, product = inner.operands
+            taken = ct.operands[0], product.operands[0].operands[0].operands[0]
+            new[x] = Node("OVER_TWICE_ROOT", taken, x.dtype, vector=True, single=True)
         else:
             new[x] = replace(x, operands=operands)
     return list(dict.fromkeys(new.values())), new
@@ -130,6 +134,15 @@ def _narrowed(nodes: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
 
 def _are_widened(nodes: Iterable[Node]) -> bool:
     return all(x.op == "WIDEN" for x in nodes)
+
+
+def _is_twice_root(operands: tuple[Node, ...]) -> bool:
+    """Whether a float is divided by 2 sqrt(x), of a float x: the derivative of a root."""
+    ct, product = operands
+    if ct.op != "WIDEN" or product.op != "MULTIPLY":
+        return False
+    found, two = product.operands
+    return found.op == "SQRT" and found.operands[0].op == "WIDEN" and two.value == 2
 
 
 def _check_dtypes(nodes: list[Node], dtype: torch.dtype) -> None:

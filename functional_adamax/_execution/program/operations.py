@@ -232,6 +232,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "ADD_PRODUCT_ADD": lambda a, b, c, e: torch.addcmul(a, b, c) + e,
     "AVERAGE_SQUARE": lambda a, b, c, e: torch.addcmul(a * c, b * e, b),
     "SUM_OF_PRODUCTS": lambda a, b, c, e: a * b + c * e,
+    "OVER_TWICE_ROOT": lambda a, b: (a.double() / (b.double().sqrt() * 2)).to(a.dtype),
     "POWER": torch.pow,
     "EXACT_ROOT": numerics.exact_root,
     "TO_FLOAT": lambda a: a.float(),

@@ -24,6 +24,8 @@ from . import entries, machine, proof
 from .captured import Getter, captured, is_plain
 from .graph import Declined
 from .lower import Layout, lower
+from .pulled import Source
+from .pulled import found_for as pulled_for
 from .record import Context, Input, alone, answers, context, record, sample
 
 _DTYPES = (torch.float32, torch.float64)
@@ -58,6 +60,7 @@ class Runner(NamedTuple):
     program: Any
     with_p: bool
     numbers: tuple[str, ...]  # the hyperparameters that it reads
+    source: Source
 
 
 Found: TypeAlias = Runner | str
@@ -110,6 +113,41 @@ def found_for(
         family.known[family.place(g)] = found
         _forget(family.known)
     return family, found
+
+
+def sources_of(work: Work, where: list[int], add: bool) -> dict[int, Source]:
+    """The records of the steps of those leaves whose derivative is a program."""
+    assert work.hyper is not None
+    known: dict[Any, Source | str] = {}
+    sources = {}
+    for i in where:
+        row = [work.p[i], work.g[i], work.t[i], *(x[i] for x in work.moments.values())]
+        kinds = [x if x is None else (type(x), x.dtype, x.is_cpu, x.layout) for x in row]
+        key = (*kinds, work.g[i].dim() > 0, *(id(x[i]) for x in work.hyper.values()))
+        if key not in known:
+            known[key] = source_of(work, i, add)
+        source = known[key]
+        if isinstance(source, Source):
+            sources[i] = source
+    return sources
+
+
+def source_of(work: Work, i: int, add: bool) -> Source | str:
+    """The record of the step of a leaf, where its derivative is a program; or why it is none."""
+    assert work.hyper is not None
+    rates = {
+        name: x[i].detach() if isinstance(x[i], Tensor) else x[i] for name, x in work.hyper.items()
+    }
+    found = found_for(work, i, rates, add, checked=True)[1]
+    if isinstance(found, str):
+        return found
+    source, moments = found.source, tuple(work.moments)
+    if source.graph.reads:
+        return "it asks about the leaf, and autograd records it"
+    given = tuple(x for x in results_of(moments) if x != _NEXT)
+    wanted = tuple(x for x in names_of(moments) if x != _T and x in source.inputs)
+    pulled = pulled_for(source, given, wanted)
+    return pulled if isinstance(pulled, str) else source
 
 
 def _forget(known: dict[Any, Any]) -> None:
@@ -203,7 +241,7 @@ class _Whole:
 
     def __call__(self, x: dict[str, Any]) -> dict[str, Tensor]:
         moments = {name: x[name] for name in self.moments}
-        rates = {name: x.get(_named(name), value) for name, value in self.rates.items()}
+        rates = {name: x.get(named(name), value) for name, value in self.rates.items()}
         p: Any = x.get(_P)
         method = self.method
         how = method.maximize, method.decoupled
@@ -213,8 +251,24 @@ class _Whole:
         return {_FIRST: first, _NEXT: t, **moments}
 
 
-def _named(rate: str) -> str:
+def named(rate: str) -> str:
+    """How the record calls a hyperparameter."""
     return f"rate {rate}"
+
+
+def rate_of(name: str) -> str:
+    """The hyperparameter that the record calls so."""
+    return name.removeprefix("rate ")
+
+
+def names_of(moments: tuple[str, ...]) -> tuple[str, ...]:
+    """How the record calls the tensors of a leaf."""
+    return _P, _G, _T, *moments
+
+
+def results_of(moments: tuple[str, ...]) -> tuple[str, ...]:
+    """How the record calls the results of a step, in the order of a row."""
+    return _FIRST, _NEXT, *moments
 
 
 def _make(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: Family) -> Runner:
@@ -229,16 +283,18 @@ def _make(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: Fami
     numbers = tuple(name for name, how in kind.rates if how in (float, *_DTYPES))
     for name, how in kind.rates:
         if name in numbers:
-            inputs[_named(name)] = Input(False, None if how is float else how)
+            inputs[named(name)] = Input(False, None if how is float else how)
     whole = _Whole(work.method, rates, kind.moments, kind.dtype, kind.add)
     hidden = dataclasses.replace(whole, method=_without_numbers(work.method))
     graph = record(hidden, inputs, g)
     family.reads |= graph.reads
     family.by_dims |= graph.dims != 2
     outputs = [(_FIRST, _P if kind.add else _G), *((name, name) for name in kind.moments)]
-    layout = Layout(columns, outputs, [(_T, _NEXT)], [_named(name) for name in numbers])
+    layout = Layout(columns, outputs, [(_T, _NEXT)], [named(name) for name in numbers])
     lowered = lower(graph, layout)
-    runner = Runner(proof.made(lowered), kind.with_p, numbers)
+    given = dataclasses.replace(hidden, rates=dict(kind.rates))
+    source = Source(given, graph, inputs, kind.context)
+    runner = Runner(proof.made(lowered), kind.with_p, numbers, source)
     signed = not any(x.op in proof.ZEROS for x in lowered.vector)
     like = g if graph.reads - {"ndim"} else g.new_empty(((_SAMPLE,) + (1,) * g.dim())[: g.dim()])
     if not alone(partial(_agrees, runner, whole, inputs, layout, like, signed), kind.context):

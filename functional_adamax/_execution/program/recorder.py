@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..._core.private import dispatch
-from .graph import DTYPES, Declined, Graph, Node
+from .graph import DTYPES, Declined, Graph, Node, inputs_of
 from .operations import BUILDERS, TAKEN
 from .stand_ins import Numbers
 
@@ -67,6 +67,8 @@ class Recorder(dispatch.Mode):  # type: ignore[misc]  # where torch has it
         super().__init__()
         self.problem: Declined | None = None
         self.reads: set[str] = set()
+        self._is_followed = True
+        self._numbers: set[str] = set()  # the inputs that are no tensors
         self._shape = torch.Size(shape)
         self._maker = Numbers()
         self._inputs: dict[str, Node] = {}
@@ -87,6 +89,7 @@ class Recorder(dispatch.Mode):  # type: ignore[misc]  # where torch has it
 
     def number(self, name: str, value: float) -> float:
         """A number that stands for one that is given."""
+        self._numbers.add(name)
         node = self._inputs[name] = self._maker.input(name, torch.float64, False)
         return self._maker.stand_in(value, node)
 
@@ -100,7 +103,8 @@ class Recorder(dispatch.Mode):  # type: ignore[misc]  # where torch has it
         if self.problem is not None:
             raise self.problem
         outputs = {name: self.read(x) for name, x in results.items()}
-        return Graph(self._inputs, outputs, self._maker.nodes, frozenset(self.reads))
+        reads = frozenset(self.reads)
+        return Graph(self._inputs, outputs, self._maker.nodes, reads, is_followed=self._is_followed)
 
     def read(self, x: Tensor) -> Node:
         """The node of a tensor."""
@@ -134,6 +138,9 @@ class Recorder(dispatch.Mode):  # type: ignore[misc]  # where torch has it
         if build is None or written not in ((), (0,)):
             raise self.decline(f"it calls {operation}, which is no instruction")
         given = self._given(func, args, kwargs)
+        self._is_followed &= torch.is_grad_enabled()
+        if operation == "detach" and not inputs_of(given) <= self._numbers:
+            self._is_followed = False
         if written:
             self._check_write(args[0])
         out = func(*args, **kwargs)

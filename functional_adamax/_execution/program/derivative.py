@@ -1,0 +1,197 @@
+"""The derivative of a record in reverse, as another record.
+
+It goes through the operations backwards, as autograd does, and takes the formulas that torch has
+for them, so that its results have the bits of autograd. What the record computes is computed again
+from its inputs, and nothing but these has to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+
+from .graph import Declined, Graph, Make, Maker, Node, inputs_of
+
+Pull = Callable[[Make, Node, Node], Node]
+"""The cotangent of one operand, of a node and its cotangent."""
+
+
+def cotangent(name: str) -> str:
+    """How the input is called that holds the cotangent of an output, or of an input the output."""
+    return f"cotangent of {name}"
+
+
+def derivative(graph: Graph, given: Collection[str], wanted: Collection[str]) -> Graph:
+    """Return what makes cotangents of inputs from those of the ``given`` outputs.
+
+    The cotangent of each ``wanted`` input that is a vector is an output. In the place of a uniform
+    stand those that depend on it and enter vectors, as ``entering`` finds them, and what is made of
+    these is still to be summed over the leaf. There is none of what no result depends on.
+
+    Raises:
+        Declined: an operation has no derivative here, or autograd would not follow all of them.
+    """
+    if not graph.is_followed:
+        raise Declined("it keeps autograd from following it")
+    maker = Maker()
+    new: dict[Node, Node] = {}
+    for x in graph.nodes:
+        new[x] = _copied(maker, x, new)
+    outputs = {name: new[x] for name, x in graph.outputs.items()}
+    inputs = {name: new[x] for name, x in graph.inputs.items()}
+    pulls = _Pulls(maker, {new[x]: name for x, name in entering(graph, wanted).items()})
+    for name in given:
+        ct = inputs[cotangent(name)] = maker.input(cotangent(name), outputs[name].dtype, True)
+        pulls.add(outputs[name], ct)
+    for x in reversed(list(new.values())):
+        pulls.through(x)
+    found = {name: pulls.found.get(inputs[name]) for name in wanted if inputs[name].vector}
+    found |= {name: pulls.found.get(x) for x, name in pulls.uniforms.items()}
+    by = {cotangent(name): x for name, x in found.items() if x is not None}
+    return Graph(inputs, by, maker.nodes, graph.reads, graph.dims)
+
+
+def entering(graph: Graph, wanted: Collection[str]) -> dict[Node, str]:
+    """The uniforms that depend on a wanted one and enter a vector, and how each is called."""
+    names = {name for name in wanted if not graph.inputs[name].vector}
+    if not names:
+        return {}
+    found = [y for x in graph.nodes if x.vector for y in x.operands if not y.vector]
+    some = [x for x in dict.fromkeys(found) if not names.isdisjoint(inputs_of([x]))]
+    return {x: f"uniform {i}" for i, x in enumerate(some)}
+
+
+def _copied(maker: Maker, x: Node, new: dict[Node, Node]) -> Node:
+    if x.op == "INPUT":
+        return maker.input(x.value, x.dtype, x.vector)
+    if x.op == "CONSTANT":
+        return maker.constant(x.value)
+    computed = torch.float32 if x.single else torch.float64
+    return maker.of(x.dtype, computed)(x.op, *(new[y] for y in x.operands))
+
+
+class _Pulls:
+    """The cotangents of nodes, as far as they are found."""
+
+    def __init__(self, maker: Maker, uniforms: dict[Node, str]) -> None:
+        self.found: dict[Node, Node] = {}
+        self.uniforms = uniforms
+        self._maker = maker
+
+    def add(self, x: Node, ct: Node) -> None:
+        old = self.found.get(x)
+        self.found[x] = ct if old is None else self._maker.of(x.dtype, x.dtype)("ADD", old, ct)
+
+    def through(self, x: Node) -> None:
+        """Hand the cotangent of a node to its operands."""
+        ct = self.found.get(x)
+        if ct is None or not x.vector or not x.operands or x.op in _FLAT:
+            return
+        if x.op not in _PULLS:
+            raise Declined(f"it is not known here how to differentiate {x.op.lower()}")
+        for operand, pull in zip(x.operands, _PULLS[x.op], strict=True):
+            if pull is not None and (operand.vector or operand in self.uniforms):
+                dtype = operand.dtype if operand.vector else x.dtype
+                self.add(operand, pull(self._maker.of(dtype, dtype), x, ct))
+
+
+_FLAT = ("SIGN", "IS_NAN", "NOT", "EQUAL", "UNEQUAL", "LESS", "LESS_EQUAL", "AND", "OR")
+"""Operations whose derivative is zero."""
+
+
+def _same(make: Make, x: Node, ct: Node) -> Node:
+    del make, x
+    return ct
+
+
+def _opposite(make: Make, x: Node, ct: Node) -> Node:
+    del x
+    return make("NEGATE", ct)
+
+
+def _times(i: int) -> Pull:
+    """The cotangent times an operand."""
+    return lambda make, x, ct: make("MULTIPLY", ct, x.operands[i])
+
+
+def _by_divisor(make: Make, x: Node, ct: Node) -> Node:
+    a, b = x.operands
+    is_reciprocal = a.op == "CONSTANT"  # for which torch has a formula of its own
+    square = make("MULTIPLY", x, x) if is_reciprocal else make("DIVIDE", x, b)
+    return make("MULTIPLY", make("NEGATE", ct), square)
+
+
+def _by_start(make: Make, x: Node, ct: Node) -> Node:
+    weight = x.operands[2]
+    rest = make.like(weight)("SUBTRACT", make.number(1.0), weight)
+    return make("MULTIPLY", ct, rest)
+
+
+def _by_weight(make: Make, x: Node, ct: Node) -> Node:
+    start, end, _ = x.operands
+    return make("MULTIPLY", ct, make("SUBTRACT", end, start))
+
+
+def _by_root(make: Make, x: Node, ct: Node) -> Node:
+    return make("DIVIDE", ct, make("MULTIPLY", x, make.number(2.0)))
+
+
+def _chosen(where: bool) -> Pull:
+    def pull(make: Make, x: Node, ct: Node) -> Node:
+        zero = make.number(0.0)
+        return make("WHERE", x.operands[0], *((ct, zero) if where else (zero, ct)))
+
+    return pull
+
+
+def _largest(mine: int, other: int, larger: bool) -> Pull:
+    """Of the larger, or smaller, of two; a tie shares in halves, and a NaN hands it to both."""
+
+    def pull(make: Make, x: Node, ct: Node) -> Node:
+        a, b = x.operands[mine], x.operands[other]
+        is_tie = make.truth("EQUAL", *x.operands)
+        half = make("WHERE", is_tie, make("DIVIDE", ct, make.number(2.0)), ct)
+        loses = make.truth("LESS", a, b) if larger else make.truth("LESS", b, a)
+        return make("WHERE", loses, make.number(0.0), half)
+
+    return pull
+
+
+def _within(lower: bool) -> Pull:
+    def pull(make: Make, x: Node, ct: Node) -> Node:
+        a, bound = x.operands
+        pair = (bound, a) if lower else (a, bound)
+        return make("WHERE", make.truth("LESS_EQUAL", *pair), ct, make.number(0.0))
+
+    return pull
+
+
+def _beyond(lower: bool) -> Pull:
+    def pull(make: Make, x: Node, ct: Node) -> Node:
+        a, bound = x.operands
+        pair = (a, bound) if lower else (bound, a)
+        return make("WHERE", make.truth("LESS", *pair), ct, make.number(0.0))
+
+    return pull
+
+
+_PULLS: dict[str, tuple[Pull | None, ...]] = {
+    "WIDEN": (lambda make, _, ct: make("NARROW", ct),),
+    "NARROW": (lambda make, _, ct: make("WIDEN", ct),),
+    "NEGATE": (_opposite,),
+    "ABS": (lambda make, x, ct: make("MULTIPLY", ct, make("SIGN", x.operands[0])),),
+    "SQRT": (_by_root,),
+    "ADD": (_same, _same),
+    "SUBTRACT": (_same, _opposite),
+    "MULTIPLY": (_times(1), _times(0)),
+    "DIVIDE": (lambda make, x, ct: make("DIVIDE", ct, x.operands[1]), _by_divisor),
+    "ADD_PRODUCT": (_same, _times(2), _times(1)),
+    "LERP": (_by_start, _times(2), _by_weight),
+    "MAXIMUM": (_largest(0, 1, larger=True), _largest(1, 0, larger=True)),
+    "MINIMUM": (_largest(0, 1, larger=False), _largest(1, 0, larger=False)),
+    "AT_LEAST": (_within(lower=True), _beyond(lower=True)),
+    "AT_MOST": (_within(lower=False), _beyond(lower=False)),
+    "WHERE": (None, _chosen(True), _chosen(False)),
+}
+"""The cotangents of the operands of each operation; None of a condition."""
