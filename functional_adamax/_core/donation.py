@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,12 @@ def may_write(grads: Tree, state: Any, params: Tree) -> bool:
     """
     if context.traced():
         return False
-    given, donated = pytree.tensors(grads), pytree.tensors((state, params))
-    if context.recorded(given + donated):
+    return are_writable(pytree.tensors((state, params)), pytree.tensors(grads))
+
+
+def are_writable(donated: list[Tensor], given: Sequence[Tensor] = ()) -> bool:
+    """The same of tensors, beside which others are ``given``."""
+    if context.recorded([*given, *donated]):
         return False
     if not torch.is_inference_mode_enabled() and any(x.is_inference() for x in donated):
         return False

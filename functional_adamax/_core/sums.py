@@ -9,7 +9,7 @@ every executor and on every number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import local
 from typing import Any, Protocol
 
@@ -42,6 +42,9 @@ class Recorder(Protocol):
 
     def share(self, flags: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what stands for the part of the elements of one leaf that are true, ()."""
+
+    def once(self, schedule: Callable[[Tensor], Tensor], count: Tensor) -> Tensor:
+        """Return what stands for the value of a schedule, () in float64."""
 
 
 class Watching(local):

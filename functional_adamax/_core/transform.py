@@ -55,6 +55,11 @@ class Data:
         if "name" not in vars(cls):
             cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a function of a count, and of nothing else than its numbers."""
+        return False
+
     def _values(self) -> dict[str, Any]:
         fields = dataclasses.fields(cast(Any, self))
         return {field.name: getattr(self, field.name) for field in fields}

@@ -6,23 +6,32 @@ as a transform does. A subclass says in ``at`` what its value is at the time ``t
 with tensor operations alone: a count or a hyperparameter may be batched, traced
 or differentiated. Progress is clamped before a curve bends it, so that a branch
 that is masked out has finite values and derivatives.
+
+Training asks for one count after the other, and each value is some twenty operations
+on single numbers. So a curve of numbers, once it is asked for the next count, computes
+the values of many at once, with the same bits: ``t`` may be a vector.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .._core import hyper, numerics, pytree
+from .._core import context, hyper, numerics, sums
 from .._core.transform import Data
 
 Scalar: TypeAlias = float | Tensor
 """A number, or a real tensor of shape () or (1,)."""
+
+_AHEAD, _MOST = 64, 1024
+"""For how many counts a curve computes its values at once, and how many it keeps about."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,11 +45,37 @@ class Curve(Data, ABC):
 
     def __call__(self, count: Scalar) -> Any:
         if isinstance(count, Tensor):
+            if sums.watching.recorder is not None and self.is_plain:
+                return sums.watching.recorder.once(self, count)
+            known = self._known(count)
+            if known is not None:
+                return torch.scalar_tensor(known, dtype=torch.float64, device="cpu")
             return self.evaluate(count.reshape(()) if count.shape == (1,) else count)
         dtype = torch.int64 if isinstance(count, int) else torch.float64
         value = self.evaluate(torch.ones((), dtype=dtype, device="cpu") * count)
-        is_number = self.is_plain() and not torch.compiler.is_compiling()
-        return value.item() if is_number else value
+        return value if torch.compiler.is_compiling() or not self.is_plain else value.item()
+
+    def _known(self, count: Tensor) -> float | None:
+        """The value at a count, of which there may be many at once; None where it is followed."""
+        if context.traced() or type(count) is not Tensor or not (count.is_cpu and self.is_plain):
+            return None
+        if count.dtype != torch.int64 or count.dim():
+            return None
+        at, values = int(count.item()), self._at_counts
+        value = values.get(at)
+        if value is None:
+            counts = range(at, at + (_AHEAD if at - 1 in values else 1))
+            found = self.evaluate(torch.tensor(counts, device="cpu")).tolist()
+            if len(values) > _MOST:
+                values.clear()
+            values.update(zip(counts, found, strict=True))
+            value = found[0]
+        return value
+
+    @cached_property
+    def _at_counts(self) -> dict[int, float]:
+        """The values at some counts."""
+        return {}
 
     def evaluate(self, count: Tensor) -> Tensor:
         """Return the value at a count of any real dtype."""
@@ -50,9 +85,24 @@ class Curve(Data, ABC):
     def at(self, t: Tensor) -> Tensor:
         """Return the value at the time ``t``, a floating tensor, in its dtype."""
 
+    @cached_property
     def is_plain(self) -> bool:
-        """Whether every hyperparameter is a number."""
-        return not pytree.tensors(self._values())
+        """Whether every hyperparameter is a number, or a curve of such."""
+        return all(map(_is_plain, self._values().values()))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    known = value is None or isinstance(value, str) or hyper.is_number(value)
+    return known or (isinstance(value, Curve) and value.is_plain)
+
+
+def one_by_one(function: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """Call a function of single numbers, of which a vector may get other bits."""
+    if given[0].dim() == 0 or torch.compiler.is_compiling():
+        return function(*given)
+    return torch.stack(list(map(function, *(x.unbind() for x in given))))
 
 
 def check_scalar(
@@ -104,15 +154,18 @@ def progress(t: Tensor, begin: Scalar, steps: Scalar) -> Tensor:
 
 def between(start: Tensor, end: Tensor, remaining: Tensor) -> Tensor:
     """Return ``end + remaining * (start - end)``, with the exact ends at 0 and at 1."""
-    return torch.lerp(end, start, remaining)
+    return one_by_one(torch.lerp, end, start, remaining)
 
 
 def power(base: Tensor, exponent: Scalar) -> Tensor:
     """Return ``base ** exponent``; 0, with derivatives of 0, where ``base`` is 0."""
     inside = base > 0
-    return torch.where(inside, torch.where(inside, base, 1.0) ** scalar(exponent, base), 0.0)
+    if hyper.is_number(exponent) and exponent == 1:
+        return torch.where(inside, base, 0.0)
+    found = one_by_one(torch.pow, torch.where(inside, base, 1.0), scalar(exponent, base))
+    return torch.where(inside, found, 0.0)
 
 
 def cosine(remaining: Tensor) -> Tensor:
     """Return ``(1 - cos(pi remaining)) / 2``, as a square that is precise near 0."""
-    return torch.sin(0.5 * math.pi * remaining) ** 2
+    return one_by_one(torch.sin, 0.5 * math.pi * remaining) ** 2

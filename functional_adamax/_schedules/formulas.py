@@ -15,7 +15,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .curve import Curve, Scalar, between, check_scalar, cosine, power, progress, scalar
+from .curve import (
+    Curve,
+    Scalar,
+    between,
+    check_scalar,
+    cosine,
+    one_by_one,
+    power,
+    progress,
+    scalar,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -63,7 +73,8 @@ class ExponentialDecay(Curve):
         passed = (t - scalar(self.transition_begin, t)).clamp(min=0.0)
         times = passed / scalar(self.transition_steps, t)
         rate = scalar(self.decay_rate, t)
-        value = scalar(self.init_value, t) * rate ** (times.floor() if self.staircase else times)
+        times = times.floor() if self.staircase else times
+        value = scalar(self.init_value, t) * one_by_one(torch.pow, rate, times)
         if self.end_value is None:
             return value
         end = scalar(self.end_value, t)

@@ -44,10 +44,6 @@ class Join(Curve):
     def at(self, t: Tensor) -> Tensor:
         return t
 
-    def is_plain(self) -> bool:
-        parts = self.schedules
-        return super().is_plain() and all(isinstance(s, Curve) and s.is_plain() for s in parts)
-
 
 def _like(boundary: Scalar, count: Tensor) -> Tensor:
     """A boundary as a tensor: an integer in the dtype of the count, which it leaves whole."""

@@ -14,7 +14,8 @@ from .._core.hyper import Hyperparameter
 from .._core.node import public_node
 from .._core.plans import Plan
 from .._core.pytree import Tree
-from .._core.transform import Data, GradientTransformation, Transform
+from .._core.transform import GradientTransformation, Transform
+from .curve import Curve
 
 Schedule: TypeAlias = Callable[[Tensor], Any]
 """A function of the number of ``update`` calls before this one (0-d int64, first call: 0)."""
@@ -32,6 +33,11 @@ def is_schedule(lr: Hyperparameter | Schedule) -> bool:
     """Whether ``lr`` is a schedule; a container is a tree even if it can be called."""
     container = isinstance(lr, (Tensor, dict, list, tuple)) or pytree.is_node(lr)
     return not container and callable(lr)  # in this order: a compiler cannot ask a dict
+
+
+def is_pure(schedule: Any) -> bool:
+    """Whether it is a schedule of numbers of this library, which may be asked more than once."""
+    return isinstance(schedule, Curve) and schedule.is_plain
 
 
 def check_lr(lr: Hyperparameter | Schedule) -> None:
@@ -71,20 +77,20 @@ class Scheduled(Transform):
     def plan(
         self, grads: Tree, state: ScheduledState, params: Tree, donate: bool = False, **extra: Any
     ) -> Plan:
-        donate = donate and donation.may_write(None, getattr(state, "count", None), None)
-        inner = self._now(state).plan(grads, state.inner, params, donate, **extra)
-        return Counted(inner, state.count)
+        now = self._now(state)
+        donate = donate and donation.are_writable([state.count])
+        return Counted(now.plan(grads, state.inner, params, donate, **extra), state.count)
 
     @property
     def asks(self) -> bool:  # type: ignore[override]  # of this one it is told by a field
         lr = self.transform.lr  # type: ignore[attr-defined]
-        return is_schedule(lr) and not isinstance(lr, Data)
+        return is_schedule(lr) and not is_pure(lr)
 
     def settled(self, state: Any, updates: Tree, params: Tree) -> Transform:
         lr = self.transform.lr  # type: ignore[attr-defined]
         if not is_schedule(lr) or not isinstance(state, ScheduledState):
             return self
-        now = self.transform if isinstance(lr, Data) else self._now(state)
+        now = self.transform if is_pure(lr) else self._now(state)
         inner = now.settled(state.inner, updates, params)
         return self if inner is self.transform else dataclasses.replace(self, transform=inner)
 

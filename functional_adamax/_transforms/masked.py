@@ -201,6 +201,9 @@ def _resolved(given: Any, tree: Tree, name: str, kind: type) -> list[Any]:
     else:
         made = given(tree) if callable(given) and not pytree.is_node(given) else given
         result = pytree.spread(made, tree, name)
+    types = set(map(type, result))  # which tell at once that all is well
+    if type(None) not in types and all(issubclass(x, kind) for x in types):
+        return result
     for i, (value, leaf) in enumerate(zip(result, pytree.flatten(tree)[0], strict=True)):
         if leaf is None and value is None:
             result[i] = False

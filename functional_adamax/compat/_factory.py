@@ -14,6 +14,7 @@ from .._core.links import checked_link
 from .._core.transform import GradientTransformation
 from .._execution.program.captured import OWN, Getter, captured
 from .._execution.program.graph import Declined
+from .._schedules.scheduled import is_pure
 from ._shown import Asked
 
 Factory = Callable[..., GradientTransformation]
@@ -85,7 +86,8 @@ def are_constant(values: dict[str, Any]) -> bool:
 
 
 def _is_constant(value: Any) -> bool:
-    return type(value) in _CONSTANTS or (type(value) is tuple and all(map(_is_constant, value)))
+    known = type(value) in _CONSTANTS or is_pure(value)
+    return known or (type(value) is tuple and all(map(_is_constant, value)))
 
 
 def _itself(transform: GradientTransformation) -> GradientTransformation:

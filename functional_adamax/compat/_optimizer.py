@@ -302,9 +302,13 @@ class Optimizer(TorchOptimizer):
 
     def _take(self, found: list[tuple[Trees, Entry]], units: list[Unit], given: Any) -> None:
         """Check and write the step of all units in one call, or else in parts."""
+        counts = [unit.count() for unit in units]
         if not steps.overwrite(found):
             for run in self._planned(units, given, [None] * len(units)):
                 run()
+            return
+        for unit, count in zip(units, counts, strict=True):
+            unit.show(count, given[-1])
 
     def _planned(self, units: list[Unit], given: Any, found: Sequence[Any]) -> list[Run]:
         """Plan the steps of units, which may be found already; return what takes them."""

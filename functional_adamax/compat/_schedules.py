@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .._core import checks
 from .._core.transform import GradientTransformation, same
-from .._schedules.scheduled import is_schedule
+from .._schedules.scheduled import Schedule, is_pure, is_schedule
 from .._transforms.arguments import schedules_in
 from .._transforms.inject import Injected
 from ._factory import Factory
@@ -130,7 +130,7 @@ def value(group: Group, name: str, said: Said) -> Any:
         group.pop(left(initial(name)), None)
         return value(group, name, said)
     now, rules = _now(group, name), _rules(group, name)
-    asked = schedule if torch.compiler.is_compiling() else said.by(schedule, now)
+    asked = _in_step(group, schedule, now, said)
     if isinstance(rules, Tensor):
         return partial(chosen, rules, asked, now)
     return asked if rules else partial(_held, now)
@@ -160,7 +160,6 @@ def warn_of_schedulers(group: Group, place: int, found: dict[str, Any]) -> None:
 
 def show(group: Group, count: Tensor, said: Said) -> None:
     """Leave the values at ``count`` in a group, of the schedules that rule."""
-    compiling = torch.compiler.is_compiling()
     for name, schedule in of(group).items():
         rules = _rules(group, name)
         if rules is False:
@@ -173,8 +172,14 @@ def show(group: Group, count: Tensor, said: Said) -> None:
             group[name] = chosen(rules, schedule, now, count)
             group[left(name)] = chosen(rules, schedule, before, count)
             continue
-        new = schedule(count) if compiling else said.by(schedule, now)(count)
+        new = _in_step(group, schedule, now, said)(count)
         group[name], group[left(name)] = shown(new), shown(new)
+
+
+def _in_step(group: Group, schedule: Schedule, now: Any, said: Said) -> Schedule:
+    """The schedule of a group, or what remembers what it said, where it is asked only once."""
+    pure = is_pure(schedule) and not any(p.is_meta for p in group.get("params", ())[:1])
+    return schedule if pure or torch.compiler.is_compiling() else said.by(schedule, now)
 
 
 def takes_functions(factory: Factory, values: dict[str, Any]) -> bool:

@@ -92,7 +92,7 @@ class Unit:
     def taken(self, said: Said) -> None:
         """Count a step that was offered, and taken."""
         if self._count is not None:
-            self._show(self._count.clone(), said)
+            self.show(self._count.clone(), said)
             self._count.add_(1)
 
     def _own_count(self) -> Tensor | None:
@@ -115,10 +115,14 @@ class Unit:
         write = None if found is None else steps.planned(*found)
         if write is None:
             return self._planned(closure, extra, said)
-        layout, state, leaves = self._layout, self.owner.state, self._leaves()[0]
-        assert layout is not None
-        before = layout.read(layout.counts[0], state, leaves).clone() if layout.counts else None
-        return partial(self._written, write, before, said)
+        return partial(self._written, write, self.count(), said)
+
+    def count(self) -> Any:
+        """The count of the schedules, as it is now; None where there are none."""
+        layout, state = self._layout, self.owner.state
+        if layout is None or not layout.counts:
+            return None
+        return layout.read(layout.counts[0], state, self._leaves()[0]).clone()
 
     def found(self, said: Said) -> tuple[Trees, Entry] | None:
         """The step as the machine takes it, which finds the state in the entries; or None."""
@@ -137,12 +141,12 @@ class Unit:
         """Step, and show what schedules said at the count ``before``."""
         if not write():
             self._planned(None, {}, said)()
-        elif before is not None:
-            self._show(before, said)
+        else:
+            self.show(before, said)
 
-    def _show(self, count: Tensor, said: Said) -> None:
-        """Leave in the groups what schedules say at ``count``."""
-        for group in self.groups:
+    def show(self, count: Any, said: Said) -> None:
+        """Leave in the groups what schedules say at ``count``, if there is one."""
+        for group in self.groups if count is not None else ():
             _schedules.show(group, count, said)
 
     def _planned(self, closure: Callable[[], Any] | None, extra: dict[str, Any], said: Said) -> Run:
@@ -313,8 +317,7 @@ class Unit:
         replace = self.owner.defaults.get("differentiable", False) or not context.traced()
         leaves = pytree.flatten(new_state)[0]
         layout.keep(leaves, self.owner.state, used, replace, plan.in_place)
-        if before is not None:
-            self._show(before, said)
+        self.show(before, said)
 
 
 def transform_in(tx: GradientTransformation) -> Transform | None:

@@ -355,6 +355,37 @@ def test_schedules_are_asked_once_and_make_no_programs() -> None:
     assert len(set(known)) == 1
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        fa.constant_schedule(0.1),
+        fa.warmup_cosine_decay_schedule(0.0, 0.1, 2, 4),
+        fa.piecewise_constant_schedule(0.1, {2: 0.5, 3: 0.1}),
+        fa.cosine_onecycle_schedule(4, 0.1),
+        fa.warmup_exponential_decay_schedule(0.0, 0.1, 2, 2, 0.5),
+    ],
+    ids=str,
+)
+def test_a_schedule_of_the_library_is_one_operation_of_a_step_in_one_call(
+    schedule: Any, by_rule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, overwrite = [], machine.overwrite
+    monkeypatch.setattr(machine, "overwrite", lambda x: calls.append(overwrite(x)) or calls[-1])
+    tx, p = fa.chain(fa.clip(1.0), fa.scale_by_learning_rate(schedule)), params()
+    state, q = tx.init(p), cloned(p)
+    other, keys = tx.init(p), set()
+    for seed in range(6):
+        g = gradients(p, seed)
+        p, state = fa.step(tx, g, state, p, donate=True)
+        q, other = by_rule(fa.step, tx, g, other, q)
+        assert_same((p, state), (q, other))
+        keys.add(len(whole._entries))
+    assert calls == [True] * 6
+    assert len(keys) == 1
+    entry = whole._known.entry[1]
+    assert [x.function for x in entry.sequence if x.function == schedule] == [schedule]
+
+
 def test_it_is_the_step_of_an_optimizer(without: Any) -> None:
     tx = fa.chain(fa.clip_by_global_norm(1.0), fa.scale_by_adamax(), fa.scale_by_learning_rate(0.1))
     tensors = [torch.nn.Parameter(torch.randn(n)) for n in (5, 70)]

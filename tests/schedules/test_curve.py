@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.func import grad
+from torch.func import grad, vmap
 
+import functional_adamax as fa
 from functional_adamax._schedules import curve
 
 
@@ -42,6 +43,34 @@ def test_a_scalar_has_the_dtype_asked_for() -> None:
     for value in (2, 2.0, np.float64(2), torch.tensor(2), torch.tensor([2.0]).double()):
         found = curve.scalar(value, like)
         assert (found.dtype, found.shape, found.item()) == (torch.float32, (), 2.0)
+
+
+def test_the_next_counts_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, asked = fa.cosine_decay_schedule(1.0, 100), []
+    evaluate = type(schedule).evaluate
+    monkeypatch.setattr(
+        type(schedule), "evaluate", lambda self, c: asked.append(c.numel()) or evaluate(self, c)
+    )
+    for count in (7, 500, 500, 8, 9, 501, 10, 71, 72):
+        assert schedule(torch.tensor(count)).shape == ()
+    assert asked == [1, 1, 64, 64, 64]
+    for other in (torch.tensor(3.0), torch.tensor([3]), torch.tensor(3).int()):
+        schedule(other)
+    vmap(schedule)(torch.arange(3))
+    assert asked[5:] == [1, 1, 1, 1]
+    for count in range(5000):
+        schedule(torch.tensor(count))
+    assert len(schedule._at_counts) < 1200
+
+
+def test_curves_that_are_not_of_numbers_are_asked_for_each_count() -> None:
+    given: list[torch.Tensor] = []
+    mixed = fa.join_schedules([fa.constant_schedule(0.1), lambda c: given.append(c) or 0.2], [4])
+    learned = fa.constant_schedule(torch.tensor(0.1, requires_grad=True))
+    for count in range(5):
+        assert mixed(torch.tensor(count)) == (0.1 if count < 4 else 0.2)
+        assert learned(torch.tensor(count)).requires_grad
+    assert [x.item() for x in given] == [0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,15 @@ def test_a_tensor_for_a_tensor_and_a_number_for_a_number(make: Any, hyper: Any) 
 
 
 @every
+def test_values_that_are_computed_at_once_have_the_bits_of_each(make: Any, hyper: Any) -> None:
+    whole = {k: float(round(v)) if v > 1 else v for k, v in hyper.items()}
+    for schedule in (make(**hyper), make(**whole)):
+        for count in (*range(2001), 10**6, 2**31, 2**53, 2**53 + 1, 2**63 - 1, -1, 0, -7, -6):
+            wanted = schedule.evaluate(torch.tensor(count)).item()
+            assert schedule(torch.tensor(count)).item().hex() == wanted.hex(), count
+
+
+@every
 def test_vmap_is_a_loop(make: Any, hyper: Any) -> None:
     counts = torch.tensor(COUNTS)
     want = torch.stack([make(**hyper)(c) for c in counts])

@@ -197,7 +197,7 @@ def _spread(value: Any, spec: Any) -> list[Any]:
 
 def _is_curve(value: Any) -> bool:
     """Whether a value is a schedule of this library with numbers that stay."""
-    return isinstance(value, Data) and _are_fixed(value._values())
+    return isinstance(value, Data) and value.is_plain
 
 
 def _are_fixed(values: dict[str, Any]) -> bool:

@@ -62,12 +62,14 @@ class Entry(NamedTuple):
     entered: tuple[int, ...]  # the places that they are given
     results: tuple[tuple[int, int], ...]  # positions of the state, and places of what comes there
     at_once: list[tuple[int, list[Any], int]] | None = None
-    """The sums, as the machine takes them in one call, where nothing else is done for the tree."""
+    """The sums, as the machine takes them in one call, where nothing is made of them before."""
 
     def complete(self) -> Entry:
         """The same with ``at_once``."""
-        sums = [x for x in self.sequence if isinstance(x, Phase) and x.kind != "finite"]
-        if self.results or len(sums) < len(self.sequence):
+        sums = [x for x in self.sequence if isinstance(x, Phase)]
+        read = {place for _, place in self.results}
+        read.update(y for x in self.sequence if isinstance(x, Operation) for y in x.reads())
+        if any(x.kind == "finite" or x.target in read for x in sums):
             return self
         first = len(self.numbers)
         return self._replace(
@@ -120,14 +122,20 @@ def into_new(step: Trees, entry: Entry) -> tuple[list[Any], list[Any]] | None:
 
 def overwrite(steps: Iterable[tuple[Trees, Entry]]) -> bool:
     """Take steps over trees in one call that checks all; False if nothing was written."""
-    found = []
+    found, results = [], []
     for step, entry in steps:
         begun = None if entry.at_once is None else _begun(step, entry)
         if entry.at_once is None or begun is None:
             return False
+        if entry.results and not may_write([step.state[i] for i, _ in entry.results]):
+            return False
+        for x in entry.sequence:
+            if isinstance(x, Operation):
+                begun[x.target] = _done(x, begun, step.form.numbers)
         parts, numbers = _parts(step, entry, _columns(step, entry)), _numbers(step, entry, begun)
         found.append(machine.Step(parts, entry.at_once, numbers))
-    return machine.overwrite(found)
+        results += _results(step, entry, begun)
+    return _with_results(results, machine.overwrite(found))
 
 
 def planned(step: Trees, entry: Entry) -> Callable[[], bool] | None:
@@ -141,16 +149,23 @@ def planned(step: Trees, entry: Entry) -> Callable[[], bool] | None:
     found = None if plan is None else _once(step, entry, plan)
     if found is None:
         return None
-    pairs = [(step.state[position], _tensor(found[place])) for position, place in entry.results]
-    return partial(_commit, plan, _numbers(step, entry, found), pairs)
+    return partial(_commit, plan, _numbers(step, entry, found), _results(step, entry, found))
 
 
-def _commit(plan: Any, numbers: machine.Numbers, pairs: list[tuple[Tensor, Tensor]]) -> bool:
-    if not machine.write(plan, numbers):
-        return False
-    for old, new in pairs:
+def _commit(plan: Any, numbers: machine.Numbers, results: list[tuple[Tensor, Tensor]]) -> bool:
+    return _with_results(results, machine.write(plan, numbers))
+
+
+def _results(step: Trees, entry: Entry, found: list[Any]) -> list[tuple[Tensor, Tensor]]:
+    """What belongs to the tree, and what is to be written there."""
+    return [(step.state[position], _tensor(found[place])) for position, place in entry.results]
+
+
+def _with_results(results: list[tuple[Tensor, Tensor]], is_written: bool) -> bool:
+    """Write what belongs to the tree, if the leaves are written."""
+    for old, new in results if is_written else ():
         old.copy_(new)
-    return True
+    return is_written
 
 
 def may_write(of_tree: list[Tensor]) -> bool:
@@ -239,13 +254,14 @@ def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
                 is_asked = x.kind == "finite"  # of a sum of zeros
                 found[x.target] = torch.tensor(total == 0, device="cpu") if is_asked else total
             else:
-                args = [
-                    (z if type(z := found[y.at]) is not float else _tensor(z))
-                    if type(y) is Place
-                    else numbers[y.at]
-                    if type(y) is Hyper
-                    else y
-                    for y in x.args
-                ]
-                found[x.target] = x.function(*args, **x.kwargs)
+                found[x.target] = _done(x, found, numbers)
     return found
+
+
+def _done(x: Operation, found: list[Any], numbers: Sequence[Any]) -> Any:
+    """The result of an operation."""
+    args = [
+        _tensor(found[y.at]) if type(y) is Place else numbers[y.at] if type(y) is Hyper else y
+        for y in x.args
+    ]
+    return x.function(*args, **x.kwargs)

@@ -10,7 +10,7 @@ The file is longer than others: all that a transform may ask of a tree is in one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -183,6 +183,16 @@ class TreeRecorder(Recorder):
         one, zero = make.number(1.0), make.number(0.0)
         ones = make("WHERE", self.read(flags), one, zero)
         return self._phase([flags], [ones], "sum").to(dtype) / self.count(flags, 1.0)
+
+    def once(self, schedule: Callable[[Tensor], Tensor], count: Tensor) -> Tensor:
+        """Take note of the value of a schedule, and return what stands for it."""
+        place = self.place(count)
+        if place is None:
+            raise self.decline("it asks a schedule about a leaf")
+        found = self._stand_in(torch.float64)
+        args = (Place(place),)
+        self.sequence.append(Operation(self.take_of_tree(found), schedule, args, {}))
+        return found
 
     def _phase(self, tensors: list[Tensor], nodes: list[Node], kind: Result) -> Tensor:
         """What stands for a sum of squares, of one tensor for each leaf at most.
