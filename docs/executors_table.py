@@ -70,13 +70,24 @@ inject_hyperparams(adamax)(0.1)
 
 def table() -> str:
     """Who takes the step of each transform, and why not a faster executor."""
-    params = {"w": torch.zeros(20, 30), "b": torch.zeros(30)}
     names = {"torch": torch, **{name: getattr(fa, name) for name in fa.__all__}}
-    rows = ["| Transform | Executor | Why not a faster one |", "|---|---|---|"]
+    rows = ["| Transform | Executor | Why not a faster one | In bfloat16 |", "|---|---|---|---|"]
     for code in TRANSFORMS.split("\n")[1:-1]:
-        kinds = {x[1:] for x in fa.explain(eval(code, names), params).leaves}
-        rows += [f"| `{code}` | {executor} | {why or ''} |" for executor, why in sorted(kinds)]
+        tx = eval(code, names)
+        [(executor, why)], halves = (kinds(tx, dtype) for dtype in (torch.float32, torch.bfloat16))
+        own = (
+            ""
+            if halves == [(executor, why)]
+            else "; ".join(": ".join(filter(None, x)) for x in halves)
+        )
+        rows.append(f"| `{code}` | {executor} | {why or ''} | {own} |")
     return "\n".join(rows).replace("  |", " |") + "\n"
+
+
+def kinds(tx: fa.GradientTransformation, dtype: torch.dtype) -> list[tuple[str, str | None]]:
+    """The executors of the leaves of a tree, and why not faster ones."""
+    params = {"w": torch.zeros(20, 30, dtype=dtype), "b": torch.zeros(30, dtype=dtype)}
+    return sorted({x[1:] for x in fa.explain(tx, params).leaves})
 
 
 def written(page: str) -> str:

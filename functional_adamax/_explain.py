@@ -80,9 +80,9 @@ def explain(
         ValueError, TypeError: the trees do not fit, or donated tensors share memory.
 
     Example:
-        >>> params = {"w": torch.zeros(3), "b": torch.zeros(1).bfloat16()}
+        >>> params = {"w": torch.zeros(3), "b": torch.zeros(1).cfloat()}
         >>> explain(sgd(0.1), params)
-        params['b']  the rule  its tensors are not all in float32, or all in float64
+        params['b']  the rule  it has a tensor in torch.complex64
         params['w']  program
     """
     tx = checked_link("tx", tx)

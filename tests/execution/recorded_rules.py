@@ -477,7 +477,7 @@ DECLINED = {
     powers: "power",
     sigmoids: "sigmoid, which is no instruction",
     eager_roots: "square root in float32",
-    wide: "another dtype",
+    wide: "in float32, and in float64",
     promoted: None,
     lists: "tolist",
     addresses: "data_ptr",

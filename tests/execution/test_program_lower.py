@@ -1,4 +1,7 @@
-"""What is made of a record: each operation once, nothing that nobody reads, several in one."""
+"""What is made of a record: each operation once, nothing that nobody reads, several in one.
+
+The file is longer than others: all passes of one module are in it.
+"""
 
 from __future__ import annotations
 
@@ -183,18 +186,69 @@ def test_a_root_in_double_is_one_in_single() -> None:
     assert ops(program(rule, "p", "m")) == ["SQRT", "MOVE"]
 
 
-def test_other_arithmetic_in_double_declines() -> None:
+def test_other_arithmetic_in_double_is_done_in_double() -> None:
     def rule(x: Any) -> Any:
         return counted(x, p=torch.addcmul(*[x["g"].double()] * 3).float())
 
-    with pytest.raises(Declined, match="another dtype"):
-        program(rule, "p")
+    found = program(rule, "p")
+    assert found.dtype == torch.float64
+    assert ops(found) == ["LOAD_F32", "ADD_PRODUCT", "STORE_F32"]
 
 
-def test_columns_of_several_dtypes_decline() -> None:
-    inputs = INPUTS | {"m": Input(True, torch.float64)}
-    with pytest.raises(Declined, match="several dtypes"):
-        lower(record(lambda x: counted(x, p=x["g"] * 2), inputs, torch.ones(3)), layout("p"))
+def test_arithmetic_in_float32_and_in_float64_declines() -> None:
+    def rule(x: Any) -> Any:
+        single = torch.addcmul(x["m"], x["g"], x["g"])
+        return counted(x, p=torch.addcmul(*[x["g"].double()] * 3).float(), m=single)
+
+    with pytest.raises(Declined, match="in float32, and in float64"):
+        program(rule, "p", "m")
+
+
+def typed(rule: Rule, *outputs: str, **dtypes: torch.dtype) -> Program:
+    """The program for columns of several dtypes."""
+    inputs = INPUTS | {name: Input(True, dtype) for name, dtype in dtypes.items()}
+    return lower(record(rule, inputs, torch.ones(3)), layout(*outputs))
+
+
+def test_columns_of_several_dtypes_are_loaded_and_stored() -> None:
+    def rule(x: Any) -> Any:
+        m = torch.lerp(x["m"], x["g"].float(), 0.1)
+        return counted(x, p=(x["p"] + m).to(x["p"].dtype), m=m)
+
+    found = typed(rule, "p", "m", g=torch.bfloat16, p=torch.float16)
+    assert ops(found) == ["LOAD_BF16", "LOAD_F16", "LERP", "ADD", "STORE_F16"]
+    assert found.types == [
+        *(torch.bfloat16, torch.float16, torch.float32),
+        *(torch.float16, torch.float32),
+    ]
+
+
+def test_an_operation_in_halves_is_rounded_unless_it_need_not() -> None:
+    half = torch.bfloat16
+
+    def rule(x: Any) -> Any:
+        return counted(x, p=(x["p"] * x["lr"] - x["g"].abs()).float(), m=-x["m"])
+
+    found = typed(rule, "p", "m", g=half, p=half, m=half)
+    assert ops(found).count("ROUND_BF16") == 2
+    assert sorted(found.of_halves) == [
+        (op, half) for op in ("ABS", "MULTIPLY", "NEGATE", "SUBTRACT")
+    ]
+
+
+def test_halves_are_compared_before_they_are_rounded() -> None:
+    half = torch.float16
+
+    def rule(x: Any) -> Any:
+        return counted(x, m=torch.maximum(x["m"] * 0.9, x["g"].abs() + x["lr"]))
+
+    found = typed(rule, "m", g=half, m=half)
+    assert ops(found)[2:] == ["ABS_ADD", "MULTIPLY_MAXIMUM", "STORE_F16"]
+
+
+def test_a_result_that_is_a_truth_value_declines() -> None:
+    with pytest.raises(Declined, match=r"a result in torch\.bool"):
+        program(lambda x: counted(x, p=x["g"] > 0), "p")
 
 
 def test_numbers_round_as_torch_rounds_them() -> None:

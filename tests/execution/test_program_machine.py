@@ -246,7 +246,7 @@ def test_leaves_of_several_kinds_in_one_tree(taken: list[str], without: Any) -> 
         for kind in map(str, kinds):
             assert torch.equal(got[0][kind], want[0][kind])
             assert torch.equal(got[1].exp_inf[kind], want[1].exp_inf[kind])
-    assert taken == ["stepped"] * 2 + ["write"] * 2
+    assert taken == ["stepped"] * 3 + ["write"] * 3
 
 
 def test_one_leaf_that_is_not_taken_leaves_the_others(taken: list[str], without: Any) -> None:

@@ -7,6 +7,7 @@ def program(
     registers: int,
     numbers: int,
     reads: list[int],
+    types: list[int],
     of: list[int],
     sources: list[int],
     counts: list[int],

@@ -1,5 +1,5 @@
 /* A template: every instruction over a run of elements, and a program over a stretch of one leaf.
-   Included once for each REAL and TARGET, with NAME(name). */
+   Included once for each REAL and TARGET, with NAME(name), and EIGHTS of what has a faster form. */
 
 #define DEFINE(name, operands, value)                                                              \
     TARGET static void NAME(name)(REAL * d_, const REAL *a_, const REAL *b_, const REAL *c_,       \
@@ -17,11 +17,58 @@
 INSTRUCTIONS(DEFINE)
 #undef DEFINE
 
+#define DEFINE(name, type, value)                                                                  \
+    TARGET static void NAME(name)(REAL * d, const REAL *a_, const REAL *b, const REAL *c,          \
+                                  const REAL *e, ptrdiff_t n)                                      \
+    {                                                                                              \
+        const type *memory = (const void *)a_;                                                     \
+        (void)b, (void)c, (void)e;                                                                 \
+        _Pragma("GCC ivdep") for (ptrdiff_t i = 0; i < n; i++)                                     \
+        {                                                                                          \
+            type a = memory[i];                                                                    \
+            d[i] = value;                                                                          \
+        }                                                                                          \
+    }
+LOADS(DEFINE)
+#undef DEFINE
+
+#define DEFINE(name, type, value)                                                                  \
+    TARGET static void NAME(name)(REAL * d, const REAL *a_, const REAL *b, const REAL *c,          \
+                                  const REAL *e, ptrdiff_t n)                                      \
+    {                                                                                              \
+        type *memory = (void *)d;                                                                  \
+        (void)b, (void)c, (void)e;                                                                 \
+        _Pragma("GCC ivdep") for (ptrdiff_t i = 0; i < n; i++)                                     \
+        {                                                                                          \
+            float a = (float)a_[i];                                                                \
+            memory[i] = (type)(value);                                                              \
+        }                                                                                          \
+    }
+STORES(DEFINE)
+#undef DEFINE
+
+#define DEFINE(name, result, operand)                                                              \
+    TARGET static void NAME(name##_by_eights)(REAL * d_, const REAL *a_, const REAL *b,            \
+                                              const REAL *c, const REAL *e, ptrdiff_t n)           \
+    {                                                                                              \
+        result *d = (void *)d_;                                                                    \
+        const operand *a = (const void *)a_;                                                       \
+        ptrdiff_t i = 0;                                                                           \
+        for (; i + 8 <= n; i += 8)                                                                 \
+            name##_8(d + i, a + i);                                                                \
+        NAME(name)((void *)(d + i), (const void *)(a + i), b, c, e, n - i);                        \
+    }
+EIGHTS(DEFINE)
+#undef DEFINE
+
 typedef void (*NAME(Operation))(REAL *, const REAL *, const REAL *, const REAL *, const REAL *,
                                 ptrdiff_t);
 #define PLACE(name, operands, value) NAME(name),
-static const NAME(Operation) NAME(operations)[] = {INSTRUCTIONS(PLACE)};
+#define REPLACE(name, result, operand) [name] = NAME(name##_by_eights),
+static const NAME(Operation) NAME(operations)[] = {INSTRUCTIONS(PLACE) LOADS(PLACE) STORES(PLACE)
+                                                       EIGHTS(REPLACE)};
 #undef PLACE
+#undef REPLACE
 
 /* Add rows of squares, which are as many as are added at once, or the last ones. */
 static inline __attribute__((always_inline)) void NAME(add_squares)(Tree *tree, const REAL *x,
@@ -66,10 +113,10 @@ TARGET static void NAME(run)(const void *row_, ptrdiff_t start, ptrdiff_t end)
     for (ptrdiff_t first = start; first < end; first += block) {
         ptrdiff_t n = end - first < block ? end - first : block;
         for (int k = 0; k < streams; k++)
-            x[k] = row->at[k] ? (REAL *)row->at[k] + first : values + filled;
+            x[k] = row->at[k] ? (REAL *)(row->at[k] + first * p->sizes[k]) : values + filled;
         for (int k = 0; k < code->count || k < p->columns; k++) {
             if (far && k < p->columns && code->reads >> k & 1)
-                fetch_ahead(x[k]);
+                fetch_ahead(x[k], block * p->sizes[k]);
             if (k >= code->count)
                 continue;
             const Instruction *o = &code->instructions[k];

@@ -47,7 +47,23 @@
     X(ADD_PRODUCT_ADD, 4, FUSED(b, c, a) + e) \
     X(AVERAGE_SQUARE, 4, FUSED(b * e, b, a * c)) \
     X(SUM_OF_PRODUCTS, 4, a * b + c * e) \
-    X(OVER_TWICE_ROOT, 2, (REAL)((double)a / (2 * __builtin_sqrt((double)b))))
+    X(OVER_TWICE_ROOT, 2, (REAL)((double)a / (2 * __builtin_sqrt((double)b)))) \
+    /* numbers of a narrower type */ \
+    X(ROUND_F32, 1, (REAL)(float)a) \
+    X(ROUND_BF16, 1, (REAL)from_bf16(to_bf16((float)a))) \
+    X(ROUND_F16, 1, (REAL)from_f16(to_f16((float)a)))
+
+/* What reads and writes memory of a narrower type: its name, that type, and the conversion. What is
+   stored as a BF16 is one, but for its type; the others round. */
+#define LOADS(X) \
+    X(LOAD_F32, float, a) \
+    X(LOAD_BF16, uint16_t, from_bf16(a)) \
+    X(LOAD_F16, uint16_t, from_f16(a))
+
+#define STORES(X) \
+    X(STORE_F32, float, a) \
+    X(STORE_BF16, uint16_t, as_bits(a) >> 16) \
+    X(STORE_F16, uint16_t, to_f16(a))
 
 /* What only uniforms are computed by: casts, and functions whose bits torch has for single elements
    alone. */

@@ -179,7 +179,7 @@ static int are_alike(const Part *part, PyObject *const *x, int first, View *v)
     if (!describe_all(x + first, v + first, part->width - first))
         return 0;
     for (int k = first; k < p->columns; k++)
-        if ((int)v[k].type != p->type || !same_layout(&v[k], &v[first]))
+        if ((int)v[k].type != p->types[k] || !same_layout(&v[k], &v[first]))
             return 0;
     if (first < p->columns && (!is_dense(&v[first]) ||
         (p->dims != 2 && (v[first].dl.ndim > 0) != p->dims)))
@@ -235,8 +235,11 @@ static int lay_row(Plan *plan, Part *part, Py_ssize_t i, int in_place)
     work->row = (Row){.program = p};
     for (int k = 0; k < p->columns; k++)
         work->row.at[k] = v[k].start;
-    for (int j = 0; j < p->outputs; j++)
+    for (int j = 0; j < p->outputs; j++) {
         work->row.at[p->columns + j] = v[p->of[j]].start;
+        if (in_place && p->types[p->columns + j] != p->types[p->of[j]])
+            return 0;
+    }
     for (int k = 0; k < p->counters; k++) {
         char *at = v[p->columns + k].start;
         part->counters[part->rows * p->counters + k] = at;

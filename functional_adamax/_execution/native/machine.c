@@ -23,6 +23,7 @@
 /* A large tensor is worked off in blocks of so many elements, which threads share out. */
 enum { BLOCK = 1 << 16, AHEAD = 1024, LINE = 64 /* bytes */ };
 
+#include "halves.h"
 #include "program.h"
 
 typedef void (*Kernel)(const void *row, ptrdiff_t start, ptrdiff_t end);
@@ -81,7 +82,7 @@ static PyObject *machine_program(PyObject *self, PyObject *arguments)
 {
     (void)self;
     int32_t reads[MOST_COLUMNS];
-    PyObject *columns, *of, *sources, *counts, *wide, *constants, *uniform, *vector;
+    PyObject *columns, *types, *of, *sources, *counts, *wide, *constants, *uniform, *vector;
     Program *p = resized(NULL, sizeof *p);
     if (p == NULL)
         return NULL;
@@ -91,10 +92,13 @@ static PyObject *machine_program(PyObject *self, PyObject *arguments)
         PyMem_Free(p);
         return NULL;
     }
-    if (PyArg_ParseTuple(arguments, "iiiiOOOOOOOO", &p->type, &p->dims, &p->registers, &p->numbers,
-                         &columns, &of, &sources, &counts, &wide, &constants, &uniform, &vector)) {
+    if (PyArg_ParseTuple(arguments, "iiiiOOOOOOOOO", &p->type, &p->dims, &p->registers, &p->numbers,
+                         &columns, &types, &of, &sources, &counts, &wide, &constants, &uniform, &vector)) {
         p->columns = take_ints(columns, reads, MOST_COLUMNS);
         p->outputs = take_ints(of, p->of, MOST_COLUMNS);
+        int streams = take_ints(types, p->types, MOST_STREAMS);
+        for (int k = 0; k < streams; k++)
+            p->sizes[k] = (int32_t)type_sizes[p->types[k]];
         p->spread = take_ints(sources, p->sources, MOST_REGISTERS);
         p->counters = take_ints(counts, p->counts, MOST_COUNTERS);
         take_ints(wide, p->wide, MOST_COUNTERS);
@@ -266,6 +270,13 @@ static int find_torch(void)
         (types[1] = PyObject_GetAttrString(nn, "Parameter")) == NULL ||
         (empty_like = PyObject_GetAttrString(torch, "empty_like")) == NULL)
         return 0;
+    const char *names[] = {"float32", "float64", "bfloat16", "float16"};
+    for (int k = F32; k <= F16; k++) {
+        PyObject *dtype = PyObject_GetAttrString(torch, names[k]);
+        as_type[k] = dtype ? Py_BuildValue("{s:N}", "dtype", dtype) : NULL;
+        if (as_type[k] == NULL)
+            return 0;
+    }
     PyObject *capsule = PyObject_GetAttrString(types[0], "__dlpack_c_exchange_api__");
     exchange = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : NULL;
     Py_XDECREF(capsule);
@@ -289,6 +300,8 @@ PyMODINIT_FUNC PyInit__machine(void)
     if (result != NULL && PyModule_AddIntConstant(result, #name, name) < 0) \
         Py_CLEAR(result);
     INSTRUCTIONS(ADD_CODE)
+    LOADS(ADD_CODE)
+    STORES(ADD_CODE)
     UNIFORM_INSTRUCTIONS(ADD_CODE)
 #undef ADD_CODE
     return result;

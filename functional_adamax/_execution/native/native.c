@@ -32,6 +32,7 @@ typedef struct {
     Step row;
 } Work;
 
+#pragma GCC diagnostic ignored "-Wunused-variable" /* of what machine.c alone needs */
 #include "memory.h"
 #include "run.h"
 #include "tensors.h"

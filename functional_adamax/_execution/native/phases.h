@@ -86,7 +86,7 @@ static PyObject *summed(const Plan *plan, Py_ssize_t first, PyObject *programs, 
                            &specials);
         for (Py_ssize_t i = 0; i < part->rows && fine; i++, rows++) {
             const Work *like = &plan->work[part->first + i];
-            work[rows].kernel = like->kernel;
+            work[rows].kernel = kernels[p->type];
             work[rows].n = like->n;
             work[rows].row.program = p;
             work[rows].row.largest = mode & LARGEST;

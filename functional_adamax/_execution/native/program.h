@@ -3,12 +3,15 @@
    Its registers are, in this order: the columns, which are tensors that are read; the outputs, each
    the new value of a column; those in scratch, of which the first hold a uniform each, the same
    number in every element. Uniforms are computed once for each leaf, in double precision or rounded
-   to float. */
+   to float.
+
+   All arithmetic is in one type. Columns and outputs may be of a narrower one in memory,
+   from which they are loaded, and where they are stored. */
 
 #include "instructions.h"
 
 enum { MOST_COLUMNS = 16, MOST_STREAMS = 2 * MOST_COLUMNS, MOST_REGISTERS = 48, MOST_COUNTERS = 12 };
-enum { MOST_UNIFORMS = 256, BLOCK_BYTES = 512 };
+enum { MOST_UNIFORMS = 256, BLOCK_BYTES = 1024 };
 
 typedef struct {
     int32_t code, d, a, b, c, e;
@@ -26,11 +29,13 @@ typedef struct {
 } Code;
 
 typedef struct {
-    int type;     /* of the elements, F32 or F64 */
+    int type;     /* of the registers, F32 or F64 */
     int dims;     /* of the leaves: none for 0, some for 1, any for 2 */
     int columns, outputs, registers, spread, vectors;
     int counters, numbers, constants, uniforms, steps;
     int32_t of[MOST_COLUMNS];          /* the column of each output */
+    int32_t types[MOST_STREAMS];       /* of columns and outputs in memory */
+    int32_t sizes[MOST_STREAMS];       /* and of their elements */
     int32_t sources[MOST_REGISTERS];   /* the uniform in each register of one */
     int32_t counts[MOST_COUNTERS];     /* the uniform that each counter becomes, or -1 */
     int32_t wide[MOST_COUNTERS];       /* whether a counter is float64 */
@@ -51,7 +56,7 @@ typedef struct {
 } Row;
 
 #define NAME_OF(name, operands, value) name,
-enum { INSTRUCTIONS(NAME_OF) UNIFORM_INSTRUCTIONS(NAME_OF) };
+enum { INSTRUCTIONS(NAME_OF) LOADS(NAME_OF) STORES(NAME_OF) UNIFORM_INSTRUCTIONS(NAME_OF) };
 #undef NAME_OF
 
 #define CASE(name, operands, value) case name: return value;

@@ -33,7 +33,9 @@ static int make_results(const Plan *plan, const Part *part, Py_ssize_t i, Py_ssi
     Py_ssize_t leaf = part->leaves[i];
     for (int j = 0; j < p->outputs; j++) {
         PyObject *list = PyTuple_GetItem(lists, j);
-        char *new = list ? new_like(like[p->of[j]].tensor, 0, list, leaf) : NULL;
+        int type = p->types[p->columns + j], same = type == p->types[p->of[j]];
+        PyObject *x = like[p->of[j]].tensor;
+        char *new = list ? new_by(x, same ? NULL : as_type[type], list, leaf) : NULL;
         plan->work[part->first + row].row.at[p->columns + j] = new;
     }
     for (int k = 0; k < p->counters && !PyErr_Occurred(); k++) {

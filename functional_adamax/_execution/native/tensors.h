@@ -40,6 +40,7 @@ typedef struct {
 
 static const DLPackExchange *exchange;
 static PyObject *types[2], *empty_like, *as_float32;
+static PyObject *as_type[4]; /* keywords that ask for one of the first types */
 static PyObject *data, *grad, *requires_grad;
 static Question is_neg, is_conj, is_inference;
 
@@ -179,16 +180,15 @@ static void expect_writes(const View *v)
 #endif
 }
 
-/* Put a new tensor like x into a list, in float32 if x may be a half; return its address, or NULL
-   with an exception. */
-static void *new_like(PyObject *x, int widened, PyObject *list, Py_ssize_t index)
+/* Put a new tensor like x into a list, with these keywords of empty_like or NULL; return its address,
+   or NULL with an exception. */
+static void *new_by(PyObject *x, PyObject *keywords, PyObject *list, Py_ssize_t index)
 {
     View v;
     if (PyErr_Occurred() || !may_allocate())
         return NULL;
     PyObject *arguments = PyTuple_Pack(1, x);
-    PyObject *result =
-        arguments ? PyObject_Call(empty_like, arguments, widened ? as_float32 : NULL) : NULL;
+    PyObject *result = arguments ? PyObject_Call(empty_like, arguments, keywords) : NULL;
     Py_XDECREF(arguments);
     if (result == NULL)
         return NULL;
@@ -200,4 +200,10 @@ static void *new_like(PyObject *x, int widened, PyObject *list, Py_ssize_t index
     expect_writes(&v);
     PyList_SetItem(list, index, result);
     return v.start;
+}
+
+/* The same, in float32 if x may be a half. */
+static void *new_like(PyObject *x, int widened, PyObject *list, Py_ssize_t index)
+{
+    return new_by(x, widened ? as_float32 : NULL, list, index);
 }

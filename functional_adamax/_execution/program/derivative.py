@@ -37,7 +37,7 @@ def derivative(graph: Graph, given: Collection[str], wanted: Collection[str]) ->
     maker = Maker()
     new: dict[Node, Node] = {}
     for x in graph.nodes:
-        new[x] = _copied(maker, x, new)
+        new[x] = maker.again(x, tuple(new[y] for y in x.operands))
     outputs = {name: new[x] for name, x in graph.outputs.items()}
     inputs = {name: new[x] for name, x in graph.inputs.items()}
     pulls = _Pulls(maker, {new[x]: name for x, name in entering(graph, wanted).items()})
@@ -60,15 +60,6 @@ def entering(graph: Graph, wanted: Collection[str]) -> dict[Node, str]:
     found = [y for x in graph.nodes if x.vector for y in x.operands if not y.vector]
     some = [x for x in dict.fromkeys(found) if not names.isdisjoint(inputs_of([x]))]
     return {x: f"uniform {i}" for i, x in enumerate(some)}
-
-
-def _copied(maker: Maker, x: Node, new: dict[Node, Node]) -> Node:
-    if x.op == "INPUT":
-        return maker.input(x.value, x.dtype, x.vector)
-    if x.op == "CONSTANT":
-        return maker.constant(x.value)
-    computed = torch.float32 if x.single else torch.float64
-    return maker.of(x.dtype, computed)(x.op, *(new[y] for y in x.operands))
 
 
 class _Pulls:

@@ -192,7 +192,7 @@ class _Part(NamedTuple):
         vectors = [c for c in kept if c.vectors[k]]
         counters = [c for c in kept if not c.vectors[k]]
         columns = {GRADIENTS: of(G, k)} if given.kinds[k].has_gradient else {}
-        columns |= {PARAMS: of(P, k)} if given.has_params else {}
+        columns |= {PARAMS: of(P, k)} if given.params else {}
         columns |= {c.start: c.old(k) for c in vectors}
         written = {c.start: (c.new(k), c.old(k)) for c in vectors}
         written[FIRST] = of(trees.FIRST, k), of(P if given.add else G, k)
@@ -218,7 +218,7 @@ def _summand(record: Record, layout: Layout, output: str | None) -> Program | No
     if output is None:
         return None
     layout = layout._replace(outputs=[(output, layout.columns[0])])
-    return lower(record.graph, layout)
+    return lower(record.graph, layout, stored=False)
 
 
 def _agrees(given: Given, entry: Entry, shape: tuple[int, ...], seed: int, signed: bool) -> bool:

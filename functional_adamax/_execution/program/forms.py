@@ -21,9 +21,9 @@ from ..._core import pytree
 from ..._core.links import Chosen, Said
 from ..._core.transform import Data, GradientTransformation, Init, Transform, Update
 from .captured import Getter, captured
+from .graph import FLOATING as FLOATING
 from .graph import Declined
 
-FLOATING = (torch.float32, torch.float64)
 PLAIN = (Tensor, torch.nn.Parameter)
 _PACKAGE = __name__.partition(".")[0]
 _FORM = "_form"  # where a transform keeps its form

@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-DTYPES = (torch.float32, torch.float64, torch.bool)
+HALVES = (torch.bfloat16, torch.float16)
+FLOATING = (torch.float32, torch.float64, *HALVES)
+DTYPES = (*FLOATING, torch.bool)
+ROUND = {
+    torch.float32: "ROUND_F32",
+    torch.bfloat16: "ROUND_BF16",
+    torch.float16: "ROUND_F16",
+}
+"""What rounds a number to a dtype."""
 
 
 class Declined(Exception):  # noqa: N818  # it is an answer
@@ -25,6 +33,11 @@ class Node:
     vector: bool
     single: bool  # whether it is computed in float32
     value: Any = None  # of a constant, or the name of an input
+
+
+def fits(x: Node, dtype: torch.dtype) -> bool:
+    """Whether all values that a node may have are numbers of a dtype."""
+    return torch.promote_types(x.dtype, dtype) == dtype
 
 
 class Maker:
@@ -49,9 +62,17 @@ class Maker:
         double = torch.float64
         return self._node(value.hex(), lambda: Node("CONSTANT", (), double, False, False, value))
 
+    def again(self, x: Node, operands: tuple[Node, ...]) -> Node:
+        """What another maker made, of these operands."""
+        if x.op == "INPUT":
+            return self.input(x.value, x.dtype, x.vector)
+        if x.op == "CONSTANT":
+            return self.constant(x.value)
+        return self._of(x.op, operands, x.dtype, x.single, x.vector)
+
     def of(self, dtype: torch.dtype, common: torch.dtype) -> Make:
         """What makes nodes of a dtype, computed in another where they compare."""
-        return Make(self, dtype, common == torch.float32)
+        return Make(self, dtype, common)
 
     def _of(
         self, op: str, operands: tuple[Node, ...], dtype: torch.dtype, single: bool, vector: bool
@@ -65,19 +86,53 @@ _TO_BOOL = (
 )  # fmt: skip
 
 
+_OF_HALVES = (
+    "WIDEN", "NARROW", "MOVE", "NEGATE", "ABS", "SIGN", "IS_NAN", "ADD", "SUBTRACT", "MULTIPLY",
+    "DIVIDE", "MAXIMUM", "MINIMUM", "EQUAL", "UNEQUAL", "LESS", "LESS_EQUAL", "WHERE",
+)  # fmt: skip
+"""What torch computes of halves in float32, and rounds once, wherever the element stands."""
+_OF_BFLOAT16 = ("AT_LEAST", "AT_MOST")  # which raise for bounds that are too large in float16
+
+
 @dataclass(frozen=True, slots=True)
 class Make:
     """Makes the nodes of one operation."""
 
     maker: Maker
     dtype: torch.dtype
-    single: bool
+    common: torch.dtype  # in which it is computed, but that halves are in float32
+
+    @property
+    def single(self) -> bool:
+        """Whether it is computed in float32."""
+        return self.common not in (torch.float64, torch.bool)
 
     def __call__(self, op: str, *operands: Node) -> Node:
         if self.dtype == torch.bool and op not in _TO_BOOL:
             raise Declined(f"it calls {op.lower()} of truth values")
         vector = any(x.vector for x in operands)
+        if self.common in HALVES:
+            operands = self._of_halves(op, operands, vector)
         return self.maker._of(op, operands, self.dtype, self.single, vector)
+
+    def _of_halves(self, op: str, operands: tuple[Node, ...], vector: bool) -> tuple[Node, ...]:
+        """The operands as torch takes them: numbers are rounded, but for a factor or divisor."""
+        if op == "ADD_PRODUCT":
+            raise Declined(f"it adds a product in {self.common}, as weight decay does")
+        known = _OF_HALVES + (_OF_BFLOAT16 if self.common == torch.bfloat16 else ())
+        if op not in known or not vector:
+            raise Declined(f"it calls {op.lower()} in {self.common}")
+        first, *others = operands
+        if op not in ("MULTIPLY", "DIVIDE"):
+            others = list(map(self.rounded, others))
+        return self.rounded(first), *others
+
+    def rounded(self, x: Node) -> Node:
+        """A number in the dtype of a tensor."""
+        if x.vector or x.dtype in (self.common, torch.bool):
+            return x
+        op = ROUND[self.common] if self.common in HALVES else "TO_FLOAT" if self.single else "MOVE"
+        return self.maker._of(op, (x,), self.common, self.single, vector=False)
 
     def number(self, value: float) -> Node:
         return self.maker.constant(value)

@@ -11,7 +11,7 @@ import torch
 
 from ..._core.private import dispatch, modes
 from ..._core.pytree import EmptyState
-from .graph import Declined
+from .graph import FLOATING, Declined
 from .lower import Instruction, Program
 
 _machine: Any = None
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 _increment = modes.increment_version
-_TYPES = [torch.float32, torch.float64]  # in the order of native/tensors.h
+_TYPES = list(FLOATING)  # in the order of native/tensors.h
 
 
 def is_there() -> bool:
@@ -62,6 +62,8 @@ def assembled(program: Program) -> Any:
     Raises:
         Declined: the program is too long.
     """
+    columns = len(program.reads) + len(program.of)
+    types = program.types or [program.dtype] * columns
     try:
         return _machine.program(
             _TYPES.index(program.dtype),
@@ -69,6 +71,7 @@ def assembled(program: Program) -> Any:
             program.registers,
             program.numbers,
             list(map(int, program.reads)),
+            list(map(_TYPES.index, types)),
             program.of,
             program.sources,
             program.counts,

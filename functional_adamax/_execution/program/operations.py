@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..._core import numerics
 from ..._core.private import dispatch
-from .graph import Declined, Make, Node
+from .graph import Declined, Make, Node, fits
 
 
 def _simple(op: str, count: int) -> Callable[..., Node]:
@@ -95,7 +95,9 @@ def _masked_fill(make: Make, x: Node, mask: Node, value: Node) -> Node:
 
 def _full(make: Make, value: Node) -> Node:
     """A tensor of one number, which torch treats otherwise than a number at some places."""
-    return make("TO_FLOAT" if make.single else "MOVE", value)
+    if value.vector:
+        raise Declined("it fills a tensor with what is no number")
+    return make.rounded(value) if make.single else make("MOVE", value)
 
 
 def _zeros(make: Make) -> Node:
@@ -119,7 +121,7 @@ def _cast(make: Make, x: Node) -> Node:
         raise Declined("it casts numbers to bool")
     if not x.vector:
         return _full(make, x)
-    return make("NARROW" if make.single else "WIDEN", x)
+    return make("WIDEN" if fits(x, make.dtype) else "NARROW", x)
 
 
 BUILDERS: dict[str, Callable[..., Node]] = {
@@ -236,5 +238,11 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "POWER": torch.pow,
     "EXACT_ROOT": numerics.exact_root,
     "TO_FLOAT": lambda a: a.float(),
+    "ROUND_F32": lambda a: a.float().to(a.dtype),
+    "ROUND_BF16": lambda a: a.bfloat16().to(a.dtype),
+    "ROUND_F16": lambda a: a.half().to(a.dtype),
+    **{
+        f"{op}_{dtype}": torch.clone for op in ("LOAD", "STORE") for dtype in ("F32", "BF16", "F16")
+    },
 }
 """What each instruction stands for, in operations of torch."""

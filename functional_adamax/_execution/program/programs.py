@@ -22,13 +22,13 @@ from ..rule import Leaf, decays
 from ..work import MethodLike, Work
 from . import entries, machine, proof
 from .captured import Getter, captured, is_plain
-from .graph import Declined
+from .graph import FLOATING, Declined
 from .lower import Layout, lower
 from .pulled import Source
 from .pulled import found_for as pulled_for
 from .record import Context, Input, alone, answers, context, record, sample
 
-_DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64)  # of single numbers
 _PLAIN = (Tensor, torch.nn.Parameter)
 _FIXED = "_fixed"  # where a method keeps what is fixed of it
 _MOST = 256  # kinds of leaves that are remembered
@@ -44,10 +44,10 @@ class Kind(NamedTuple):
     fixed: tuple[Any, ...]  # the fields of the method that are no numbers
     captured: tuple[Any, ...]
     rates: tuple[tuple[str, Any], ...]  # of each: its dtype, float for a number, or a constant
+    columns: tuple[tuple[str, torch.dtype], ...]
     moments: tuple[str, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype  # of those, or of the parameter where there are none
     step: torch.dtype
-    with_p: bool
     add: bool
     maximize: bool
     decoupled: bool
@@ -160,12 +160,13 @@ def _kind(work: Work, i: int, rates: dict[str, Any], add: bool, checked: bool) -
     """What the program for a leaf depends on."""
     method, g, t = work.method, work.g[i], work.t[i]
     with_p = add or decays(rates["weight_decay"]) or (work.given and not checked)
-    tensors = [g, *([work.p[i]] if with_p else []), *(x[i] for x in work.moments.values())]
-    for x in (*tensors, t):
+    moments = {name: x[i] for name, x in work.moments.items()}
+    columns = {_G: g, **({_P: work.p[i]} if with_p else {}), **moments}
+    for x in (*columns.values(), t):
         if type(x) not in _PLAIN or not x.is_cpu or x.layout != torch.strided:
             raise Declined("its tensors are not plain ones on the CPU")
-        if x.dtype not in _DTYPES or (x is not t and x.dtype != g.dtype):
-            raise Declined("its tensors are not all in float32, or all in float64")
+        if x.dtype not in (_DTYPES if x is t else FLOATING):
+            raise Declined(f"it has a tensor in {x.dtype}")
     reads = _reads(type(method))
     if isinstance(reads, str):
         raise Declined(reads)
@@ -177,10 +178,10 @@ def _kind(work: Work, i: int, rates: dict[str, Any], add: bool, checked: bool) -
             (name, float if type(x) is float and x != 0 else _rate(name, x))
             for name, x in rates.items()
         ),
-        tuple(work.moments),
-        g.dtype,
+        tuple((name, x.dtype) for name, x in columns.items()),
+        tuple(moments),
+        next(iter(moments.values()), work.p[i] if work.given else g).dtype,
         t.dtype,
-        with_p,
         add,
         method.maximize,
         method.decoupled,
@@ -277,9 +278,9 @@ def _make(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: Fami
     Raises:
         Declined: there is none, with the reason.
     """
-    inputs = {_G: Input(True, kind.dtype), _T: Input(False, kind.step)}
-    columns = [_G, *([_P] if kind.with_p else []), *kind.moments]
-    inputs |= {name: Input(True, kind.dtype) for name in columns}
+    inputs = {name: Input(True, dtype) for name, dtype in kind.columns}
+    inputs[_T] = Input(False, kind.step)
+    columns = [name for name, _ in kind.columns]
     numbers = tuple(name for name, how in kind.rates if how in (float, *_DTYPES))
     for name, how in kind.rates:
         if name in numbers:
@@ -294,7 +295,7 @@ def _make(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: Fami
     lowered = lower(graph, layout)
     given = dataclasses.replace(hidden, rates=dict(kind.rates))
     source = Source(given, graph, inputs, kind.context)
-    runner = Runner(proof.made(lowered), kind.with_p, numbers, source)
+    runner = Runner(proof.made(lowered), _P in columns, numbers, source)
     signed = not any(x.op in proof.ZEROS for x in lowered.vector)
     like = g if graph.reads - {"ndim"} else g.new_empty(((_SAMPLE,) + (1,) * g.dim())[: g.dim()])
     if not alone(partial(_agrees, runner, whole, inputs, layout, like, signed), kind.context):

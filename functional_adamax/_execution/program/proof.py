@@ -3,7 +3,8 @@
 An instruction is held against the operations of torch that it stands for when a program of a dtype
 first has it: numbers of many magnitudes and special values, in lengths from 1 to 70 that begin
 anywhere in a line of the cache, and in a tensor that several threads share. A program with an
-instruction that differs in a bit is not run.
+instruction that differs in a bit is not run. The file is longer than others: what instructions are
+held against, and on which numbers, is read together.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from ..._core.private import transforms
 from . import machine
-from .graph import Declined
-from .lower import Instruction, Program
+from .graph import HALVES, ROUND, Declined
+from .lower import Instruction, Program, suffix
 from .operations import TORCH as TORCH
 
 
@@ -31,9 +32,9 @@ def made(program: Program) -> Any:
         Declined: it has an instruction that lacks torch's bits here, or is too long.
     """
     prove([program])
-    for x in program.vector:
-        if not is_proven(x.op, program.dtype):
-            raise Declined(f"{x.op} has not the bits of torch on this machine")
+    for op, dtype in _instructions(program):
+        if not is_proven(op, dtype):
+            raise Declined(f"{op} has not the bits of torch on this machine")
     for x in program.uniform:
         if not is_uniform_proven(x.op, x.single):
             raise Declined(f"{x.op} of single numbers has not the bits of torch on this machine")
@@ -66,6 +67,8 @@ _forked: list[int] = []  # where torch would wait for threads that are not there
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=partial(_forked.append, 1))
 _FOR_NAN = 0.7182818284
+_NARROW = {f"{op}_{suffix(dtype)}": dtype for op in ("LOAD", "STORE") for dtype in ROUND}
+"""The memory of what loads and stores."""
 
 
 @cache
@@ -83,7 +86,12 @@ def _count(op: str) -> int:
 
 @cache
 def _rows(dtype: torch.dtype) -> list[Tensor]:
-    """Operands: numbers of many magnitudes, special values among them, all pairs of these, ties."""
+    """Operands: numbers of many magnitudes, special values among them, all pairs of these, ties.
+
+    Among them are numbers in the middle between two halves.
+    """
+    if dtype in HALVES:
+        return [x.to(dtype) for x in _rows(torch.float32)]
     generator = torch.Generator("cpu").manual_seed(0)
     pairs = torch.tensor(list(product(_SPECIAL, repeat=2)), dtype=dtype, device="cpu")
     rows = []
@@ -96,6 +104,10 @@ def _rows(dtype: torch.dtype) -> list[Tensor]:
     for i, x in enumerate(rows[1:], start=1):
         ties = slice(_SHORT - 100 * (i + 1), _SHORT - 100 * i)
         x[ties] = rows[0][ties]
+    for x, (start, dropped) in product(rows, ((1000, 16), (1200, 13))):
+        some = x[start : start + 200]
+        bits = some.float().view(torch.int32) >> dropped << dropped | 1 << dropped - 1
+        some[:] = bits.view(torch.float32)
     return rows
 
 
@@ -130,9 +142,15 @@ def prove(programs: Iterable[Program]) -> None:
     """Prove the instructions over vectors of some programs together; ``made`` tells which hold."""
     ops: dict[torch.dtype, list[str]] = {}
     for x in programs:
-        ops.setdefault(x.dtype, []).extend(y.op for y in x.vector)
+        for op, dtype in _instructions(x):
+            ops.setdefault(dtype, []).append(op)
     for dtype, some in ops.items():
         _prove(some, dtype)
+
+
+def _instructions(program: Program) -> list[tuple[str, torch.dtype]]:
+    """The instructions over vectors, each with the dtype that it is to have the bits of."""
+    return [*((x.op, program.dtype) for x in program.vector), *program.of_halves]
 
 
 def _prove(ops: Iterable[str], dtype: torch.dtype) -> None:
@@ -157,27 +175,43 @@ def holds(code: str, op: str, dtype: torch.dtype) -> bool:
 def _hold(pairs: list[tuple[str, str]], dtype: torch.dtype) -> list[bool]:
     """The same of several, each a program of its own, which are run at once."""
     with torch.inference_mode(False), torch.no_grad():
-        leaves = _leaves(dtype)
-        columns = tuple(map(list, zip(*leaves, strict=True)))
-        counts = [_count(op) for _, op in pairs]
+        programs = [_alone(code, op, dtype) for code, op in pairs]
+        known = {x.types[0] for x in programs}
+        leaves = {kind: _leaves(kind) for kind in known}
+        columns = {kind: tuple(map(list, zip(*leaves[kind], strict=True))) for kind in known}
         parts = [
-            machine.Part(machine.assembled(_alone(code, count, dtype)), columns[:count], ())
-            for (code, _), count in zip(pairs, counts, strict=True)
+            machine.Part(machine.assembled(x), columns[x.types[0]][: len(x.reads)], ())
+            for x in programs
         ]
-        found = [list(columns[0]) for _ in pairs]
+        found = [list(part.columns[0]) for part in parts]
         planned = machine.plan(parts, in_place=False)
         if planned is None or not machine.stepped(planned, [], [(x,) for x in found]):
             return [False] * len(pairs)
         return [
-            _are_right(x, op, [leaf[:count] for leaf in leaves])
-            for x, (_, op), count in zip(found, pairs, counts, strict=True)
+            _are_right(x, op, [leaf[: len(program.reads)] for leaf in leaves[program.types[0]]])
+            for x, (_, op), program in zip(found, pairs, programs, strict=True)
         ]
 
 
-def _alone(code: str, count: int, dtype: torch.dtype) -> Program:
-    """The program of one instruction over vectors."""
-    program = Program(dtype, 2, [True] * count, [0], [], 0, [], [], 0, [])
-    program.vector = [Instruction(code, count, tuple(range(count)))]
+def _alone(code: str, op: str, dtype: torch.dtype) -> Program:
+    """The program of an instruction over vectors, over the memory of what it stands for."""
+    columns, narrow = tuple(range(_count(op))), _NARROW.get(op, dtype)
+    memory = [narrow if op.startswith("LOAD") else dtype for _ in columns]
+    types = [*memory, narrow if op.startswith("STORE") else dtype]
+    real, count = torch.float32 if dtype in HALVES else dtype, len(columns)
+    program = Program(real, 2, [True] * count, [0], [], count, [], [], 0, [], types=types)
+    loaded = tuple(count + 1 + k for k in columns)
+    if dtype in HALVES:
+        load, rounded, store = (f"{x}_{suffix(dtype)}" for x in ("LOAD", "ROUND", "STORE"))
+        program.vector = [Instruction(load, x, (k,)) for k, x in zip(columns, loaded, strict=True)]
+        program.vector.append(Instruction(code, loaded[0], loaded))
+        program.vector.append(Instruction(rounded, loaded[0], loaded[:1]))
+        program.vector.append(Instruction(store, count, loaded[:1]))
+    elif op.startswith("STORE"):
+        program.vector.append(Instruction(ROUND[narrow], loaded[0], columns))
+        program.vector.append(Instruction(code, count, loaded))
+    else:
+        program.vector.append(Instruction(code, count, columns))
     return program
 
 
@@ -224,7 +258,7 @@ def same_bits(x: Tensor, y: Tensor, signed: bool = True) -> bool:
         return False
     if not x.is_floating_point():
         return torch.equal(x, y)
-    bits = torch.int32 if x.dtype == torch.float32 else torch.int64
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize]
     if torch.equal(x.view(bits), y.view(bits)):
         return True
     x, y = (z.nan_to_num(_FOR_NAN, torch.inf, -torch.inf) for z in (x, y))

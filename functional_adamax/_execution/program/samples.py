@@ -58,8 +58,8 @@ def sample(given: Given, shape: tuple[int, ...], seed: int) -> Sample:
 
     old = Walker(given.spec, column, lone).walk(given.state)
     g = [made(given.dtype) if x.has_gradient else None for x in given.kinds]
-    p = [made(given.dtype) for _ in kinds] if given.has_params else []
-    params = dict(enumerate(p)) if given.has_params else None
+    p = [made(given.params) for _ in kinds] if given.params else []
+    params = dict(enumerate(p)) if given.params else None
     trees = tuple([0.1 + 0.2 * k + 0.05 * j for k in kinds] for j in range(len(given.trees)))
     values = {in_tree(j, k): x for j, row in enumerate(trees) for k, x in enumerate(row)}
     transform = given.small(list(given.numbers), values.__getitem__)

@@ -48,8 +48,8 @@ class Given(NamedTuple):
     state: Tree
     kinds: tuple[Kind, ...]
     columns: tuple[Column, ...]
-    dtype: torch.dtype
-    has_params: bool
+    dtype: torch.dtype  # of the gradients
+    params: torch.dtype | None  # that of the parameters, or None where there are none
     add: bool  # whether the results are parameters, not updates
 
     def doubled(self) -> Given:
@@ -145,7 +145,7 @@ def record(given: Given, shape: tuple[int, ...], seed: int) -> Record:
         k: made(of(G, k), given.dtype) if x.has_gradient else None
         for k, x in enumerate(given.kinds)
     }
-    p = {k: made(of(P, k), given.dtype) for k in kinds} if given.has_params else None
+    p = {k: made(of(P, k), given.params) for k in kinds} if given.params else None
 
     def of_leaf(name: str) -> float:
         value = torch.rand((), dtype=torch.float64, generator=generator, device="cpu").item()

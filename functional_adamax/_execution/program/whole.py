@@ -40,7 +40,7 @@ class Key(NamedTuple):
     state_spec: Any
     kinds: tuple[Kind, ...]
     dtype: torch.dtype
-    has_params: bool
+    params: torch.dtype | None
     add: bool
     context: Context
 
@@ -201,7 +201,8 @@ def _sought(transform: Transform, step: Trees, add: bool) -> tuple[Trees, Entry]
     if len(kinds) > _MOST_KINDS:
         return "it treats its leaves in too many ways"
     step = step._replace(where=where)
-    key = Key(form.key, step.spec, step.state_spec, kinds, g[at].dtype, bool(p), add, context())
+    dtypes = g[at].dtype, first[1].dtype if p else None
+    key = Key(form.key, step.spec, step.state_spec, kinds, *dtypes, add, context())
     known = _known.entry
     if known is None or known[0] != key:  # which is compared sooner than it is hashed
         _known.entry = known = key, _entry(transform, step, key)
@@ -235,7 +236,7 @@ def _made(transform: Transform, step: Trees, key: Key) -> Entry | str:
         key.kinds,
         found,
         key.dtype,
-        key.has_params,
+        key.params,
         key.add,
     )
     return entries.entry_of(given, key.context)
