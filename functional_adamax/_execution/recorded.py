@@ -37,14 +37,15 @@ def part(work: Work, where: list[int], add: bool, compute: Compute) -> dict[int,
     """
     if not machine.is_there():
         return {}
-    followed = [i for i in where if not context.tracked(work.t[i]) and _is_followed(work, i)]
+    followed = [i for i in where if _is_followed(work, i)]
     lone = [i for i in followed if not _is_followed(work, i, but_p=True)]
     rows = _added(work, lone, add, compute) if lone else {}
     sources = sources_of(work, [i for i in followed if i not in rows], add)
     if sources:
         leaves, tensors = _taken(work, list(sources), add, compute, list(sources.values()))
         columns = _split(capture.apply(_Step, leaves, *tensors), len(sources))
-        rows |= zip(sources, map(list, zip(*columns, strict=True)), strict=True)
+        for i, (first, t, *moments) in zip(sources, zip(*columns, strict=True), strict=True):
+            rows[i] = [first, work.t[i] + 1 if context.tracked(work.t[i]) else t, *moments]
     return rows
 
 
@@ -52,7 +53,7 @@ def _is_followed(work: Work, i: int, but_p: bool = False) -> bool:
     """Whether autograd records the step of a leaf; ``but_p``, what is added to its parameter."""
     assert work.hyper is not None
     hyper = [x[i] for x in work.hyper.values()]
-    row = [work.g[i], *(x[i] for x in work.moments.values()), *hyper]
+    row = [work.g[i], work.t[i], *(x[i] for x in work.moments.values()), *hyper]
     if not but_p or decays(work.hyper["weight_decay"][i]):
         row.append(work.p[i])
     return any(isinstance(x, Tensor) and context.tracked(x) for x in row)
@@ -132,6 +133,11 @@ def _taken(
     return _Leaves(*how, sources, add, compute), tensors
 
 
+def _living(saved: Sequence[Any]) -> list[Any]:
+    """What was saved, also in a transform that has ended."""
+    return [x if x is None else context.living(x) for x in saved]
+
+
 class _Step(torch.autograd.Function):
     """A step: of leaves and their tensors, the columns of results."""
 
@@ -149,12 +155,13 @@ class _Step(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         n = len(leaves.sources)
-        is_stateful = any(ctx.needs_input_grad[1 + n :])  # or only parameters are followed
+        places = enumerate(ctx.needs_input_grad[1:])
+        is_stateful = any(x for i, x in places if i >= n and not 2 * n <= i < 3 * n)
         ctx.mark_non_differentiable(*output[n : 2 * n if is_stateful else None])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        leaves, tensors = ctx.leaves, ctx.saved_tensors
+        leaves, tensors = ctx.leaves, _living(ctx.saved_tensors)
         given = tuple(i for i, x in enumerate(cotangents) if x is not None)
         wanted = tuple(i for i, x in enumerate(ctx.needs_input_grad[1:]) if x)
         some = [cotangents[i] for i in given]
@@ -262,7 +269,7 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        way, given = ctx.way, list(ctx.saved_tensors)
+        way, given = ctx.way, _living(ctx.saved_tensors)
         wanted = [i for i, x in enumerate(ctx.needs_input_grad[1:]) if x]
 
         def pulled_back(*some: Tensor) -> tuple[Tensor, ...]:

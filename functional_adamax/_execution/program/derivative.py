@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-import torch
-
 from .graph import Declined, Graph, Make, Maker, Node, inputs_of
 
 Pull = Callable[[Make, Node, Node], Node]
