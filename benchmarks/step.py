@@ -90,7 +90,8 @@ ENSEMBLE = f"""\
 {ensemble.MEMBERS} perceptrons 16-32-32-4, each with a learning rate of its own: one vmap over a
 pure function, plain or compiled, against a loop over modules with `torch.optim.Adamax`, as
 {ensemble.MEMBERS} optimizers or as one with {ensemble.MEMBERS} groups. A training step is on
-{ensemble.ROWS} rows, the same for all.
+{ensemble.ROWS} rows, the same for all. Of Adam and of the chain, which clips each perceptron by its
+own norm, the steps alone are measured, too.
 """
 COMPILE = f"""\
 {compiling.COUNT} tensors of {" x ".join(map(str, compiling.SHAPE))} under `torch.compile`, with
@@ -181,7 +182,7 @@ def time_trained(found: Mapping[str, Trained], rounds: int, tolerance: float) ->
     for name, each in found.items():
         each.step()
         each.step()
-        if name not in (ADAM, training.NONE):
+        if name not in (ADAM, training.NONE, ensemble.CLIPPED):
             changes[name] = [p - x for p, x in zip(each.params(), start, strict=True)]
     timing.check(changes, tolerance)
     del changes, start
@@ -277,6 +278,9 @@ def main() -> None:
         alone, whole = (ensemble.contenders(training=x) for x in (False, True))
         times = time_trained(alone, rounds, TOLERANCE)
         report("The optimizer alone", table(times, TO_TORCH))
+        for title, found in ensemble.others().items():
+            times = time_trained(found, rounds, TOLERANCE)
+            report(f"{title} alone", table(times, {"to torch.optim": "torch.optim"}))
         times = time_trained(whole, rounds, COMPUTED_TOLERANCE)
         report("A whole training step", table(times, TO_TORCH))
     if "compile" in parts:

@@ -115,7 +115,9 @@ def _why_not(transform: Transform, trees: Trees, donate: bool) -> str | None:
     if not machine.is_there():
         return f"programs do not run here: {machine.report().removeprefix('no: ')}"
     if context.traced():
-        return choice.FOLLOWED
+        donate = False
+        if context.only_vmaps() is None:
+            return choice.FOLLOWED
     problem = whole.why_not(transform, *trees)
     if problem is not None:
         return problem
@@ -125,7 +127,8 @@ def _why_not(transform: Transform, trees: Trees, donate: bool) -> str | None:
         raise ValueError(plan.problem)
     if plan.new is None or not (donate or whole.update(transform, *trees) is None):
         return None
-    return choice.RECORDED if context.recorded(pytree.tensors(trees)) else _UNLIKE
+    recorded = torch.is_grad_enabled() and any(map(context.tracked, pytree.tensors(trees)))
+    return choice.RECORDED if recorded else _UNLIKE
 
 
 def _alike(grads: Tree, params: Tree, executor: str, why_not: str | None) -> Explanation:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from recipes import RECIPES, Recipe
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad, vmap
 from trees import assert_equal, clone
 
 import functional_adamax as fa
@@ -234,13 +234,33 @@ def test_without_the_machine_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 @needs_machine
 def test_inside_of_transforms_of_torch_func() -> None:
-    """There the kernel steps all members, and programs do not run."""
+    """Under ``vmap`` alone programs step all members."""
     found = []
 
     def member(p: Tensor) -> Tensor:
-        found.extend(alike(tx, p) for tx in (fa.adamax(), fa.sgd(0.1), chained()))
-        return p
+        for donate in (False, True):
+            found.extend(
+                alike(tx, [p], donate=donate) for tx in (fa.adamax(), fa.sgd(0.1), chained())
+            )
+        return p.sum()
 
     vmap(member)(torch.ones(3, 2))
+    assert set(found) == {("program", None)}
+    assert len(found) == 6
+    found.clear()
+    vmap(grad(member))(torch.ones(3, 2))
     why = "a transform of torch.func, a compiler or a mode follows it"
-    assert found == [("kernel", None), ("the rule", why), ("as written", why)]
+    assert set(found) == {("the rule", why), ("as written", why)}
+
+
+@needs_machine
+def test_why_members_of_a_vmap_go_by_the_rule() -> None:
+    found = []
+
+    def member(p: Tensor) -> Tensor:
+        found.extend(alike(tx, [p]) for tx in (fa.sgd(0.1), chained(), fa.chain(fa.centralize())))
+        return p
+
+    vmap(member)(torch.ones(3, 2, requires_grad=True))
+    assert found[:2] == [("the rule", "autograd records it"), ("as written", "autograd records it")]
+    assert found[2] == ("as written", "it asks for the ndim of a leaf")

@@ -360,7 +360,7 @@ FAULTS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "execution/test_executors.py": [
                 "forced",
             ],
-            "execution/test_batched.py": [
+            "execution/test_program_batched.py": [
                 "members_at_the_same_step_have_each_their_own_bias",
             ],
             "compat/test_convert.py": [

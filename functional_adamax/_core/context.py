@@ -58,11 +58,14 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
     return traced() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
 
 
-def only_vmap() -> tuple[int, int] | None:
-    """The level and the batch size of a ``vmap``, if nothing else follows what is computed."""
+def only_vmaps() -> dict[int, int] | None:
+    """The batch sizes of the running ``vmap``s by their levels, the outermost first.
+
+    None where there are none, or something else follows what is computed.
+    """
     if not transforming() or _traced_otherwise():
         return None
-    return transforms.lone_vmap()
+    return transforms.lone_vmaps()
 
 
 def only_in_reverse() -> bool:

@@ -142,7 +142,7 @@ def single(value: Hyperparameter) -> Any:
     if isinstance(value, (int, float)):
         return value
     if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 1:
-        return value.reshape(())
+        return value.reshape(()) if value.dim() else value
     return float(value) if isinstance(value, Real) else None
 
 

@@ -22,16 +22,18 @@ from torch import Tensor
 from .._core import context, donation, memory, pytree
 from .._core.plans import OverTrees
 from .._core.pytree import Tree
-from . import batched, by_rule, foreach, inplace, recorded
+from . import by_rule, foreach, inplace, recorded
 from .adamax_rule import AdamaxLeaf, adamax
 from .native import kernel
 from .native.kernel import Group
+from .program import batched
 from .program import executor as program
 from .triton import executor as triton
 from .work import Columns, Row, Work, leaves_of
 
 _TITLES = {  # others are other ways to the kernel
     program: "program",
+    batched: "program",
     triton: "Triton",
     foreach: "torch's foreach",
     inplace: "torch in place",
@@ -292,10 +294,11 @@ def _taken(work: Work, i: int, path: str, executor: ModuleType | None) -> Taken:
 
 def _why_not(work: Work, i: int, executor: ModuleType) -> str:
     """Why neither a kernel nor a program steps a leaf."""
-    if context.traced():
+    batching = context.only_vmaps() is not None
+    if context.traced() and not batching:
         return FOLLOWED
     problem = None
-    for leaf in leaves_of(work, [i]).values():
+    for leaf in () if batching else leaves_of(work, [i]).values():
         problem = kernel.why_not(leaf)
         if problem is None and executor in (foreach, inplace):
             problem = triton.why_not(leaf)
@@ -304,7 +307,8 @@ def _why_not(work: Work, i: int, executor: ModuleType) -> str:
     problem = problem or program.why_not(work, i)
     if problem is None:
         tensors = pytree.tensors([work.p[i], work.g[i], *(x[i] for x in work.moments.values())])
-        problem = RECORDED if context.recorded(tensors) else UNLIKE
+        recorded = torch.is_grad_enabled() and any(map(context.tracked, tensors))
+        problem = RECORDED if recorded else UNLIKE
     return problem
 
 

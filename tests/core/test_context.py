@@ -29,7 +29,7 @@ def in_a_dual_level(f: Asked) -> None:
 WAYS: dict[str, tuple[Callable[[Asked], Any], set[str]]] = {
     "plain": (plainly, set()),
     "grad": (lambda f: grad(lambda x: f(x).sum())(ONE), {"transforming", "traced"}),
-    "vmap": (lambda f: vmap(f)(ONE), {"transforming", "traced", "batching", "only_vmap"}),
+    "vmap": (lambda f: vmap(f)(ONE), {"transforming", "traced", "batching", "only_vmaps"}),
     "vmap of grad": (lambda f: vmap(grad(f))(ONE), {"transforming", "traced", "batching"}),
     "jvp": (lambda f: jvp(f, (ONE,), (ONE,)), {"transforming", "traced", "forward_mode"}),
     "functionalize": (lambda f: functionalize(f)(ONE), {"transforming", "traced"}),
@@ -44,7 +44,7 @@ def test_what_is_said_of_each_way_to_compute(way: str) -> None:
     found: set[str] = set()
 
     def asked(x: torch.Tensor) -> torch.Tensor:
-        for name in ("transforming", "forward_mode", "batching", "traced", "only_vmap"):
+        for name in ("transforming", "forward_mode", "batching", "traced", "only_vmaps"):
             if getattr(context, name)():
                 found.add(name)
         return x * 2
@@ -54,11 +54,11 @@ def test_what_is_said_of_each_way_to_compute(way: str) -> None:
     assert not context.traced()
 
 
-def test_levels_and_the_size_of_a_vmap() -> None:
+def test_levels_and_the_sizes_of_vmaps() -> None:
     found: list[Any] = [context.level()]
-    vmap(lambda x: found.append((context.level(), context.only_vmap())) or x)(torch.ones(7))
+    vmap(lambda x: found.append((context.level(), context.only_vmaps())) or x)(torch.ones(7))
     grad(grad(lambda x: found.append(context.level()) or x))(torch.ones(()))
-    assert found == [0, (1, (1, 7)), 2]
+    assert found == [0, (1, {1: 7}), 2]
 
 
 def test_what_autograd_records() -> None:

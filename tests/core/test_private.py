@@ -195,6 +195,14 @@ def members() -> Any:
     return vmap(lambda g: fa.step(tx, g, tx.init(P), P))(many)
 
 
+def members_of_a_chain() -> Any:
+    tx = fa.chain(fa.clip_by_global_norm(0.1), fa.adamax(0.1))
+    many = {name: torch.stack([x, -x, 2 * x]) for name, x in G.items()}
+    return vmap(vmap(lambda g: fa.step(tx, g, tx.init(P), P)))(
+        {name: torch.stack([x, 3 * x]) for name, x in many.items()}
+    )
+
+
 def hooked() -> Any:
     """What autograd saves comes back in another layout."""
     back = partial(torch.Tensor.mul, other=1)
@@ -211,6 +219,7 @@ JOURNEYS = {
     "chain": lambda: stepped(fa.chain(fa.clip_by_global_norm(1.0), fa.adam(0.1)), donate=True),
     "lifted": lambda: stepped(as_transform(torch.optim.SGD, lr=0.1)),
     "vmap": members,
+    "vmap of vmap": members_of_a_chain,
     "grad": lambda: grad(lambda lr: looped(lr, RATE).values.sum())(RATE),
     "jvp": lambda: jvp(lambda lr: looped(lr, RATE).values.sum(), (RATE,), (RATE,)),
     "vmap of grad": lambda: vmap(grad(lambda lr: looped(lr, RATE).values.sum()))(RATE.expand(3)),

@@ -103,14 +103,34 @@ def only_in_reverse() -> bool:
     return all(layer.key() in (_kinds.Grad, _kinds.Vmap) for layer in _layers() or [])
 
 
-def lone_vmap() -> tuple[int, int] | None:
-    """The level and batch size of a ``vmap``, if it runs alone and its tensors can be taken out."""
+def lone_vmaps() -> dict[int, int] | None:
+    """The batch sizes of the ``vmap``s that are running, by their levels, the outermost first.
+
+    None where another transform is running, or tensors cannot be taken out.
+    """
     if None in (_kinds, _layers, _as_vmap, is_batched, place_of_batch, batched):
         return None
     layers = _layers() or []
-    if len(layers) != 1 or layers[0].key() != _kinds.Vmap:
+    if isinstance(level_of, Missing) or any(x.key() != _kinds.Vmap for x in layers):
         return None
-    return layers[0].level(), _as_vmap(layers[0]).batchSize()
+    return {x.level(): _as_vmap(x).batchSize() for x in layers}
+
+
+def taken_out(x: Tensor) -> tuple[Tensor, dict[int, int]]:
+    """What a tensor of ``vmap``s wraps, and for each of their levels the dimension of the members.
+
+    Of a tensor of another transform the level is among them, too.
+    """
+    places: dict[int, int] = {}
+    while wraps(x):
+        level = level_of(x)
+        if not is_batched(x):
+            return x, {level: 0}
+        place, x = place_of_batch(x), unwrapped(x)
+        for key, at in places.items():
+            places[key] = at + (at >= place)
+        places[level] = place
+    return x, places
 
 
 def outside(function: Callable[[], Result]) -> Result:

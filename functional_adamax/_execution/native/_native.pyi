@@ -2,10 +2,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 def activate(kind: int, decay: int, /) -> None: ...
-def are_ready(leaves: list[Any], members: int, maximize: bool, decoupled: bool, /) -> bool: ...
+def are_ready(leaves: list[Any], maximize: bool, decoupled: bool, /) -> bool: ...
 def step(
     leaves: list[Any],
-    members: int,
     maximize: bool,
     decoupled: bool,
     add: bool,

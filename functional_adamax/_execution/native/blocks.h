@@ -107,9 +107,12 @@ TARGET static void NAME(run)(const void *row_, ptrdiff_t start, ptrdiff_t end)
     const int streams = p->columns + p->outputs, far = end - start == BLOCK;
     for (int k = 0; k < p->registers; k++)
         x[streams + k] = scratch + k * block;
-    for (int k = 0; k < p->spread; k++)
-        for (ptrdiff_t i = 0; i < block && i < end - start; i++)
-            x[streams + k][i] = (REAL)row->numbers[k];
+    const ptrdiff_t most = end - start < block ? end - start : block;
+    for (int k = 0; k < p->spread; k++) {
+        const REAL number = (REAL)row->numbers[k];
+        for (ptrdiff_t i = 0; i < most; i++)
+            x[streams + k][i] = number;
+    }
     for (ptrdiff_t first = start; first < end; first += block) {
         ptrdiff_t n = end - first < block ? end - first : block;
         for (int k = 0; k < streams; k++)

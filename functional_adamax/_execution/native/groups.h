@@ -77,7 +77,7 @@ static int add_group(Plan *plan, PyObject *group, Py_ssize_t number, PyObject *s
     int maximize = PyObject_IsTrue(PyTuple_GetItem(group, 6));
     int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
     if (PyErr_Occurred() || !PyList_Check(params) || !PyDict_Check(state) ||
-        !read_rates(group, 1, 0, maximize, decoupled, rates) || !are_in_range(rates) ||
+        !read_rates(group, 1, maximize, decoupled, rates) || !are_in_range(rates) ||
         !guard_rates(plan, group))
         return 0;
     int fine = 1;
@@ -107,7 +107,7 @@ static PyObject *native_overwrite(PyObject *self, PyObject *arguments)
     int decoupled = PyObject_IsTrue(PyTuple_GetItem(group, 7));
     Py_ssize_t count = PyList_Size(params);
     int fine = begin(&plan, NULL, count < 0 ? count : 1) &&
-               read_rates(group, 1, 0, maximize, decoupled, plan.rates) && guard_rates(&plan, group);
+               read_rates(group, 1, maximize, decoupled, plan.rates) && guard_rates(&plan, group);
     for (Py_ssize_t i = 0; i < count && fine; i++) {
         x[P] = PyList_GetItem(params, i);
         for (int k = G; k <= T; k++)

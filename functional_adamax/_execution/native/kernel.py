@@ -116,22 +116,21 @@ def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
     return dict(zip(taken, step([*taken.values()], add=add), strict=True)) if taken else {}
 
 
-def as_read(leaves: list[AdamaxLeaf], members: int = 0) -> list[AdamaxLeaf] | None:
+def as_read(leaves: list[AdamaxLeaf]) -> list[AdamaxLeaf] | None:
     """Return ``leaves`` as the kernel reads them, or None if it cannot take them all.
 
     All have gradients; each is plain, of one shape and layout, in one of the kinds, and its
-    hyperparameters are numbers or tensors of one element. With ``members`` the tensors are those
-    of so many members, stacked, t too, and hyperparameters may be vectors.
+    hyperparameters are numbers or tensors of one element.
     """
     if _native is None:
         return None
     maximize, decoupled = leaves[0].maximize, leaves[0].decoupled
-    if _native.are_ready(leaves, members, maximize, decoupled):
+    if _native.are_ready(leaves, maximize, decoupled):
         return leaves
     if not all(map(_is_kind_active, leaves)):
         return None
     leaves = [leaf._replace(g=laid_out(leaf.g, leaf.m)) for leaf in leaves]
-    return leaves if _native.are_ready(leaves, members, maximize, decoupled) else None
+    return leaves if _native.are_ready(leaves, maximize, decoupled) else None
 
 
 def _is_kind_active(leaf: AdamaxLeaf) -> bool:
@@ -165,13 +164,13 @@ def laid_out(x: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
-def step(leaves: list[AdamaxLeaf], add: bool = False, members: int = 0) -> list[list[Any]]:
+def step(leaves: list[AdamaxLeaf], add: bool = False) -> list[list[Any]]:
     """Step leaves that are ``as_read``; return [update, t, m, u] of each, all new.
 
     With ``add``, the new parameters take the place of the updates.
     """
     how = leaves[0].maximize, leaves[0].decoupled, add, torch.get_num_threads()
-    results: list[list[Any]] = _native.step(leaves, members, *how)
+    results: list[list[Any]] = _native.step(leaves, *how)
     return results
 
 

@@ -2,7 +2,10 @@
 
    A leaf is a row of tensors, one of each column, and of each counter a tensor of one number. Leaves
    of one kind are a part, with a program. The first column holds the gradients: a leaf without one is
-   left as it is. As in plan.h all is asked and described before anything is written. */
+   left as it is. As in plan.h all is asked and described before anything is written.
+
+   Of the members of a vmap the tensors are stacked, those of counters, too. Each member of a leaf is a
+   row of its own. */
 
 typedef struct {
     PyObject *capsule; /* of the program, owned */
@@ -22,7 +25,8 @@ typedef struct {
     Py_ssize_t count;
     Work *work; /* of the leaves that are stepped */
     Py_ssize_t *leaf; /* the position of each of those */
-    Py_ssize_t rows, leaves; /* all positions are less than leaves */
+    Py_ssize_t members; /* of each leaf, or 0 where nothing is stacked */
+    Py_ssize_t rows, leaves; /* all positions are less than leaves; each member has one */
     Ranges ranges;
     Special *specials; /* of the rows */
     PyObject *written; /* a list, or NULL */
@@ -41,6 +45,12 @@ static void write_number(char *at, int wide, double x)
         *(double *)at = x;
     else
         *(float *)at = (float)x;
+}
+
+/* How many rows a leaf has. */
+static Py_ssize_t rows_of(const Plan *plan)
+{
+    return plan->members ? plan->members : 1;
 }
 
 static void end(Plan *plan)
@@ -115,11 +125,12 @@ static int take_part(Plan *plan, Part *part, PyObject *given)
             part->x[i * part->width + k] = Py_NewRef(x);
         }
     }
-    Py_ssize_t numbered = part->count * p->counters;
+    Py_ssize_t rows = part->count * rows_of(plan), numbered = rows * p->counters;
+    all *= rows_of(plan);
     plan->leaves = all > plan->leaves ? all : plan->leaves;
     return (part->before = zeroed(2 * numbered + 1, sizeof(double))) != NULL &&
            (part->counters = zeroed(numbered, sizeof(char *))) != NULL &&
-           (part->pool = zeroed(part->count * p->spread, sizeof(double))) != NULL &&
+           (part->pool = zeroed(rows * p->spread, sizeof(double))) != NULL &&
            (part->after = part->before + numbered + 1, 1);
 }
 
@@ -145,8 +156,8 @@ static int make_room(Plan *plan)
 {
     Py_ssize_t rows = 0;
     for (Py_ssize_t k = 0; k < plan->count; k++)
-        rows += plan->parts[k].count;
-    return (plan->work = zeroed(rows, sizeof(Work))) != NULL &&
+        rows += plan->parts[k].count * rows_of(plan);
+    return (plan->work = resized(NULL, (rows + 1) * sizeof(Work))) != NULL &&
            (plan->leaf = zeroed(rows, sizeof(Py_ssize_t))) != NULL;
 }
 
@@ -172,21 +183,31 @@ static int is_askable(const Part *part, PyObject *const *x, int in_place, int gr
     return 1;
 }
 
+/* Whether the members lie one after the other, as the first dimension. */
+static int is_stacked(const View *v, ptrdiff_t members)
+{
+    return v->dl.ndim > 0 && v->dl.shape[0] == members &&
+           (members == 1 || v->n == 0 || v->dl.strides[0] == v->n / members);
+}
+
 /* Whether the columns of a leaf, from the first given on, are alike, and the counters numbers. */
-static int are_alike(const Part *part, PyObject *const *x, int first, View *v)
+static int are_alike(const Plan *plan, const Part *part, PyObject *const *x, int first, View *v)
 {
     const Program *p = part->program;
+    const int stacked = plan->members > 0;
     if (!describe_all(x + first, v + first, part->width - first))
         return 0;
     for (int k = first; k < p->columns; k++)
         if ((int)v[k].type != p->types[k] || !same_layout(&v[k], &v[first]))
             return 0;
     if (first < p->columns && (!is_dense(&v[first]) ||
-        (p->dims != 2 && (v[first].dl.ndim > 0) != p->dims)))
+        (stacked && !is_stacked(&v[first], plan->members)) ||
+        (p->dims != 2 && (v[first].dl.ndim > stacked) != p->dims)))
         return 0;
     for (int k = 0; k < p->counters; k++) {
         const View *c = &v[p->columns + k];
-        if (c->dl.ndim != 0 || c->type != (p->wide[k] ? F64 : F32))
+        if (c->dl.ndim != stacked || c->type != (p->wide[k] ? F64 : F32) ||
+            (stacked && !is_stacked(c, plan->members)))
             return 0;
     }
     return 1;
@@ -198,7 +219,7 @@ static int lay_bystander(Plan *plan, const Part *part, PyObject *const *x)
 {
     View v[MOST_COLUMNS + MOST_COUNTERS];
     const Program *p = part->program;
-    if (p->counters > 0 && is_tensor(x[p->columns]) && !are_alike(part, x, 1, v))
+    if (p->counters > 0 && is_tensor(x[p->columns]) && !are_alike(plan, part, x, 1, v))
         return 0;
     for (int k = 1; k < part->width; k++)
         if (is_tensor(x[k]) &&
@@ -219,40 +240,48 @@ static int is_contiguous(const View *v)
     return 1;
 }
 
+/* Describe the row of one member of a leaf. */
+static void lay_row(Plan *plan, Part *part, Py_ssize_t i, const View *v, Py_ssize_t member)
+{
+    const Program *p = part->program;
+    Work *work = &plan->work[plan->rows];
+    plan->leaf[plan->rows++] = part->leaves[i] * rows_of(plan) + member;
+    work->kernel = kernels[p->type];
+    work->n = v[0].n / rows_of(plan);
+    work->row = (Row){.program = p};
+    for (int k = 0; k < p->columns; k++)
+        work->row.at[k] = v[k].start + member * work->n * type_sizes[p->types[k]];
+    for (int j = 0; j < p->outputs; j++)
+        work->row.at[p->columns + j] = work->row.at[p->of[j]];
+    const Py_ssize_t first = part->rows++ * p->counters;
+    for (int k = 0; k < p->counters; k++) {
+        const View *c = &v[p->columns + k];
+        char *at = c->start + member * type_sizes[c->type];
+        part->counters[first + k] = at;
+        part->before[first + k] = read_number(at, p->wide[k]);
+    }
+}
+
 /* Describe a leaf that is stepped, in place or not; its outputs are not placed yet. */
-static int lay_row(Plan *plan, Part *part, Py_ssize_t i, int in_place)
+static int lay_rows(Plan *plan, Part *part, Py_ssize_t i, int in_place)
 {
     const Program *p = part->program;
     PyObject *const *x = part->x + i * part->width;
     View v[MOST_COLUMNS + MOST_COUNTERS];
-    Work *work = &plan->work[plan->rows];
-    if (!are_alike(part, x, 0, v))
+    if (!are_alike(plan, part, x, 0, v))
         return 0;
-    plan->leaf[plan->rows] = part->leaves[i];
     plan->in_order &= is_contiguous(&v[0]);
-    work->kernel = kernels[p->type];
-    work->n = v[0].n;
-    work->row = (Row){.program = p};
-    for (int k = 0; k < p->columns; k++)
-        work->row.at[k] = v[k].start;
-    for (int j = 0; j < p->outputs; j++) {
-        work->row.at[p->columns + j] = v[p->of[j]].start;
+    for (int j = 0; j < p->outputs; j++)
         if (in_place && p->types[p->columns + j] != p->types[p->of[j]])
             return 0;
-    }
-    for (int k = 0; k < p->counters; k++) {
-        char *at = v[p->columns + k].start;
-        part->counters[part->rows * p->counters + k] = at;
-        part->before[part->rows * p->counters + k] = read_number(at, p->wide[k]);
-    }
+    for (Py_ssize_t member = 0; member < rows_of(plan); member++)
+        lay_row(plan, part, i, v, member);
     for (int k = 0; k < part->width; k++) {
         int written = in_place && is_written(p, k);
         if (!add_range(&plan->ranges, x[k], &v[k], written) ||
             (written && (!may_allocate() || PyList_Append(plan->written, x[k]) != 0)))
             return 0;
     }
-    part->rows++;
-    plan->rows++;
     return 1;
 }
 
@@ -275,7 +304,7 @@ static int lay_out(Plan *plan, int in_place, int grad_mode)
         for (Py_ssize_t i = 0; i < part->count; i++) {
             PyObject *const *x = part->x + i * part->width;
             if (!(x[0] == Py_None ? lay_bystander(plan, part, x)
-                                  : lay_row(plan, part, i, in_place)))
+                                  : lay_rows(plan, part, i, in_place)))
                 return 0;
         }
     }

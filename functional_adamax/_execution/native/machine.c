@@ -134,12 +134,13 @@ static PyObject *machine_plan(PyObject *self, PyObject *arguments)
     (void)self;
     PyObject *parts;
     int in_place, grad_mode;
-    if (!PyArg_ParseTuple(arguments, "Opp", &parts, &in_place, &grad_mode))
+    Py_ssize_t members;
+    if (!PyArg_ParseTuple(arguments, "Oppn", &parts, &in_place, &grad_mode, &members))
         return NULL;
     Plan *plan = resized(NULL, sizeof *plan);
     if (plan == NULL)
         return NULL;
-    *plan = (Plan){.in_order = 1};
+    *plan = (Plan){.in_order = 1, .members = members};
     int fine = add_parts(plan, parts, NULL) && make_room(plan) && settle(plan, in_place, grad_mode);
     PyObject *capsule = fine ? PyCapsule_New(plan, NULL, end_plan) : NULL;
     if (capsule == NULL) {
@@ -215,7 +216,7 @@ static PyObject *machine_overwrite(PyObject *self, PyObject *arguments)
 static PyMethodDef methods[] = {
     {"program", machine_program, METH_VARARGS, "A program, as a capsule."},
     {"plan", machine_plan, METH_VARARGS,
-     "Look at the leaves of a step, in place or not; a capsule, or None."},
+     "Look at the leaves of a step, in place or not, perhaps of members; a capsule, or None."},
     {"summed", machine_summed, METH_VARARGS,
      "The sum of the squares of what programs make of the leaves of a plan, or None."},
     {"stepped", machine_stepped, METH_VARARGS,

@@ -54,17 +54,15 @@ static PyObject *native_are_ready(PyObject *self, PyObject *arguments)
 {
     (void)self;
     PyObject *leaves, *x[5];
-    Py_ssize_t members;
     int maximize, decoupled;
     Rates rates;
     View v[5];
     Work work;
-    if (!PyArg_ParseTuple(arguments, "Onpp", &leaves, &members, &maximize, &decoupled))
+    if (!PyArg_ParseTuple(arguments, "Opp", &leaves, &maximize, &decoupled))
         return NULL;
     Py_ssize_t count = PyList_Size(leaves);
     for (Py_ssize_t i = 0; i < count; i++)
-        if (!take_leaf(PyList_GetItem(leaves, i), members, maximize, decoupled, x, &rates, v,
-                       &work) ||
+        if (!take_leaf(PyList_GetItem(leaves, i), maximize, decoupled, x, &rates, v, &work) ||
             !active[work.kind][rates.decay])
             return PyErr_Occurred() ? NULL : PyBool_FromLong(0);
     return count < 0 ? NULL : PyBool_FromLong(1);
@@ -94,7 +92,7 @@ static PyObject *native_plan(PyObject *self, PyObject *arguments)
         for (int k = P; k <= T; k++)
             x[k] = PyTuple_GetItem(leaf, k);
         fine = !PyErr_Occurred() && PyTuple_GetItem(leaf, FLOOR) == Py_None &&
-               read_rates(leaf, LR, 0, maximize, decoupled, &plan->rates[i]) && add(plan, x, i);
+               read_rates(leaf, LR, maximize, decoupled, &plan->rates[i]) && add(plan, x, i);
     }
     fine = fine && !PyErr_Occurred() && settle(plan);
     PyObject *capsule = fine ? PyCapsule_New(plan, NULL, end_capsule) : NULL;

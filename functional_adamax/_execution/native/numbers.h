@@ -6,6 +6,13 @@ static int is_same(double x, double y)
     return memcmp(&x, &y, sizeof x) == 0;
 }
 
+/* A float in a list; 0 where there is none, with an exception. */
+static double number_in(PyObject *list, Py_ssize_t place)
+{
+    PyObject *x = PyList_GetItem(list, place);
+    return x ? PyFloat_AsDouble(x) : 0;
+}
+
 /* Compute what is one number for each row of a part, by its program or by another of the same
    columns, counters and numbers; the last are floats, or lists with one for each leaf. And choose
    the code for the numbers. 0 with an exception. */
@@ -14,6 +21,7 @@ static int number_rows(const Plan *plan, const Part *part, const Program *p, PyO
 {
     PyObject *lists[MOST_UNIFORMS];
     double r[MOST_UNIFORMS], given[MOST_UNIFORMS];
+    const Py_ssize_t *leaf = plan->leaf + part->first, rows = rows_of(plan);
     for (int k = 0; k < p->numbers; k++) {
         PyObject *x = PyList_GetItem(numbers, k);
         if (x == NULL)
@@ -23,22 +31,21 @@ static int number_rows(const Plan *plan, const Part *part, const Program *p, PyO
     }
     for (Py_ssize_t row = 0; row < part->rows; row++) {
         const double *before = part->before + row * p->counters;
-        int same = row > 0;
-        for (int k = 0; k < p->counters && row > 0; k++)
-            same = same && is_same(before[k], before[k - p->counters]);
+        Py_ssize_t like = row - (row < rows ? 1 : rows); /* the same member of the leaf before */
+        int same = like >= 0;
+        for (int k = 0; k < p->counters && same; k++)
+            same = is_same(before[k], part->before[like * p->counters + k]);
         for (int k = 0; k < p->numbers; k++)
             if (lists[k] != NULL) {
-                PyObject *x = PyList_GetItem(lists[k], plan->leaf[part->first + row]);
-                double number = x ? PyFloat_AsDouble(x) : 0;
-                same = same && is_same(number, given[k]);
-                given[k] = number;
+                given[k] = number_in(lists[k], leaf[row]);
+                same = same && is_same(given[k], number_in(lists[k], leaf[like]));
             }
         if (PyErr_Occurred())
             return 0;
         double *spread = pool + row * p->spread;
         if (same) {
-            work[row].row.numbers = work[row - 1].row.numbers;
-            work[row].row.code = work[row - 1].row.code;
+            work[row].row.numbers = work[like].row.numbers;
+            work[row].row.code = work[like].row.code;
         } else {
             memcpy(r, p->constant, p->constants * sizeof *r);
             memcpy(r + p->constants, before, p->counters * sizeof *r);
@@ -52,7 +59,8 @@ static int number_rows(const Plan *plan, const Part *part, const Program *p, PyO
                 return 0;
         }
         for (int k = 0; k < p->counters && after != NULL; k++)
-            after[row * p->counters + k] = p->counts[k] >= 0 ? r[p->counts[k]] : before[k];
+            after[row * p->counters + k] = same ? after[like * p->counters + k]
+                                           : p->counts[k] >= 0 ? r[p->counts[k]] : before[k];
     }
     return 1;
 }

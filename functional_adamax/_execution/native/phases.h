@@ -1,30 +1,36 @@
-/* Sums over the leaves of a step, and over each of them, before the step is taken. */
+/* Sums over the leaves of a step, and over each of them, before the step is taken. Each member of a
+   vmap has its own. */
 
 static ptrdiff_t blocks_of(const Work *work)
 {
     return (work->n + BLOCK - 1) / BLOCK;
 }
 
-/* Give each row that adds to a sum its place, in the order of the leaves; return how many blocks
-   there are, or -1 with an exception. */
-static ptrdiff_t place_sums(const Plan *plan, Work *work, const Py_ssize_t *leaf, Py_ssize_t count,
-                            double **sums)
+/* Give each row that adds to a sum its place, member after member, in the order of the leaves; return
+   where the blocks of each member end, or NULL with an exception. */
+static ptrdiff_t *place_sums(const Plan *plan, Work *work, const Py_ssize_t *leaf, Py_ssize_t count,
+                             double **sums)
 {
+    const Py_ssize_t members = rows_of(plan);
     ptrdiff_t *start = zeroed(plan->leaves, sizeof *start), blocks = 0;
-    if (start == NULL)
-        return -1;
-    for (Py_ssize_t i = 0; i < count; i++)
-        start[leaf[i]] = blocks_of(&work[i]);
-    for (Py_ssize_t i = 0; i < plan->leaves; i++) {
-        ptrdiff_t size = start[i];
-        start[i] = blocks;
-        blocks += size;
+    ptrdiff_t *ends = start ? zeroed(members, sizeof *ends) : NULL;
+    if (ends != NULL) {
+        for (Py_ssize_t i = 0; i < count; i++)
+            start[leaf[i]] = blocks_of(&work[i]);
+        for (Py_ssize_t member = 0; member < members; member++) {
+            for (Py_ssize_t i = member; i < plan->leaves; i += members) {
+                ptrdiff_t size = start[i];
+                start[i] = blocks;
+                blocks += size;
+            }
+            ends[member] = blocks;
+        }
+        *sums = resized(NULL, (blocks * ROW + 1) * sizeof **sums);
+        for (Py_ssize_t i = 0; i < count && *sums != NULL; i++)
+            work[i].row.sums = *sums + start[leaf[i]] * ROW;
     }
-    *sums = resized(NULL, (blocks * ROW + 1) * sizeof **sums);
-    for (Py_ssize_t i = 0; i < count && *sums != NULL; i++)
-        work[i].row.sums = *sums + start[leaf[i]] * ROW;
     PyMem_Free(start);
-    return *sums ? blocks : -1;
+    return ends;
 }
 
 /* The largest of what rows found in their blocks. */
@@ -45,7 +51,22 @@ static double found_in(const double *found, ptrdiff_t blocks, int mode)
     return mode & LARGEST ? largest_of(found, blocks) : total(found, blocks, last);
 }
 
-/* What single rows found, in a list with a place for each leaf; NULL with an exception. */
+/* What all rows found, a float; with members a list of what those of each found. NULL with an
+   exception. */
+static PyObject *found_in_all(const Plan *plan, const double *found, const ptrdiff_t *ends, int mode)
+{
+    if (plan->members == 0)
+        return PyFloat_FromDouble(found_in(found, ends[0], mode));
+    PyObject *list = new_list(plan->members);
+    for (Py_ssize_t i = 0; i < plan->members && list != NULL; i++) {
+        ptrdiff_t first = i > 0 ? ends[i - 1] : 0;
+        double x = found_in(found + first * ROW, ends[i] - first, mode);
+        PyList_SetItem(list, i, PyFloat_FromDouble(x));
+    }
+    return list;
+}
+
+/* What single rows found, in a list with a place for each; NULL with an exception. */
 static PyObject *found_in_each(const Plan *plan, const Work *work, const Py_ssize_t *leaf,
                                Py_ssize_t count, int mode)
 {
@@ -60,8 +81,8 @@ static PyObject *found_in_each(const Plan *plan, const Work *work, const Py_ssiz
 }
 
 /* The sum of the squares of the first output over the leaves of the parts, from one on, that have a
-   program for it, or the largest absolute value, as a float; or that of each leaf, as a list. NULL,
-   perhaps with an exception, where there is none. */
+   program for it, or the largest absolute value, as a float; or that of each leaf, or of each member,
+   as a list. NULL, perhaps with an exception, where there is none. */
 static PyObject *summed(const Plan *plan, Py_ssize_t first, PyObject *programs, PyObject *numbers,
                         int mode, long threads, int alone)
 {
@@ -96,10 +117,11 @@ static PyObject *summed(const Plan *plan, Py_ssize_t first, PyObject *programs, 
         }
     }
     if (fine) {
-        ptrdiff_t blocks = place_sums(plan, work, leaf, rows, &sums);
-        if (blocks >= 0 && run_apart(plan, work, rows, threads, alone))
+        ptrdiff_t *ends = place_sums(plan, work, leaf, rows, &sums);
+        if (sums != NULL && run_apart(plan, work, rows, threads, alone))
             result = mode & EACH ? found_in_each(plan, work, leaf, rows, mode)
-                                 : PyFloat_FromDouble(found_in(sums, blocks, mode));
+                                 : found_in_all(plan, sums, ends, mode);
+        PyMem_Free(ends);
     }
     end_specials(specials);
     PyMem_Free(sums);

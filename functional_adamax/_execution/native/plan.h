@@ -83,7 +83,7 @@ static int lay_row(Plan *plan, PyObject *const *x, Rates *rates)
 {
     View v[5];
     Work *work = &plan->work[plan->rows];
-    if (!describe_all(x, v, T + 1) || !fill_row(1, 0, rates, v, work) ||
+    if (!describe_all(x, v, T + 1) || !fill_row(1, rates, v, work) ||
         !active[work->kind][rates->decay])
         return 0;
     Step *row = &work->row;
@@ -91,7 +91,7 @@ static int lay_row(Plan *plan, PyObject *const *x, Rates *rates)
     if (!(t >= 1)) /* torch divides numbers, and raises where Python does */
         return 0;
     work->next = t;
-    rate_row(rates, 0, t, row);
+    rate_row(rates, t, row);
     row->add = 1;
     row->out = (void *)row->p;
     row->m_new = (void *)row->m;

@@ -1,4 +1,4 @@
-/* Steps into new tensors: of leaves one by one, perhaps of many members each, and of columns. */
+/* Steps into new tensors: of leaves one by one, and of columns. */
 
 /* Make the update or the new parameter, t, m and u of a leaf, each like what it follows. They go
    into the lists: the first at that place, and each of the others so many places further. What the
@@ -18,9 +18,9 @@ static int make_results(PyObject *const *x, const View *v, int add, PyObject *co
     return !PyErr_Occurred() && are_unmoved(ranges, first);
 }
 
-/* One leaf of step: fill in its rows, one for each member, and the list of results. 0, perhaps with
-   an exception, where it is not ready. */
-static int prepare(PyObject *leaf, ptrdiff_t members, int maximize, int decoupled, int add,
+/* One leaf of step: fill in its row, and the list of results. 0, perhaps with an exception, where it
+   is not ready. */
+static int prepare(PyObject *leaf, int maximize, int decoupled, int add,
                    PyObject *result, Work *work, Ranges *ranges)
 {
     PyObject *x[5];
@@ -28,32 +28,17 @@ static int prepare(PyObject *leaf, ptrdiff_t members, int maximize, int decouple
     View v[5];
     PyObject *lists[] = {result, result, result, result};
     char *new[4];
-    if (!take_leaf(leaf, members, maximize, decoupled, x, &rates, v, work) ||
-        (add && x[P] == Py_None) || !make_results(x, v, add, lists, 0, 1, new, ranges) ||
-        !look_again(&rates, members))
+    if (!take_leaf(leaf, maximize, decoupled, x, &rates, v, work) || (add && x[P] == Py_None) ||
+        !make_results(x, v, add, lists, 0, 1, new, ranges))
         return 0;
-    const Work whole = *work;
-    const Step *all = &whole.row;
-    ptrdiff_t rows = members ? members : 1, size = v[M].bytes / rows;
-    ptrdiff_t stride_t = v[T].bytes / rows;
-    ptrdiff_t size_g = v[G].bytes / rows;
-    ptrdiff_t size_out = add || type_sizes[v[M].type] != 2 ? (add ? size_g : size) : 2 * size;
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        Step *row = &work[i].row;
-        work[i] = whole;
-        work[i].n = whole.n / rows;
-        double t = next_t((char *)whole.t + i * stride_t, whole.wide_t);
-        write_t(new[1] + i * stride_t, whole.wide_t, t);
-        rate_row(&rates, i, t, row);
-        row->add = add;
-        row->p = all->p ? (const char *)all->p + i * size_g : NULL;
-        row->g = (const char *)all->g + i * size_g;
-        row->m = (const char *)all->m + i * size;
-        row->u = (const char *)all->u + i * size;
-        row->out = new[0] + i * size_out;
-        row->m_new = new[2] + i * size;
-        row->u_new = new[3] + i * size;
-    }
+    Step *row = &work->row;
+    double t = next_t(work->t, work->wide_t);
+    write_t(new[1], work->wide_t, t);
+    rate_row(&rates, t, row);
+    row->add = add;
+    row->out = new[0];
+    row->m_new = new[2];
+    row->u_new = new[3];
     return !PyErr_Occurred();
 }
 
@@ -62,27 +47,27 @@ static PyObject *native_step(PyObject *self, PyObject *arguments)
     (void)self;
     PyObject *leaves;
     int maximize, decoupled, add;
-    Py_ssize_t members;
     long threads;
-    if (!PyArg_ParseTuple(arguments, "Onpppl", &leaves, &members, &maximize, &decoupled, &add,
+    if (!PyArg_ParseTuple(arguments, "Opppl", &leaves, &maximize, &decoupled, &add,
                           &threads))
         return NULL;
-    Py_ssize_t count = PyList_Size(leaves), rows = members ? members : 1;
+    Py_ssize_t count = PyList_Size(leaves);
     if (count < 0)
         return NULL;
     Ranges ranges = {0};
     PyObject *results = new_list(count);
-    Work *work = results ? resized(NULL, (count * rows + 1) * sizeof(Work)) : NULL;
+    Work *work = results ? resized(NULL, (count + 1) * sizeof(Work)) : NULL;
     int fine = work != NULL;
     for (Py_ssize_t i = 0; i < count && fine; i++) {
         PyObject *result = new_list(4);
         fine = result != NULL;
         if (fine) {
             PyList_SetItem(results, i, result);
-            fine = prepare(PyList_GetItem(leaves, i), members, maximize, decoupled, add, result, &work[i * rows], &ranges);
+            fine = prepare(PyList_GetItem(leaves, i), maximize, decoupled, add, result, &work[i],
+                           &ranges);
         }
     }
-    if (!(fine && run_pure(work, count * rows, &ranges, threads))) {
+    if (!(fine && run_pure(work, count, &ranges, threads))) {
         Py_CLEAR(results);
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "a leaf is not ready, or another thread changes it");
@@ -98,7 +83,7 @@ static int is_in_order(PyObject *const *x, Rates *rates)
     View v[5];
     Work work;
     PyObject *as_if[] = {x[P], x[P] == Py_None ? x[M] : x[P], x[M], x[U], x[T]};
-    return !is_tensor(x[M]) || take(as_if, 0, rates, v, &work);
+    return !is_tensor(x[M]) || take(as_if, rates, v, &work);
 }
 
 /* The results of a leaf without gradient are what there is. */
@@ -119,13 +104,13 @@ static int step_anew(PyObject *const *x, int add, int grad_mode, Rates *rates,
     for (int k = reads_p ? P : G; k <= T; k++)
         if (!is_free(x[k], grad_mode))
             return 0;
-    if (!take(x, 0, rates, v, work) || !active[work->kind][rates->decay] ||
+    if (!take(x, rates, v, work) || !active[work->kind][rates->decay] ||
         !make_results(x, v, add, lists, place, 0, new, ranges))
         return 0;
     Step *row = &work->row;
     double t = next_t(work->t, work->wide_t);
     write_t(new[1], work->wide_t, t);
-    rate_row(rates, 0, t, row);
+    rate_row(rates, t, row);
     row->add = add;
     row->out = new[0];
     row->m_new = new[2];
@@ -157,7 +142,7 @@ static PyObject *native_stepped(PyObject *self, PyObject *arguments)
         Py_XDECREF(results);
         return NULL;
     }
-    int fine = read_rates(group, 1, 0, maximize, decoupled, &rates);
+    int fine = read_rates(group, 1, maximize, decoupled, &rates);
     for (Py_ssize_t i = 0; i < count && fine; i++) {
         for (int k = P; k <= T; k++)
             x[k] = PyList_GetItem(PyTuple_GetItem(columns, k), i);

@@ -13,13 +13,10 @@ static const struct { Type value, moment; } kinds[KINDS] = {
 
 static int active[KINDS][3]; /* for each decay: whether it has been held against the rule */
 
-/* A hyperparameter: a number, a tensor of one, or a vector with one for each member. */
+/* A hyperparameter: a number, or a tensor of one. */
 typedef struct {
-    double number; /* the first */
-    Type type;     /* OTHER for a number of Python */
-    PyObject *vector;
-    const char *start;
-    ptrdiff_t stride;
+    double number;
+    Type type; /* OTHER for a number of Python */
 } Rate;
 
 typedef struct {
@@ -28,31 +25,20 @@ typedef struct {
     double b1_before, t_before, bias; /* the last 1 - b1^t */
 } Rates;
 
-static double rate_of(const Rate *rate, ptrdiff_t member)
-{
-    if (member == 0 || rate->vector == NULL)
-        return rate->number;
-    const char *place = rate->start + member * rate->stride;
-    return rate->type == F32 ? *(const float *)place : *(const double *)place;
-}
-
-static int read_tensor(PyObject *x, ptrdiff_t members, Rate *rate)
+static int read_tensor(PyObject *x, Rate *rate)
 {
     View v;
-    if (!describe(x, &v) || v.type > F64 || v.dl.ndim > 1 || !(v.n == 1 || v.n == members) ||
-        v.n == 0)
+    if (!describe(x, &v) || v.type > F64 || v.dl.ndim > 1 || v.n != 1)
         return 0;
-    *rate = (Rate){0, v.type, v.n > 1 ? x : NULL, v.start, 0};
-    rate->stride = v.n > 1 ? v.dl.strides[0] * type_sizes[v.type] : 0;
-    rate->number = v.type == F32 ? *(const float *)v.start : *(const double *)v.start;
+    *rate = (Rate){v.type == F32 ? *(const float *)v.start : *(const double *)v.start, v.type};
     return 1;
 }
 
-static int read_rate(PyObject *x, ptrdiff_t members, Rate *rate)
+static int read_rate(PyObject *x, Rate *rate)
 {
-    *rate = (Rate){0, OTHER, NULL, NULL, 0};
+    *rate = (Rate){0, OTHER};
     if (!PyFloat_Check(x) && !PyLong_Check(x))
-        return read_tensor(x, members, rate);
+        return read_tensor(x, rate);
     rate->number = PyFloat_AsDouble(x);
     if (rate->number != -1 || !PyErr_Occurred())
         return 1;
@@ -60,21 +46,10 @@ static int read_rate(PyObject *x, ptrdiff_t members, Rate *rate)
     return 0;
 }
 
-/* Look again where vectors lie, after other threads may have run. */
-static int look_again(Rates *rates, ptrdiff_t members)
-{
-    Rate *fields[] = {&rates->lr, &rates->b1, &rates->b2, &rates->eps, &rates->weight_decay};
-    for (int i = 0; i < 5; i++)
-        if (fields[i]->vector != NULL && !read_tensor(fields[i]->vector, members, fields[i]))
-            return 0;
-    return 1;
-}
-
 /* Read lr and the four hyperparameters after it; 0 where one is anything else, or b1 none for the
    kernels: from 1 on, or so small that 1 - b1 is 1, where torch's signs of zeros depend on their
    place. */
-static int read_rates(PyObject *tuple, Py_ssize_t first, ptrdiff_t members, int maximize,
-                      int decoupled, Rates *rates)
+static int read_rates(PyObject *tuple, Py_ssize_t first, int maximize, int decoupled, Rates *rates)
 {
     Rate *fields[] = {&rates->lr, &rates->b1, &rates->b2, &rates->eps, &rates->weight_decay};
     PyObject *x[5];
@@ -83,13 +58,11 @@ static int read_rates(PyObject *tuple, Py_ssize_t first, ptrdiff_t members, int 
             (is_tensor(x[i]) && !denies(x[i], &is_neg)))
             return 0;
     for (int i = 0; i < 5; i++)
-        if (!read_rate(x[i], members, fields[i]))
+        if (!read_rate(x[i], fields[i]))
             return 0;
-    for (ptrdiff_t k = 0; k == 0 || (rates->b1.vector && k < members); k++) {
-        double weight = 1 - rate_of(&rates->b1, k);
-        if (!(weight > 0) || (float)weight == 1)
-            return 0;
-    }
+    double weight = 1 - rates->b1.number;
+    if (!(weight > 0) || (float)weight == 1)
+        return 0;
     int decays = rates->weight_decay.type != OTHER || rates->weight_decay.number != 0;
     rates->maximize = maximize;
     rates->decay = !decays ? NO_DECAY : decoupled ? DECOUPLED : COUPLED;
@@ -98,9 +71,9 @@ static int read_rates(PyObject *tuple, Py_ssize_t first, ptrdiff_t members, int 
 }
 
 /* -lr / (1 - b1^t), t counting from 1; a tensor lr divides in its own type. */
-static double scale_at(Rates *rates, ptrdiff_t member, double t)
+static double scale_at(Rates *rates, double t)
 {
-    double lr = rate_of(&rates->lr, member), b1 = rate_of(&rates->b1, member);
+    double lr = rates->lr.number, b1 = rates->b1.number;
     if (t != rates->t_before || b1 != rates->b1_before) {
         rates->t_before = t;
         rates->b1_before = b1;
@@ -110,10 +83,10 @@ static double scale_at(Rates *rates, ptrdiff_t member, double t)
 }
 
 /* What the decay is multiplied by; a product with tensors is taken in their type. */
-static double factor_of(const Rates *rates, ptrdiff_t member)
+static double factor_of(const Rates *rates)
 {
     const Rate *lr = &rates->lr, *weight_decay = &rates->weight_decay;
-    double a = rate_of(lr, member), b = rate_of(weight_decay, member);
+    double a = lr->number, b = weight_decay->number;
     if (rates->decay != DECOUPLED)
         return b;
     int narrow = (lr->type == F32 || weight_decay->type == F32) && lr->type != F64 &&
@@ -127,25 +100,21 @@ static int fits(double x)
     return !(fabs(x) > FLT_MAX) || isinf(x);
 }
 
-/* Whether torch takes the numbers of all members, at whatever t from 1 on. */
-static int all_fit(const Rates *rates, ptrdiff_t members)
+/* Whether torch takes the numbers, at whatever t from 1 on. */
+static int all_fit(const Rates *rates)
 {
-    for (ptrdiff_t k = 0; k == 0 || k < members; k++) {
-        double weight = 1 - rate_of(&rates->b1, k);
-        if (!fits(weight) || !fits(rate_of(&rates->lr, k) / weight) || !fits(factor_of(rates, k)))
-            return 0;
-    }
-    return 1;
+    double weight = 1 - rates->b1.number;
+    return fits(weight) && fits(rates->lr.number / weight) && fits(factor_of(rates));
 }
 
 /* The numbers of a row; t counts from 1. */
-static void rate_row(Rates *rates, ptrdiff_t member, double t, Step *row)
+static void rate_row(Rates *rates, double t, Step *row)
 {
-    row->weight = 1 - rate_of(&rates->b1, member);
-    row->b2 = rate_of(&rates->b2, member);
-    row->eps = rate_of(&rates->eps, member);
-    row->scale = scale_at(rates, member, t);
-    row->factor = factor_of(rates, member);
+    row->weight = 1 - rates->b1.number;
+    row->b2 = rates->b2.number;
+    row->eps = rates->eps.number;
+    row->scale = scale_at(rates, t);
+    row->factor = factor_of(rates);
     row->sign = rates->maximize ? -1 : 1;
     row->decay = rates->decay;
 }
@@ -178,29 +147,19 @@ static void write_t(void *t, int wide, double value)
         *(float *)t = value;
 }
 
-/* Whether the members lie one after the other, as the first dimension. */
-static int is_stacked(const View *v, ptrdiff_t members)
-{
-    return v->dl.ndim > 0 && v->dl.shape[0] == members &&
-           (members == 1 || v->n == 0 || v->dl.strides[0] == v->n / members);
-}
-
 /* A row for p, which may be None, g, m, u and t as they are described; 0 where the kernels cannot
-   take them. It has no numbers yet, and goes nowhere. With members, the tensors are those of all
-   members, stacked. */
-static int fill_row(int has_p, ptrdiff_t members, const Rates *rates, const View *v, Work *work)
+   take them. It has no numbers yet, and goes nowhere. */
+static int fill_row(int has_p, const Rates *rates, const View *v, Work *work)
 {
-    if (v[T].type > F64 || v[T].dl.ndim != (members > 0) || v[U].type != v[M].type ||
+    if (v[T].type > F64 || v[T].dl.ndim != 0 || v[U].type != v[M].type ||
         !is_dense(&v[M]) || !same_layout(&v[U], &v[M]) || !same_layout(&v[G], &v[M]))
-        return 0;
-    if (members && !(is_stacked(&v[M], members) && is_stacked(&v[T], members)))
         return 0;
     if (has_p && (v[P].type != v[G].type || !same_layout(&v[P], &v[M])))
         return 0;
     work->kind = kind_of(v[G].type, v[M].type);
     if (work->kind == KINDS)
         return 0;
-    if (v[M].type != F64 && v[M].type != C128 && !all_fit(rates, members))
+    if (v[M].type != F64 && v[M].type != C128 && !all_fit(rates))
         return 0;
     int complex = work->kind >= COMPLEX_KINDS;
     if (complex && rates->maximize) /* which zeros torch turns negative depends on their place */
@@ -218,20 +177,20 @@ static int fill_row(int has_p, ptrdiff_t members, const Rates *rates, const View
 }
 
 /* Look at p, which may be None, g, m, u and t, and fill in their row; 0 where they cannot be taken. */
-static int take(PyObject *const *x, ptrdiff_t members, Rates *rates, View *v, Work *work)
+static int take(PyObject *const *x, Rates *rates, View *v, Work *work)
 {
     int has_p = x[P] != Py_None, first = has_p ? P : G;
     return (has_p || rates->decay == NO_DECAY) && view_all(x + first, v + first, T + 1 - first) &&
-           look_again(rates, members) && fill_row(has_p, members, rates, v, work);
+           fill_row(has_p, rates, v, work);
 }
 
-static int take_leaf(PyObject *leaf, ptrdiff_t members, int maximize, int decoupled, PyObject **x,
+static int take_leaf(PyObject *leaf, int maximize, int decoupled, PyObject **x,
                      Rates *rates, View *v, Work *work)
 {
     for (int i = P; i <= T; i++)
         if ((x[i] = PyTuple_GetItem(leaf, i)) == NULL)
             return 0;
     return PyTuple_GetItem(leaf, FLOOR) == Py_None &&
-           read_rates(leaf, LR, members, maximize, decoupled, rates) &&
-           take(x, members, rates, v, work);
+           read_rates(leaf, LR, maximize, decoupled, rates) &&
+           take(x, rates, v, work);
 }

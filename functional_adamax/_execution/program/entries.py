@@ -80,7 +80,7 @@ def _compiled(given: Given) -> Entry:
     }
     proof.prove([*lowered, *(y for row in summands.values() for y in row if y is not None)])
     groups = [
-        Group((x.kind,), proof.made(program), x.columns, x.counters, x.written)
+        Group((x.kind,), proof.made(program), x.columns, x.counters, x.written, x.alone)
         for x, program in zip(changed, lowered, strict=True)
     ]
     still = tuple(k for k in kept if not given.kinds[k].has_gradient)
@@ -183,6 +183,7 @@ class _Part(NamedTuple):
     columns: tuple[int, ...]
     counters: tuple[int, ...]
     written: tuple[int, ...]
+    alone: tuple[int, ...]
 
     @classmethod
     def of(cls, given: Given, record: Record, k: int) -> _Part:
@@ -204,7 +205,8 @@ class _Part(NamedTuple):
         counted = [(c.old(k), c.new(k)) for c in counters]
         layout = Layout(list(columns.values()), list(written.values()), counted, [])
         starts = tuple(c.start for c in counters)
-        return cls(k, layout, tuple(columns), starts, tuple(written))
+        alone = [c.start for c in counters if inputs_of([outputs[c.new(k)]]) <= {c.old(k)}]
+        return cls(k, layout, tuple(columns), starts, tuple(written), tuple(alone))
 
     def is_changed(self, record: Record, phases: list[Phase]) -> bool:
         """Whether something becomes of the leaves, or enters a sum."""

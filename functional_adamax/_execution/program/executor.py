@@ -32,13 +32,13 @@ class Job(NamedTuple):
 def compute(work: Work, add: bool) -> Columns | None:
     """Step all leaves into new tensors, checks included, or return None."""
     job = _job(work, add)
-    return None if job is None else _stepped(work, job, add)
+    return None if job is None else stepped(work, job, add)
 
 
 def part(work: Work, where: list[int], add: bool) -> dict[int, Row]:
     """Step those of the leaves that the machine takes."""
     rows: dict[int, Row] = {}
-    for places, columns in _taken(work, where, add, partial(_stepped, work, add=add)):
+    for places, columns in _taken(work, where, add, partial(stepped, work, add=add)):
         rows |= {i: [column[i] for column in columns] for i in places}
     return rows
 
@@ -72,11 +72,11 @@ def _planned(job: Job) -> Callable[[], bool] | None:
     return None if planned is None else partial(machine.write, planned, job.numbers)
 
 
-def _stepped(work: Work, job: Job, add: bool) -> Columns | None:
+def stepped(work: Work, job: Job, add: bool, members: int = 0) -> Columns | None:
     """The results of all leaves, where they are stepped, in the order of a row."""
     first, t = list(work.p if add else work.g), list(work.t)
     moments = list(map(list, work.moments.values()))
-    done = machine.into_new(job.part, job.numbers, [first, *moments, t])
+    done = machine.into_new(job.part, job.numbers, [first, *moments, t], members)
     return [first, t, *moments] if done else None
 
 
@@ -90,20 +90,26 @@ def why_not(work: Work, i: int, add: bool = True) -> str | None:
 
 def _job(work: Work, add: bool) -> Job | None:
     """All leaves as one job, which the machine checks; None where it may not be one."""
+    if work.method.rule is adamax and kernel.is_there():
+        return None  # which comes first, and is proven leaf by leaf
+    found = runner_of(work, add)
+    if found is None:
+        return None
+    runner, rates = found
+    return job_of(work, runner, None, [float(rates[name]) for name in runner.numbers])
+
+
+def runner_of(work: Work, add: bool) -> tuple[Runner, dict[str, Any]] | None:
+    """The program of all leaves, and their hyperparameters, numbers or tensors of shape ()."""
     i = next((i for i, g in enumerate(work.g) if g is not None), None)
     if i is None or not machine.is_there():
         return None
-    if work.method.rule is adamax and kernel.is_there():
-        return None  # which comes first, and is proven leaf by leaf
     rates = {
         name: x if isinstance(x, (int, float)) else _single(name, x)
         for name, x in work.rates.items()
     }
     family, found = found_for(work, i, rates, add, checked=False)
-    if isinstance(found, str) or family.reads:
-        return None
-    numbers: Numbers = [float(rates[name]) for name in found.numbers]
-    return _given(work, found, None, numbers)
+    return None if isinstance(found, str) or family.reads else (found, rates)
 
 
 def _taken(
@@ -119,26 +125,27 @@ def _taken(
             groups.setdefault(id(found.program), (found, []))[1].append(i)
     taken = []
     for runner, places in groups.values():
-        done = do(_job_of(work, runner, places))
+        done = do(_part_of(work, runner, places))
         if done is not None:
             taken.append((places, done))
             continue
-        singles = (([i], do(_job_of(work, runner, [i]))) for i in places)
+        singles = (([i], do(_part_of(work, runner, [i]))) for i in places)
         taken += [(place, done) for place, done in singles if done is not None]
     return taken
 
 
-def _job_of(work: Work, runner: Runner, places: list[int]) -> Job:
+def _part_of(work: Work, runner: Runner, places: list[int]) -> Job:
     assert work.hyper is not None
     numbers: list[Any] = []
     for name in runner.numbers:
         numbers.append([0.0] * len(work.g))
         for i in places:
             numbers[-1][i] = float(work.hyper[name][i])
-    return _given(work, runner, places, numbers)
+    return job_of(work, runner, places, numbers)
 
 
-def _given(work: Work, runner: Runner, where: list[int] | None, numbers: Numbers) -> Job:
+def job_of(work: Work, runner: Runner, where: list[int] | None, numbers: Numbers) -> Job:
+    """Leaves, or None for all, with a program and its numbers."""
     columns = [work.g, *([work.p] if runner.with_p else []), *work.moments.values()]
     return Job(Part(runner.program, tuple(columns), (work.t,), where), numbers)
 

@@ -89,12 +89,14 @@ def _coded(x: Instruction, *more: int) -> list[int]:
     return [getattr(_machine, x.op), *more, x.target, *operands]
 
 
-def plan(parts: list[Part], in_place: bool) -> Any:
+def plan(parts: list[Part], in_place: bool, members: int = 0) -> Any:
     """Look at the leaves of a step; return what the step is taken by, or None where it cannot be.
 
-    The parts are for different leaves of the same trees.
+    The parts are for different leaves of the same trees. With ``members`` all tensors are those of
+    so many members, stacked, counters too. Where there is one of something for each leaf, be it a
+    number or a result, there is then one for each member of the first leaf, of the second, ...
     """
-    return _machine.plan(parts, in_place, torch.is_grad_enabled())
+    return _machine.plan(parts, in_place, torch.is_grad_enabled(), members)
 
 
 SUM, LARGEST, EACH = 0, 1, 2  # as in native/phases.h; EACH beside one of the others
@@ -106,8 +108,9 @@ def summed(
     """Return the sum of the squares of the first outputs, in the order of ``sums.py``.
 
     There is a program for each part, or None. In the mode LARGEST return the largest absolute
-    value; in the modes SUM | EACH and LARGEST | EACH a list with that of each leaf. None where
-    leaves are not as they were, or do not lie in the order of their elements.
+    value; in the modes SUM | EACH and LARGEST | EACH a list with that of each leaf. Of a plan with
+    members return in the first two modes a list with that of each member. None where leaves are not
+    as they were, or do not lie in the order of their elements.
     """
     found: float | list[float] | None
     found = _machine.summed(planned, programs, numbers, mode, torch.get_num_threads())
@@ -152,9 +155,9 @@ def overwrite(steps: list[Step]) -> bool:
     return done
 
 
-def into_new(part: Part, numbers: Numbers, lists: Columns) -> bool:
+def into_new(part: Part, numbers: Numbers, lists: Columns, members: int = 0) -> bool:
     """Plan and take a step into new tensors, which come into ``lists``."""
-    planned = plan([part], in_place=False)
+    planned = plan([part], in_place=False, members=members)
     return planned is not None and stepped(planned, numbers, [tuple(lists)])
 
 

@@ -297,7 +297,10 @@ def _make(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: Fami
     source = Source(given, graph, inputs, kind.context)
     runner = Runner(proof.made(lowered), _P in columns, numbers, source)
     signed = not any(x.op in proof.ZEROS for x in lowered.vector)
-    like = g if graph.reads - {"ndim"} else g.new_empty(((_SAMPLE,) + (1,) * g.dim())[: g.dim()])
+    like = g
+    if not graph.reads - {"ndim"}:
+        shape = ((_SAMPLE,) + (1,) * g.dim())[: g.dim()]
+        like = torch.empty(shape, dtype=g.dtype, device="cpu")
     if not alone(partial(_agrees, runner, whole, inputs, layout, like, signed), kind.context):
         raise Declined("its program has not the bits of the rule")
     return runner

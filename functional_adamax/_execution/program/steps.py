@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..._core import sums
-from . import machine
+from . import machine, once
 from .forms import PLAIN, Form
 from .tree_recorder import Hyper, Operation, Phase, Place
 
@@ -34,6 +34,8 @@ class Trees(NamedTuple):
     spec: Any
     state_spec: Any
     where: Sequence[Sequence[int]]  # the leaves of each kind
+    members: int = 0
+    """Of a ``vmap``, whose tensors are stacked; what belongs to the tree all of them may share."""
 
 
 class Group(NamedTuple):
@@ -44,6 +46,7 @@ class Group(NamedTuple):
     columns: tuple[int, ...]  # the starts of what it reads, or GRADIENTS or PARAMS
     counters: tuple[int, ...]
     written: tuple[int, ...]  # the starts of what it writes, or FIRST
+    alone: tuple[int, ...]  # the counters that depend on themselves alone
 
 
 class Entry(NamedTuple):
@@ -86,7 +89,10 @@ class Entry(NamedTuple):
 
         groups = tuple(
             x._replace(
-                columns=moved(x.columns), counters=moved(x.counters), written=moved(x.written)
+                columns=moved(x.columns),
+                counters=moved(x.counters),
+                written=moved(x.written),
+                alone=moved(x.alone),
             )
             for x in self.groups
         )
@@ -97,7 +103,7 @@ class Entry(NamedTuple):
 def into_new(step: Trees, entry: Entry) -> tuple[list[Any], list[Any]] | None:
     """Return the updates, or the parameters, and the state; None where a leaf cannot be taken."""
     columns = _columns(step, entry)
-    planned = machine.plan(_parts(step, entry, columns), in_place=False)
+    planned = machine.plan(_parts(step, entry, columns), False, step.members)
     found = None if planned is None else _once(step, entry, planned)
     if found is None:
         return None
@@ -116,7 +122,7 @@ def into_new(step: Trees, entry: Entry) -> tuple[list[Any], list[Any]] | None:
     for start, column in new.items():
         state[start : start + len(column)] = column
     for position, place in entry.results:
-        state[position] = _tensor(found[place])
+        state[position] = once.tensor(found[place])
     return first, state
 
 
@@ -158,7 +164,7 @@ def _commit(plan: Any, numbers: machine.Numbers, results: list[tuple[Tensor, Ten
 
 def _results(step: Trees, entry: Entry, found: list[Any]) -> list[tuple[Tensor, Tensor]]:
     """What belongs to the tree, and what is to be written there."""
-    return [(step.state[position], _tensor(found[place])) for position, place in entry.results]
+    return [(step.state[position], once.tensor(found[place])) for position, place in entry.results]
 
 
 def _with_results(results: list[tuple[Tensor, Tensor]], is_written: bool) -> bool:
@@ -202,14 +208,24 @@ def _parts(step: Trees, entry: Entry, columns: dict[int, list[Any]]) -> list[mac
 def _numbers(step: Trees, entry: Entry, found: list[Any]) -> machine.Numbers:
     """What programs are given; places that are not filled yet are read by nobody yet."""
     given: list[Any] = [float(step.form.numbers[i]) for i in entry.numbers]
-    for place in entry.entered:
-        x = found[place]
-        given.append(0.0 if x is None else x if isinstance(x, list) else float(x))
-    return given + list(step.form.trees)
+    given += [_entered(step, found[place]) for place in entry.entered]
+    return given + [_for_members(step, x) for x in step.form.trees]
 
 
-def _tensor(x: Any) -> Any:
-    return torch.tensor(x, dtype=torch.float64, device="cpu") if type(x) is float else x
+def _entered(step: Trees, x: Any) -> float | list[float]:
+    """What belongs to the tree, as programs are given it."""
+    if x is None:
+        return 0.0
+    if isinstance(x, list):
+        return x
+    if isinstance(x, tuple):
+        return list(map(float, x)) * len(step.g)
+    return x.tolist() * len(step.g) if isinstance(x, Tensor) and x.dim() else float(x)
+
+
+def _for_members(step: Trees, numbers: list[float]) -> list[float]:
+    """Numbers of leaves, one for each member."""
+    return [x for x in numbers for _ in range(step.members)] if step.members else numbers
 
 
 def _mode(phase: Phase) -> int:
@@ -220,7 +236,10 @@ def _mode(phase: Phase) -> int:
 
 def _are_odd(entry: Entry, found: list[Any]) -> bool:
     """Whether a hyperparameter is NaN, which torch's bounds hand on, and the machine's do not."""
-    return any(i < 0 and isnan(x) for i, x in zip(entry.sources, found, strict=False))
+    return any(
+        i < 0 and (bool(x.isnan().any()) if x.dim() else isnan(x))
+        for i, x in zip(entry.sources, found, strict=False)
+    )
 
 
 def _begun(step: Trees, entry: Entry) -> list[Any] | None:
@@ -233,7 +252,9 @@ def _begun(step: Trees, entry: Entry) -> list[Any] | None:
         return None
     found += [None] * (entry.places - len(found))
     for place, power in entry.counts:
-        found[place] = [sums.count(x, power) if type(x) in PLAIN else 0.0 for x in step.g]
+        like = [x[0] if step.members and type(x) in PLAIN else x for x in step.g]
+        sizes = [sums.count(x, power) if type(x) in PLAIN else 0.0 for x in like]
+        found[place] = _for_members(step, sizes)
     return found
 
 
@@ -251,8 +272,8 @@ def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
                 total = machine.summed(plan, *given, _mode(x))
                 if total is None:
                     return None
-                is_asked = x.kind == "finite"  # of a sum of zeros
-                found[x.target] = torch.tensor(total == 0, device="cpu") if is_asked else total
+                of_members = tuple(total) if isinstance(total, list) and x.leaf is None else total
+                found[x.target] = once.are_zero(of_members) if x.kind == "finite" else of_members
             else:
                 found[x.target] = _done(x, found, numbers)
     return found
@@ -260,8 +281,10 @@ def _once(step: Trees, entry: Entry, plan: Any) -> list[Any] | None:
 
 def _done(x: Operation, found: list[Any], numbers: Sequence[Any]) -> Any:
     """The result of an operation."""
-    args = [
-        _tensor(found[y.at]) if type(y) is Place else numbers[y.at] if type(y) is Hyper else y
-        for y in x.args
-    ]
-    return x.function(*args, **x.kwargs)
+    args: list[Any] = []
+    for y in x.args:
+        if type(y) is Place:
+            found[y.at] = once.single(found[y.at])
+            y = found[y.at]
+        args.append(numbers[y.at] if type(y) is Hyper else y)
+    return once.done(x.function, args, x.kwargs)

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ..._core import context as surroundings
-from ..._core import donation, plans, pytree
+from ..._core import donation, members, plans, pytree
 from ..._core.plans import OverTrees, Plan
 from ..._core.pytree import Tree
 from ..._core.transform import Transform, asks
-from . import entries, machine, steps
+from . import batched, entries, machine, steps
 from .columns import columns_of, example_of
 from .forms import PLAIN, form_of
 from .graph import Declined
@@ -70,6 +70,7 @@ def update(transform: Transform, updates: Tree, state: Any, params: Tree) -> Any
 def plan(transform: Transform, grads: Tree, state: Any, params: Tree, donate: bool) -> Plan | None:
     """Return a step before it is taken, or None."""
     found = _found(transform, grads, state, params, add=True)
+    donate = donate and not surroundings.traced()
     return None if found is None else Whole(transform, found, (grads, state, params), donate)
 
 
@@ -77,7 +78,12 @@ def over(
     transform: Transform, g: list[Any], p: list[Any], state: list[Any], spec: Any, state_spec: Any
 ) -> tuple[Trees, Entry] | None:
     """Return what steps trees of which the leaves are given, as ``steps`` takes it, or None."""
-    if not _may_be_asked() or not transform.is_local or set(map(type, g)) <= {type(None)}:
+    if (
+        not _may_be_asked()
+        or surroundings.traced()
+        or not transform.is_local
+        or set(map(type, g)) <= {type(None)}
+    ):
         return None
     now = transform
     if asks(transform):
@@ -151,7 +157,7 @@ class Whole(OverTrees):
 
 def _stepped(step: Trees, entry: Entry) -> Any:
     """The updates, or the parameters, and the state; or None where a leaf cannot be taken."""
-    found = steps.into_new(step, entry)
+    found = (batched if surroundings.traced() else steps).into_new(step, entry)
     if found is None:
         return None
     first, state = found
@@ -161,14 +167,14 @@ def _stepped(step: Trees, entry: Entry) -> Any:
 def _found(
     transform: Transform, grads: Tree, state: Any, params: Tree, add: bool
 ) -> tuple[Trees, Entry] | None:
-    if not _may_be_asked():
+    if not _may_be_asked() or (surroundings.traced() and not surroundings.only_vmaps()):
         return None
     found = _asked(transform, grads, state, params, add)
     return None if isinstance(found, str) else found
 
 
 def _may_be_asked() -> bool:
-    return machine.is_there() and not entries.thread.is_compiling and not surroundings.traced()
+    return machine.is_there() and not entries.thread.is_compiling
 
 
 def _asked(
@@ -229,7 +235,7 @@ def _made(transform: Transform, step: Trees, key: Key) -> Entry | str:
         return str(problem)
     given = Given(
         transform,
-        step.form.numbers,
+        tuple(members.first(x) if isinstance(x, torch.Tensor) else x for x in step.form.numbers),
         tuple(zip(*(x.choices[-trees:] for x in key.kinds), strict=True)) if trees else (),
         step.spec,
         state,
