@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
+
 from ._core import checks, growth
 from ._core.links import call_update, checked_link
-from ._core.plans import Plan, by_update
+from ._core.plans import Plan, by_update, compiled
 from ._core.pytree import Tree
 from ._core.transform import GradientTransformation, Update
 
@@ -79,7 +81,13 @@ def plan(
 ) -> Plan:
     """Return the step of any transform before it is taken."""
     if isinstance(tx.update, Update):
-        return tx.update.transform.plan(grads, state, params, donate, **extra)
+        transform = tx.update.transform
+        if torch.compiler.is_compiling() and transform.is_local and not extra:
+            for executor in compiled:
+                found = executor.plan(transform, grads, state, params, donate)
+                if found is not None:
+                    return found
+        return transform.plan(grads, state, params, donate, **extra)
     return by_update(partial(_update, tx), grads, state, params, donate, extra)
 
 

@@ -1,4 +1,7 @@
-"""What ``explain`` says of a step, and that it is what the step does."""
+"""What ``explain`` says of a step, and that it is what the step does.
+
+The file is longer than others: each reason not to take a leaf is tried.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +35,11 @@ def uncompiled(function: Function) -> Function:
         disabled: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
         return disabled
     return function
+
+
+def eager() -> AbstractContextManager[None]:
+    """What runs inside is eager code, also where a compiler follows the code around it."""
+    return modes.not_compiling()
 
 
 def constant(function: Function) -> Function:

@@ -28,6 +28,8 @@ class Executor(Protocol):
 
 executors: list[Executor] = []
 """``_execution/program/whole.py``, once a part of the library is imported that composes."""
+compiled: list[Executor] = []
+"""``_execution/operator.py``, which is asked where a compiler follows the code."""
 
 
 class Plan(ABC):

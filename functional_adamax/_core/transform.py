@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import pytree
-from .plans import Plan, by_update, executors
+from .plans import Plan, by_update, compiled, executors
 from .pytree import EmptyState, Tree
 
 
@@ -160,10 +160,11 @@ class Update:
 
     def __call__(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
         transform = self.transform
-        if transform.is_local and not extra and not torch.compiler.is_compiling():
-            if asks(transform):
+        if transform.is_local and not extra:
+            compiling = torch.compiler.is_compiling()
+            if not compiling and asks(transform):
                 transform = transform.settled(state, updates, params)
-            for executor in () if transform.has_executors else executors:
+            for executor in compiled if compiling else () if transform.has_executors else executors:
                 found = executor.update(transform, updates, state, params)
                 if found is not None:
                     return found

@@ -70,10 +70,6 @@ def _order(work: Work) -> tuple[ModuleType, tuple[ModuleType, ...]]:
     The former has ``compute(work, add)``, which returns None or the results of all leaves; the
     latter ``part(work, where, add)``, which returns the results of those that they take.
     """
-    if torch.compiler.is_compiling():
-        from . import operator
-
-        return operator, ()
     followed = (recorded,) if torch.is_grad_enabled() else ()
     if context.traced():
         return batched, followed if context.only_in_reverse() else ()
@@ -121,10 +117,6 @@ def advance(
 
     What is returned was written by the kernel, and is ``known`` in the next step.
     """
-    if torch.compiler.is_compiling():
-        from . import operator
-
-        return [] if operator.advance(groups, state) else None
     return kernel.advance(groups, state, known)
 
 

@@ -1,271 +1,481 @@
-"""Executor: the native kernel under ``torch.compile``, as one operator for many leaves.
+"""Executor: whole steps under ``torch.compile``, each one operator that a compiler does not enter.
 
-The compiler sees an opaque operation, so the graph is small whatever the number of leaves, and the
-bits are those of the kernel. Under ``vmap`` and where a derivative is wanted it sees the rule. A
-compiler spends its time by the bytecode it follows, so there is little of it for each leaf.
+What the operator runs is the step of eager code, so that the graph is small whatever the number of
+leaves, and the bits are the same. Where eager code has neither programs nor the kernel for all
+leaves, under ``vmap``, and where a derivative is wanted, the compiler follows the rule.
 
-The file is longer than others: what a compiler follows, what it is told of an operator, and what
-then runs have to agree.
+A transform is taken apart while the compiler follows the code: its tensors, and the numbers that
+change, become inputs of the operator, and all else is a constant. ``_noted`` makes the transform
+again, and takes a step of small leaves, which says what the results are like. A compiler spends its
+time by the bytecode it follows, so there is little of it for each leaf. The file is longer than
+others: what a compiler follows, what it is told of an operator, and what then runs have to agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, chain
+from threading import local
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._core import context, hyper, memory, numerics, pytree
-from .._core.numerics import REAL
-from .._core.private import compiler
-from . import adamax_rule
-from .adamax_rule import AdamaxLeaf
+from .._core import context, donation, memory, plans, pytree, traced_pytree
+from .._core.links import Chosen
+from .._core.plans import Plan
+from .._core.pytree import EmptyState, Tree
+from .._core.transform import Data, GradientTransformation, Transform, Update
 from .native import kernel
-from .native.kernel import Group
-from .work import Columns, Work
+from .program import whole
+from .program.columns import Walker
+from .program.graph import Declined
+from .work import Work
 
-_RATES = 5  # lr to weight_decay
-_PART = 32  # leaves that one operator overwrites: a compiler looks at each for each of them
-Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
-"""The results: the updates or the new p, t, m, u. A compiler looks through one list for each of its
-elements, so four short ones are better than a long one."""
+_LISTS = 8
+"""Among which results are divided: a compiler looks through a list for each of its elements."""
+_NEW, _SAME, _NONE = "+=-"
+"""What becomes of a leaf: a new tensor, nothing, or None."""
+_CONSTANTS = (bool, int, float, str, type(None), torch.dtype)
+_LEAVES = memory.PLAIN | {type(None), EmptyState}
+_PACKAGE = __name__.partition(".")[0]
+_TENSOR = object()
 
 
-def compute(work: Work, add: bool) -> Columns | None:
-    """Step all leaves, or return None.
+class Known(NamedTuple):
+    """A step that the operators take by its name."""
 
-    None where a transform of ``torch.func`` is running, autograd records, or the kernel is not to
-    take all leaves that have a gradient.
-    """
-    group = kernel.group_of(work.method, None, work.rates)
-    if group is None:
+    form: Any  # of the transform, as ``_apart`` made it
+    transform: Transform | None  # the same, where it has no inputs
+    given: tuple[list[Any], ...]  # the leaves of grads, params and state; _TENSOR for each tensor
+    spec: Any
+    state_spec: Any
+    add: bool
+    new: list[tuple[int, int, int, torch.dtype]]
+    """Which results are new, and what each is like: a tree, a tensor of it, and a dtype."""
+
+
+_known: dict[str, Known] = {}
+
+
+class Trees(NamedTuple):
+    """The trees of a step, flat, as a compiler follows them."""
+
+    g: list[Any]
+    p: list[Any]  # empty where no params are given
+    state: list[Any]
+    outlines: tuple[Any, Any]  # of the first two, and of the state
+
+    def tensors(self) -> list[list[Tensor]]:
+        """The tensors of each."""
+        return [[x for x in tree if isinstance(x, Tensor)] for tree in self[:3]]
+
+
+class Found(NamedTuple):
+    """A step that the operators know."""
+
+    name: str
+    first: str  # what becomes of each leaf of the updates, or the parameters
+    kept: str  # and of the state
+    inputs: list[Tensor]
+
+
+def update(transform: Transform, updates: Tree, state: Any, params: Tree) -> Any:
+    """Return the updates and the state, or None."""
+    return _stepped(transform, updates, state, params, add=False)
+
+
+def plan(transform: Transform, grads: Tree, state: Any, params: Tree, donate: bool) -> Plan | None:
+    """Return a step, which is not written over its trees, or None."""
+    del donate
+    new = _stepped(transform, grads, state, params, add=True)
+    return None if new is None else Pure(new)
+
+
+def over(transform: Transform, trees: Trees) -> Callable[[], None] | None:
+    """Return a step that is written over trees, which share no memory, or None."""
+    found = _found(transform, trees, add=True)
+    if found is None:
         return None
-    p, g, m, u, t = work.p, work.g, work.moments["exp_avg"], work.moments["exp_inf"], work.t
-    rates = [tuple(map(hyper.single, group[1:6]))]
-    if any(x is None for x in rates[0]):
-        names = Group._fields[1:6]
-        like = [hyper.per_leaf(name, work.rates[name], work.tree, m) for name in names]
-        rates = list(zip(*like, strict=True))
-    old = (p if add else [None] * len(p), t, m, u)
-    where = None
-    if type(None) in frozenset(map(type, g)):
-        places = zip(p if work.given else m, m, u, strict=True)
-        if not all(_is_one_shape(*x) for x in places):
-            return None
-        where = work.stepped()
-        p, g, m, u, t = ([column[i] for i in where] for column in (p, g, m, u, t))
-        rates = rates if len(rates) == 1 else [rates[i] for i in where]
-    columns = (p if work.given else g, g, m, u, t)
-    if not g or (add and not work.given) or not _fit(columns, rates, group):
+    g, p, state = trees.tensors()
+    step_ = torch.ops.functional_adamax.step_.default
+    return partial(step_, found.name, g, p, state, found.inputs)
+
+
+class Pure(Plan):
+    """A step of which the results are there."""
+
+    def __init__(self, new: tuple[Tree, Any]) -> None:
+        self.new = new
+
+    def check(self) -> None:
+        """Do nothing: all is checked."""
+
+    def __call__(self) -> tuple[Tree, Any]:
+        assert self.new is not None
+        return self.new
+
+
+def _stepped(transform: Transform, grads: Tree, state: Any, params: Tree, add: bool) -> Any:
+    """Return the updates, or the parameters, and the state, or None."""
+    g, spec = pytree.flatten(grads)
+    p, p_spec = ([], spec) if params is None else pytree.flatten(params)
+    flat, state_spec = pytree.flatten(state)
+    if spec != p_spec:
         return None
-    numbers, tensors, among = _split(rates)
-    how = group.maximize, group.decoupled, add
-    results: list[list[Any]] = torch.ops.functional_adamax.step.default(
-        p if work.given else [], g, m, u, t, tensors, among, numbers, *how
-    )
-    if where is None:
-        return results
-    return [pytree.placed(x, where, new) for x, new in zip(old, results, strict=True)]
-
-
-def _is_one_shape(p: Any, m: Any, u: Any) -> bool:
-    """Whether a leaf has no state, or a state that fits its parameter."""
-    if not isinstance(m, Tensor):
-        return True
-    return isinstance(p, Tensor) and isinstance(u, Tensor) and p.shape == m.shape == u.shape
-
-
-def advance(groups: list[Group], state: Mapping[Tensor, Any]) -> bool:
-    """Step, in place, all parameters of ``groups`` that have a gradient.
-
-    False, with nothing written, where the kernel is not to take them all, or one has no state.
-    """
-    parts: list[tuple[Any, ...]] = []
-    for group in groups:
-        params = [p for p in group.params or () if p.grad is not None]
-        if not params:
-            continue
-        entries = [state.get(p) or {} for p in params]
-        if not all(entries):
-            return False
-        m, u, t = ([entry[name] for entry in entries] for name in ("exp_avg", "exp_inf", "step"))
-        columns = params, [p.grad for p in params], m, u, t
-        rates = tuple(map(hyper.single, group[1:6]))
-        if any(x is None for x in rates) or not _fit(columns, [rates], group):
-            return False
-        numbers, tensors, places = _split([rates])
-        how = tensors, places, numbers, group.maximize, group.decoupled
-        for i in range(0, len(params), _PART):
-            parts.append((*(column[i : i + _PART] for column in columns), *how))
+    trees = Trees(g, p, flat, (outline(spec), outline(state_spec)))
+    found = _found(transform, trees, add)
+    if found is None:
+        return None
+    parts = torch.ops.functional_adamax.step.default(found.name, *trees.tensors(), found.inputs)
+    new: list[Tensor] = []
     for part in parts:
-        torch.ops.functional_adamax.step_.default(*part)
-    return True
+        new += part
+    count = found.first.count(_NEW)
+    first = _placed(p if add else g, found.first, new[:count])
+    return spec.unflatten(first), state_spec.unflatten(_placed(flat, found.kept, new[count:]))
 
 
-def _fit(columns: Columns, rates: list[tuple[Any, ...]], group: Group) -> bool:
-    """Whether the kernel is to take these leaves, and they are what they have to be."""
-    if torch.compiler.is_exporting() or _transforming():
-        return False
-    p, g, m, u, t = columns
-    if not frozenset(map(type, p + g + m + u + t)) <= memory.PLAIN:
-        return False
-    recording, kinds = torch.is_grad_enabled(), set()
-    for p_, g_, m_, u_, t_ in zip(p, g, m, u, t, strict=True):
-        shape = m_.shape
-        if not (p_.shape == shape and g_.shape == shape and u_.shape == shape and t_.dim() == 0):
-            return False
-        if not (p_.is_cpu and g_.is_cpu and m_.is_cpu and u_.is_cpu and t_.is_cpu):
-            return False
-        if recording and (
-            p_.requires_grad
-            or g_.requires_grad
-            or m_.requires_grad
-            or u_.requires_grad
-            or t_.requires_grad
-        ):
-            return False
-        kind = (p_.dtype, m_.dtype)
-        if (g_.dtype, u_.dtype) != kind or g_.layout != torch.strided:
-            return False
-        kinds.add(kind)
-    if group.maximize and any(moment.is_complex for _, moment in kinds):
-        return False
-    modes = {kernel.mode_of(row[-1], group.decoupled) for row in rates}
-    return all(_is_rate(x, recording) for row in rates for x in row) and all(
-        _is_active(*kind, mode) for kind in kinds for mode in modes
-    )
+def _placed(old: list[Any], what: str, new: list[Tensor]) -> list[Any]:
+    """The leaves that come in the places of ``old`` ones."""
+    if len(old) == len(new):
+        return new
+    rest = iter(new)
+    pairs = zip(old, what, strict=True)
+    return [next(rest) if x == _NEW else y if x == _SAME else None for y, x in pairs]
 
 
-def _is_rate(x: Any, recording: bool) -> bool:
-    """Whether the operator takes a hyperparameter."""
-    return not isinstance(x, Tensor) or (
-        x.is_cpu and x.dim() == 0 and x.dtype in REAL and not (recording and x.requires_grad)
-    )
+def _found(transform: Transform, trees: Trees, add: bool) -> Found | None:
+    g, p, state, outlines = trees
+    types = frozenset(map(type, g + p + state))
+    if torch.compiler.is_exporting() or _transforming() or not types <= _LEAVES:
+        return None
+    inputs: list[Tensor] = []
+    try:
+        form = _apart(transform, inputs)
+    except Declined:
+        return None
+    signs = [
+        tuple(
+            [
+                (x.dtype, x.ndim, x.device, x.layout, x.requires_grad)
+                if isinstance(x, Tensor)
+                else x is None
+                for x in leaves
+            ]
+        )
+        for leaves in (g, p, state, inputs)
+    ]
+    noted = _noted(form, outlines, tuple(signs), torch.is_grad_enabled(), add)
+    if noted is None:
+        return None
+    name, first, kept, starts = noted
+    columns = [g] if p else []
+    columns += [state[i : i + len(g)] for i, x in enumerate(starts) if x == _NEW]
+    is_full, like = types <= memory.PLAIN, p or g
+    for column in columns:
+        for x, y in zip(like, column, strict=True):
+            both = is_full or (isinstance(x, Tensor) and isinstance(y, Tensor))
+            if both and x.shape != y.shape:
+                return None
+    return Found(name, first, kept, inputs)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@context.constant
 def _transforming() -> bool:
-    return context.transforming() or context.forward_mode()
+    return _here.is_running or context.transforming() or context.forward_mode()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_active(value: torch.dtype, moment: torch.dtype, mode: int) -> bool:
-    return kernel.is_active(value, moment, mode)
+class _Here(local):
+    is_running = False  # an operator, while another thread may compile
 
 
-def _split(rates: list[tuple[Any, ...]]) -> tuple[list[float], list[Tensor], list[int]]:
-    """The hyperparameters in one list of numbers, tensors, and the places of those in the list.
+_here = _Here()
 
-    A number that the compiler knows to change becomes a tensor, or each would be compiled anew; in
-    double precision it has the same bits.
+
+@contextmanager
+def _running() -> Iterator[None]:
+    _here.is_running = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _here.is_running = False
+
+
+def outline(spec: Any) -> Any:
+    """A structure in constants: None for a leaf, else the kind, keys and children of a container.
+
+    A tuple stands for what is not built in.
     """
-    numbers: list[float] = []
-    tensors: list[Tensor] = []
-    places: list[int] = []
-    for x in (x for row in rates for x in row):
-        if not isinstance(x, Tensor) and not compiler.is_static(x):
-            x = torch.ones((), dtype=torch.float64, device="cpu") * x
-        if isinstance(x, Tensor):
-            places.append(len(numbers))
-            tensors.append(x)
-        numbers.append(0.0 if isinstance(x, Tensor) else float(x))
-    return numbers, tensors, places
+    kind, keys = spec.kind, None
+    if kind is None:
+        return None
+    below = [None] * len(spec.keys) if spec.children is None else map(outline, spec.children)
+    if issubclass(kind, dict) and frozenset(map(type, spec.keys)) <= {str}:
+        kind, keys = dict, spec.keys
+    elif kind is not list and not hasattr(kind, "_fields"):
+        kind = tuple
+    return kind, keys, tuple(below)
 
 
-_STEP, _STEP_ = "functional_adamax::step", "functional_adamax::step_"
-_HOW = "Tensor[] tensors, int[] places, float[] numbers, bool maximize, bool decoupled"
+def outline_of(tree: Tree) -> str:
+    """The name of the outline of a tree of eager code, of which a compiler takes no types."""
+    found = outline(traced_pytree.flatten(tree)[1])
+    if found not in _outlines:
+        _outlines.append(found)
+    return str(_outlines.index(found))
+
+
+_outlines: list[Any] = []
+
+
+def _apart(value: Any, inputs: list[Tensor]) -> Any:
+    """A transform in constants; its tensors, and numbers that change, are added to ``inputs``.
+
+    A part is ``(kind, keys, parts)``, an input ``(None, place, is a number)``. In double precision
+    a number keeps its bits.
+
+    Raises:
+        Declined: it cannot be taken apart.
+    """
+    from .._core.private import compiler  # late, for the compiler is long to import
+
+    if isinstance(value, Tensor):
+        if type(value) not in memory.PLAIN or value.numel() != 1:
+            raise Declined("a hyperparameter is no plain tensor of one number")
+        inputs.append(value)
+        return None, len(inputs) - 1, False
+    if isinstance(value, (int, float)) and not compiler.is_static(value):
+        dtype = torch.float64 if isinstance(value, float) else torch.int64
+        inputs.append(torch.ones((), dtype=dtype, device="cpu") * value)
+        return None, len(inputs) - 1, True
+    if isinstance(value, _CONSTANTS):
+        return value
+    if isinstance(value, GradientTransformation):
+        if not isinstance(value.update, Update):
+            raise Declined("a link is a pair of functions")
+        return GradientTransformation, None, (_apart(value.update.transform, inputs),)
+    if isinstance(value, Data):
+        values = value._values()
+        return type(value), tuple(values), tuple([_apart(x, inputs) for x in values.values()])
+    if isinstance(value, Chosen):
+        return Chosen, ("values",), (_apart(value.values, inputs),)
+    if type(value) in (tuple, list):
+        return type(value), None, tuple([_apart(x, inputs) for x in value])
+    if type(value) is dict and frozenset(map(type, value)) <= {str}:
+        return dict, tuple(value), tuple([_apart(x, inputs) for x in value.values()])
+    if isinstance(value, FunctionType) and value.__module__.partition(".")[0] == _PACKAGE:
+        return value
+    raise Declined("it holds something else than numbers")
+
+
+def _together(form: Any, inputs: list[Tensor]) -> Any:
+    """Make what ``_apart`` took apart."""
+    if type(form) is not tuple:
+        return form
+    kind, keys, rest = form
+    if kind is None:
+        return inputs[keys].item() if rest else inputs[keys]
+    values = [_together(x, inputs) for x in rest]
+    if kind is GradientTransformation:
+        return values[0].pair()
+    return kind(values) if keys is None else kind(**dict(zip(keys, values, strict=True)))
+
+
+@context.constant
+def _noted(
+    form: Any, outlines: Sequence[Any], signs: tuple[Any, ...], recording: bool, add: bool
+) -> tuple[str, str, str, str] | None:
+    """Note a step, and return its name, and what becomes of the leaves of both results.
+
+    The last is where parts of the state begin that hold a tensor like each parameter. ``signs`` are
+    what is to be known of the leaves of grads, params and state, and of the inputs. None where
+    eager code has no executor for all leaves, or autograd records the step.
+    """
+    for sign in chain(*signs):
+        if not isinstance(sign, bool):
+            _, _, device, layout, is_recorded = sign
+            if device.type != "cpu" or layout != torch.strided or (recording and is_recorded):
+                return None
+    outlines = [_outlines[int(x)] if isinstance(x, str) else x for x in outlines]
+    g, p, state, inputs = lists = [[_sample(x) for x in row] for row in signs]
+    if any(x is not None and y is None for x, y in zip(g, p, strict=False)):
+        return None
+    try:
+        with context.eager(), torch.no_grad():
+            transform = _together(form, inputs)
+            grads, tree = _built(outlines[0], iter(g)), _built(outlines[1], iter(state))
+            spec, state_spec = (pytree.flatten(x)[1] for x in (grads, tree))
+            params = pytree.unflatten(spec, p) if p else None
+            found = _results(transform, grads, tree, params, add)
+            first, after = (pytree.flatten(x)[0] for x in found)
+            starts = _starts(spec, tree, state, len(g))
+    except Exception:  # of whatever kind; the code that is followed raises what is wrong
+        return None
+    pairs = [*zip(p if add else g, first, strict=True), *zip(state, after, strict=True)]
+    what = "".join(_becomes(old, x) for old, x in pairs)
+    given = set(map(id, chain(g, p, state)))
+    if any(what[i] == _NEW and id(x) in given for i, (_, x) in enumerate(pairs)):
+        return None
+    places = [(1 if p else 0, at) for at in _places(p or g)] + [(2, at) for at in _places(state)]
+    new = [(i, *places[i], x.dtype) for i, (_, x) in enumerate(pairs) if what[i] == _NEW]
+    name = f"{transform.name} {len(_known)}"
+    kept = tuple([_TENSOR if isinstance(x, Tensor) else x for x in leaves] for leaves in lists[:3])
+    _known[name] = Known(form, None if inputs else transform, kept, spec, state_spec, add, new)
+    return name, what[: len(g)], what[len(g) :], starts
+
+
+def _results(transform: Any, grads: Tree, state: Any, params: Tree, add: bool) -> Any:
+    """The step by programs, or by the kernel.
+
+    Raises:
+        Declined: they do not take all leaves.
+    """
+    now = transform.settled(state, grads, params)
+    found = None
+    if whole.why_not(now, grads, state, params, add) is None:
+        step = whole.plan(now, grads, state, params, donate=False) if add else None
+        found = step() if step else whole.update(now, grads, state, params)
+    elif hasattr(now, "work"):
+        work: Work = now.work(grads, state, params)
+        work.check()
+        where = work.stepped()
+        rows = kernel.part(work, where, add)
+        if len(rows) == len(where):
+            found = work.method.results(work, work.columns(rows, add))
+    if found is None:
+        raise Declined("no executor takes all leaves")
+    return found
+
+
+def _becomes(old: Any, new: Any) -> str:
+    if isinstance(new, Tensor):
+        return _SAME if new is old else _NEW
+    return _NONE if new is None and old is not None else _SAME
+
+
+def _sample(sign: Any) -> Any:
+    """A leaf of one element."""
+    if isinstance(sign, bool):
+        return None if sign else EmptyState()
+    dtype, dimensions, *_ = sign
+    value = 0.5 if dtype.is_floating_point or dtype.is_complex else 1
+    return torch.full((1,) * dimensions, value, dtype=dtype, device="cpu")
+
+
+def _built(outline: Any, leaves: Iterator[Any]) -> Tree:
+    """The tree of an outline."""
+    if outline is None:
+        return next(leaves)
+    kind, keys, below = outline
+    children = [_built(x, leaves) for x in below]
+    if keys is not None:
+        return dict(zip(keys, children, strict=True))
+    return kind(*children) if hasattr(kind, "_fields") else kind(children)
+
+
+def _places(leaves: list[Any]) -> list[int]:
+    """The place of each leaf among the tensors."""
+    return list(accumulate((isinstance(x, Tensor) for x in leaves), initial=0))[:-1]
+
+
+def _starts(spec: Any, tree: Tree, state: list[Any], n: int) -> str:
+    """Which leaves of a state are the first of a tree like the parameters, not of numbers."""
+    found, single = set[int](), spec.is_leaf()
+    Walker(spec, found.add, lambda i, _: found.add(i) if single else None).walk(tree)
+    vectors = [any(isinstance(x, Tensor) and x.dim() for x in state[i : i + n]) for i in found]
+    starts = {i for i, is_vector in zip(found, vectors, strict=True) if is_vector}
+    return "".join(_NEW if i in starts else _SAME for i in range(len(state)))
+
+
+_INPUTS = "(str name, Tensor[] g, Tensor{}[] p, Tensor{}[] state, Tensor[] inputs) -> ({})"
 torch.library.define(
-    _STEP,
-    f"(Tensor[] p, Tensor[] g, Tensor[] m, Tensor[] u, Tensor[] t, {_HOW}, bool add)"
-    " -> (Tensor[], Tensor[], Tensor[], Tensor[])",
+    "functional_adamax::step",
+    _INPUTS.format("", "", ", ".join(["Tensor[]"] * _LISTS)),
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(
-    _STEP_,
-    f"(Tensor(a!)[] p, Tensor[] g, Tensor(b!)[] m, Tensor(c!)[] u, Tensor(d!)[] t, {_HOW}) -> ()",
+    "functional_adamax::step_",
+    _INPUTS.format("(a!)", "(b!)", ""),
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
-def _step(*arguments: Any) -> Lists:
-    """Step leaves.
-
-    ``p`` may be empty. ``numbers`` are the hyperparameters, lr to weight_decay, of each leaf, or
-    once those of all; ``tensors`` take the ``places`` among them.
-    """
-    p, g, m, u, t, tensors, places, numbers, maximize, decoupled, add = arguments
-    rates = _joined(numbers, tensors, places)
-    columns = (p or [None] * len(g), g, m, u, t)
-    shared = len(rates) == _RATES
-    plain = not context.forward_mode()  # which may have begun after the compilation
-    if plain and shared:
-        lr, b1, b2, eps, weight_decay = rates
-        group = Group(p or None, lr, b1, b2, eps, weight_decay, maximize, decoupled)
-        found = kernel.stepped(group, columns, add)
-        if found is not None:
-            return _four(found)
-    if shared:
-        rates = rates * len(g)
-    rows = (rates[i : i + _RATES] for i in range(0, len(rates), _RATES))
-    pairs = zip(*columns, rows, strict=True)
-    leaves = [AdamaxLeaf._make([*row, *own, None, maximize, decoupled]) for *row, own in pairs]
-    ready = kernel.as_read(leaves) if plain else None
-    if ready is not None:
-        stepped = kernel.step(ready, add)
-        return _four([row[k] for row in stepped] for k in range(4))
-    # forward mode, another machine than it was compiled on, or odd layouts
-    results: Lists = _fake(p, g, m, u, t, add)
-    for leaf, *new in zip(leaves, *results, strict=True):
-        for result, x in zip(new, adamax_rule.step(leaf, add), strict=True):
-            result.copy_(x)
-    return results
+def _taken(name: str, lists: Any) -> tuple[Known, Any, tuple[Tree, Any, Tree]]:
+    """A step that is taken, its transform and its trees."""
+    known, (*tensors, inputs) = _known[name], lists
+    transform = known.transform or _together(known.form, inputs)
+    g, p, state = (_filled(x, y) for x, y in zip(known.given, tensors, strict=True))
+    params = known.spec.unflatten(p) if p else None
+    return known, transform, (known.spec.unflatten(g), known.state_spec.unflatten(state), params)
 
 
-torch.library.impl(_STEP, "cpu", _step)
+def _filled(given: list[Any], tensors: list[Tensor]) -> list[Any]:
+    """The leaves of which ``tensors`` are given."""
+    if len(given) == len(tensors):
+        return tensors
+    rest = iter(tensors)
+    return [next(rest) if x is _TENSOR else x for x in given]
 
 
-@torch.library.register_fake(_STEP)  # type: ignore[untyped-decorator]
-def _fake(
-    p: list[Tensor], g: list[Tensor], m: list[Tensor], u: list[Tensor], t: list[Tensor], *how: Any
-) -> Lists:
-    """Return new tensors for the results; the last of ``how`` is ``add``."""
-    compiler.leave_unread(t)
-    first = (p or g) if how[-1] else map(numerics.wide, m)
-    return _four([torch.empty_like(x) for x in column] for column in (first, t, m, u))
+@_running()
+def _step(name: str, *lists: list[Tensor]) -> tuple[list[Tensor], ...]:
+    """Step as eager code does."""
+    known, transform, trees = _taken(name, lists)
+    found = transform.plan(*trees)() if known.add else Update(transform)(*trees)
+    leaves = [x for tree in found for x in pytree.flatten(tree)[0]]
+    given, results = set(map(id, chain(*lists))), []
+    for i, tree, at, dtype in known.new:
+        x, like = leaves[i], lists[tree][at]
+        if id(x) in given or x.stride() != like.stride():  # a new one, with what the fake says
+            x = torch.empty_like(like, dtype=dtype).copy_(x)
+        results.append(x)
+    return _divided(results)
 
 
-@torch.no_grad()
-def _step_(*arguments: Any) -> None:
-    """Step leaves of one set of hyperparameters, lr to weight_decay, over p, m, u and t."""
-    p, g, m, u, t, tensors, places, numbers, maximize, decoupled = arguments
-    lr, b1, b2, eps, weight_decay = rates = _joined(numbers, tensors, places)
-    group = Group(p, lr, b1, b2, eps, weight_decay, maximize, decoupled)
-    if kernel.overwritten(group, (g, m, u, t)):
-        return
-    for row in zip(p, g, m, u, t, strict=True):
-        leaf = AdamaxLeaf._make([*row, *rates, None, maximize, decoupled])
-        new = adamax_rule.step(leaf, add=True)
-        for old, x in zip((leaf.p, leaf.t, leaf.m, leaf.u), new, strict=True):
-            old.copy_(x)
+torch.library.impl("functional_adamax::step", "cpu", _step)
 
 
-torch.library.impl(_STEP_, "cpu", _step_)
+@torch.library.register_fake("functional_adamax::step")  # type: ignore[untyped-decorator]
+def _(name: str, *lists: list[Tensor]) -> tuple[list[Tensor], ...]:
+    _leave_unread(lists)
+    new = _known[name].new
+    return _divided([torch.empty_like(lists[tree][at], dtype=x) for _, tree, at, x in new])
 
 
-@torch.library.register_fake(_STEP_)  # type: ignore[untyped-decorator]
-def _(*arguments: Any) -> None:
-    compiler.leave_unread(arguments[4])
+def _divided(results: list[Tensor]) -> tuple[list[Tensor], ...]:
+    size = -(-len(results) // _LISTS)
+    return tuple(results[i * size : (i + 1) * size] for i in range(_LISTS))
 
 
-def _joined(numbers: list[float], tensors: list[Tensor], places: list[int]) -> list[Any]:
-    """Put together what ``_split`` took apart."""
-    rates: list[Any] = list(numbers)
-    for i, x in zip(places, tensors, strict=True):
-        rates[i] = x
-    return rates
+@_running()
+def _step_(name: str, *lists: list[Tensor]) -> None:
+    """Step as eager code does over trees that are donated."""
+    _, transform, (grads, state, params) = _taken(name, lists)
+    step = transform.plan(grads, state, params, donate=True)
+    new = step()
+    if not step.in_place:
+        donation.write_over((params, state), new)()
 
 
-def _four(columns: Iterable[list[Tensor]]) -> Lists:
-    first, t, m, u = columns
-    return first, t, m, u
+torch.library.impl("functional_adamax::step_", "cpu", _step_)
+
+
+@torch.library.register_fake("functional_adamax::step_")  # type: ignore[untyped-decorator]
+def _(name: str, *lists: list[Tensor]) -> None:
+    del name
+    _leave_unread(lists)
+
+
+def _leave_unread(lists: tuple[list[Tensor], ...]) -> None:
+    from .._core.private import compiler
+
+    compiler.leave_unread(x for x in lists[2] if x.dim() == 0)
+
+
+plans.compiled.append(sys.modules[__name__])

@@ -22,6 +22,7 @@ from .._core.plans import Plan
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation, Transform
 from .._execution import choice
+from .._execution import operator as operator
 from .._execution.native import kernel
 from .._execution.rule import Moments
 from .._execution.work import Columns, Work

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._core import checks, hyper, pytree
 from .._core.pytree import EmptyState, Tree
 from .._core.transform import Stateless, Transform
+from .._execution import operator as operator
 from .._execution.program import whole as whole
 
 _NOTHING: dict[str, Any] = {}

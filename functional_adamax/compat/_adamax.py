@@ -76,7 +76,6 @@ class Adamax(Optimizer):
     """
 
     _unit = AdamaxUnit
-    _in_turn = True
 
     @explains_misfits
     def __init__(

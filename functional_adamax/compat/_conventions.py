@@ -15,7 +15,7 @@ from torch import Tensor
 from .._core import pytree
 from .._core.plans import Plan
 from .._core.pytree import Tree
-from .._core.transform import GradientTransformation
+from .._core.transform import GradientTransformation, Transform
 from .._execution.native.kernel import Group
 from .._methods import adamax
 from ._groups import check_group, uses_foreach, warn_if_out_of_range
@@ -65,12 +65,19 @@ class AdamaxUnit(Unit):
     def offered(self, said: Said) -> list[Group] | None:
         del said
         (group,) = self.groups
-        capturable = group["capturable"] and not torch.compiler.is_compiling()  # which shows True
-        if group["foreach"] or group["differentiable"] or capturable:
+        if group["foreach"] or group["differentiable"] or group["capturable"]:
             return None
         b1, b2 = group["betas"]
         rates = (rate(group["lr"]), b1, b2, group["eps"], _decay(group["weight_decay"]))
         return [Group(group["params"], *rates, group["maximize"], False)]
+
+    def _whole(self, said: Said) -> Transform | None:
+        del said
+        (group,) = self.groups
+        if group["foreach"] or group["differentiable"]:
+            return None
+        form = {"lr": rate(group["lr"]), "foreach": False}
+        return TorchAdamax(**self.owner._values(group) | form)
 
     def _plan(
         self, tx: GradientTransformation, trees: tuple[Tree, Any, Tree], extra: dict[str, Any]

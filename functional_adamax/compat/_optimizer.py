@@ -81,9 +81,6 @@ class Optimizer(TorchOptimizer):
     _unit: ClassVar[type[Unit]] = Unit
     """What steps groups whose parameters are one tree."""
 
-    _in_turn = False
-    """Whether parameters that share memory are stepped one after the other."""
-
     @explains_misfits
     def __init__(
         self,
@@ -239,11 +236,7 @@ class Optimizer(TorchOptimizer):
 
     def _advance(self, units: list[Unit], said: Said) -> bool:
         """Let one executor step all groups, or write nothing and return False."""
-        compiling = torch.compiler.is_compiling()
-        apart = self._init_group() if compiling else True
-        traced = not compiling and context.traced()
-        scheduled = compiling and any(_schedules.KEY in group for group in self.param_groups)
-        if torch.is_grad_enabled() or traced or scheduled or not (apart or self._in_turn):
+        if torch.is_grad_enabled() or context.traced():
             return False
         groups = []
         for unit in units:
@@ -251,8 +244,6 @@ class Optimizer(TorchOptimizer):
             if offered is None:
                 return False
             groups += offered
-        if compiling:  # which would compile anew for what is kept
-            return choice.advance(groups, self.state, []) is not None
         written = choice.advance(groups, self.state, self._written)
         self._written = written or []
         if written is None:
@@ -283,9 +274,13 @@ class Optimizer(TorchOptimizer):
             extra = {"value": loss, **extra}
         given = closure, extra, said
         if torch.compiler.is_compiling():  # which makes state, and compares memory, beforehand
-            if len(units) > 1 and not self._init_group():
+            apart = self._init_group()
+            if len(units) > 1 and not apart:
                 return [partial(unit.step, *given) for unit in units]
-            return [unit.prepare(None, *given) for unit in units]
+            alone = apart and closure is None and not extra
+            runs = [unit.operated(said) if alone else None for unit in units]
+            pairs = zip(units, runs, strict=True)
+            return [unit.prepare(None, *given) if run is None else run for unit, run in pairs]
         known = len(self.state)
         try:
             self._make_state()
@@ -352,12 +347,15 @@ class Optimizer(TorchOptimizer):
         """Make state that is not the transform's to make, before any group is looked at."""
 
     def _init_group(self) -> bool:
-        """Make that state, and return whether no two parameters share memory.
+        """Make all state, and return whether a step may write over it, one group after the other.
 
         Under this name ``torch.compile`` runs it eagerly, and takes the answer for a constant.
         """
-        self._make_state()
-        return memory.are_apart([p for group in self.param_groups for p in group["params"]])
+        with context.eager():
+            self._make_state()
+            for unit in self._divided(self.param_groups):
+                unit.complete()
+        return self._params_are_apart() and self._rates_are_apart()
 
     def functional_state(self, group: int = 0) -> tuple[Tree, Any]:
         """Return the parameters of a group, and their state as the functional form has it.

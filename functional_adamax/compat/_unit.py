@@ -21,8 +21,9 @@ from torch import Tensor
 from .. import _step
 from .._core import context, pytree
 from .._core.plans import Plan
-from .._core.pytree import Tree
+from .._core.pytree import EmptyState, Tree
 from .._core.transform import GradientTransformation, Transform, Update, same
+from .._execution import operator
 from .._execution.native import kernel
 from .._execution.native.kernel import Group
 from .._execution.program import machine, steps, whole
@@ -136,6 +137,44 @@ class Unit:
         if found is None or transform is None:
             return None
         return whole.over(transform, *found, spec, layout.spec)
+
+    def complete(self) -> Layout | None:
+        """Return where the state lies, and make what there is not yet; None where that fails."""
+        try:
+            return self._complete(self._transform(Said()), *self._leaves())
+        except Exception:  # of whatever kind; the step raises it
+            return None
+
+    def operated(self, said: Said) -> Run | None:
+        """The step as the operator that a compiler sees, or None."""
+        transform, (leaves, spec) = self._whole(said), self._leaves()
+        lies = _lies(self.owner, self.first, len(self.groups))
+        if transform is None or lies is None or torch.is_grad_enabled():
+            return None
+        names, shared, outline, count = lies
+        entries, empty = [self.owner.state.get(p) or {} for p in leaves], EmptyState()
+        state: list[Any] = []
+        for name, is_shared in zip(names, shared, strict=True):
+            if is_shared:
+                state.append(next((x[name] for x in entries if name in x), empty))
+            else:
+                state += [x.get(name, empty) for x in entries]
+        used = [p if x else None for p, x in zip(leaves, entries, strict=True)]
+        grads = [None if p is None else p.grad for p in used]
+        trees = operator.Trees(grads, used, state, (operator.outline(spec), outline))
+        write = operator.over(transform, trees)
+        if write is None:
+            return None
+        before = next(x[count] for x in entries if x).clone() if count else None
+        return partial(self._take_operated, write, before, said)
+
+    def _take_operated(self, write: Callable[[], None], before: Any, said: Said) -> None:
+        write()
+        self.show(before, said)
+
+    def _whole(self, said: Said) -> Transform | None:
+        """The transform of a step, where it is one of the library's."""
+        return transform_in(self._transform(said))
 
     def _written(self, write: Callable[[], bool], before: Any, said: Said) -> None:
         """Step, and show what schedules said at the count ``before``."""
@@ -323,6 +362,23 @@ class Unit:
 def transform_in(tx: GradientTransformation) -> Transform | None:
     """The transform of a pair, where it is one of the library's."""
     return tx.update.transform if isinstance(tx.update, Update) else None
+
+
+@context.constant
+def _lies(owner: Owner, first: int, count: int) -> tuple[Any, ...] | None:
+    """Where the state of some groups lies, for a compiler; None where the step is not for it."""
+    with context.eager():
+        unit = Unit(owner, owner.param_groups[first : first + count], first)
+        layout = unit.complete()
+        if layout is None:
+            return None
+        names, shared = layout.columns
+        entries = [x for p in unit._leaves()[0] if (x := owner.state.get(p))]
+        together = (name for name, is_shared in zip(names, shared, strict=True) if is_shared)
+        if not entries or any(x.get(n) is not entries[0].get(n) for n in together for x in entries):
+            return None
+        outline = operator.outline_of(layout.spec.unflatten([None] * layout.spec.num_leaves))
+    return names, shared, outline, layout.counts[0].name if layout.counts else ""
 
 
 def _nothing() -> None:

@@ -1,4 +1,7 @@
-"""``torch.compile`` of the classic step."""
+"""``torch.compile`` of the classic step.
+
+The file is longer than others: each test runs an optimizer twice, compiled and not.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from trees import assert_close
 
 import functional_adamax as fa
 from functional_adamax._execution.native import kernel
-from functional_adamax.compat import Adamax, wrap
+from functional_adamax._execution.program import machine
+from functional_adamax.compat import Adamax, Optimizer, wrap
 
-AdamaxW = wrap(fa.adamaxw)
+AdamaxW, AdamW = wrap(fa.adamaxw), wrap(fa.adamw)
 
 
 def run(compiled: bool, **options: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -160,9 +164,7 @@ def test_a_pair_with_a_schedule_in_it_compiles() -> None:
 @pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 @pytest.mark.parametrize("kind", [Adamax, AdamaxW])
 @pytest.mark.parametrize("taken", [True, False], ids=["the kernel", "the rule, at run time"])
-def test_many_parameters_are_a_few_operators(
-    kind: Any, taken: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_group_is_one_operator(kind: Any, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the bits of eager steps, in groups, with gaps, and with a rate that changes."""
 
     def run(compiled: bool) -> tuple[list[torch.Tensor], Graphs]:
@@ -194,7 +196,7 @@ def test_many_parameters_are_a_few_operators(
 
     found, graphs = run(True)
     wanted, _ = run(False)
-    assert graphs.operators() == [2 + 1]  # 34 parameters, and 5
+    assert graphs.operators() == [2]  # one for each group
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -237,3 +239,67 @@ def test_gradients_that_come_late(factory: Any, backend: str, first: str) -> Non
 
     for x, y in zip(run(True), run(False), strict=True):
         assert_close(x, y, torch.full((1,), 4.0))
+
+
+CHAIN = fa.chain(fa.clip_by_global_norm(1.0), fa.scale_by_adamax(), fa.scale(-0.1))
+CASES = {
+    "chain": lambda params: Optimizer(params, CHAIN),
+    "scheduled": lambda params: Optimizer(params, fa.adamw(fa.cosine_decay_schedule(0.1, 9))),
+    "together": lambda params: AdamW(
+        [{"params": params[:1]}, {"params": params[1:], "lr": 0.2}], lr=0.1, couple="all"
+    ),
+    "apart": lambda params: AdamW(
+        [{"params": params[:1]}, {"params": params[1:], "lr": torch.tensor(0.2)}], lr=0.1
+    ),
+}
+
+
+@pytest.mark.skipif(not machine.is_there(), reason="no programs run here")
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_of_any_transform_is_an_operator(case: str) -> None:
+    """State is made beforehand; a parameter that has no gradient any more is compiled once more."""
+
+    def run(compiled: bool) -> tuple[list[torch.Tensor], Graphs]:
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(n, 2)) for n in (3, 2, 4)]
+        optimizer, graphs = CASES[case](params), Graphs()
+        torch._dynamo.reset()
+        step = optimizer.step
+        if compiled:
+            step = torch.compile(step, backend=graphs, fullgraph=True)
+        for i in range(5):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            if i > 2:
+                params[1].grad = None
+            step()
+        return [*params, *(x for p in params for x in optimizer.state[p].values())], graphs
+
+    (found, graphs), (wanted, _) = run(True), run(False)
+    assert graphs.operators() == ([2, 2] if case == "apart" else [1, 1])
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.skipif(not machine.is_there(), reason="no programs run here")
+def test_a_whole_training_step_is_compiled() -> None:
+    """Of which torch breaks the graph at ``backward`` and at ``zero_grad``."""
+
+    def run(compiled: bool) -> tuple[list[torch.Tensor], Graphs]:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 2)
+        optimizer, graphs = Optimizer(module.parameters(), CHAIN), Graphs()
+
+        def train(x: torch.Tensor) -> None:
+            optimizer.zero_grad()
+            module(x).square().sum().backward()
+            optimizer.step()
+
+        torch._dynamo.reset()
+        step = torch.compile(train, backend=graphs) if compiled else train
+        for i in range(4):
+            step(torch.full((5, 3), i + 1.0))
+        return list(module.parameters()), graphs
+
+    (found, graphs), (wanted, _) = run(True), run(False)
+    assert sum(graphs.operators()) == 1
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

@@ -135,3 +135,14 @@ def test_functions_for_a_compiler_are_themselves_outside_of_it() -> None:
     assert function() == 3
     compiled = torch.compile(lambda x: x + function(), backend="eager", fullgraph=True)
     assert compiled(ONE).tolist() == [4.0, 4.0]
+
+
+def test_code_inside_of_a_compilation_can_be_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = "_is_compiling_flag"
+    monkeypatch.setattr(torch.compiler, flag, True)
+    with context.eager():
+        assert not torch.compiler.is_compiling()
+    assert torch.compiler.is_compiling()
+    monkeypatch.delattr(torch.compiler, flag)
+    with context.eager():
+        assert not hasattr(torch.compiler, flag)

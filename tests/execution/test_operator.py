@@ -1,11 +1,16 @@
-"""The kernel under ``torch.compile``: one operator for all leaves, the bits of the eager step."""
+"""Steps under ``torch.compile``: one operator for all leaves, the bits of the eager step.
+
+The file is longer than others: all of it looks for operators in the graphs of one backend.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
-import executors
 import pytest
 import torch
 from torch import Tensor
@@ -14,8 +19,10 @@ from torch.autograd import forward_ad
 
 import functional_adamax as fa
 from functional_adamax._execution import operator as _operator  # noqa: F401 - which registers it
-from functional_adamax._execution.adamax_rule import AdamaxLeaf
 from functional_adamax._execution.native import kernel
+from functional_adamax._execution.program import machine
+
+OP = torch.ops.functional_adamax.step.default
 
 needs_kernel = pytest.mark.skipif(kernel._native is None, reason="built without a compiler")
 
@@ -31,8 +38,7 @@ class Graphs:
         return graph.forward
 
     def operators(self) -> list[int]:
-        wanted = torch.ops.functional_adamax.step.default
-        return [sum(node.target == wanted for node in g.graph.nodes) for g in self.graphs]
+        return [sum(node.target == OP for node in g.graph.nodes) for g in self.graphs]
 
 
 def trees(count: int, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], ...]:
@@ -186,33 +192,175 @@ def test_what_the_compiler_is_shown_the_rule_for(case: str) -> None:
     assert backend.operators() == [0]
 
 
-@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_kernel)])
-def test_the_operator_itself(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its fake agrees with it, and on a machine without the kernel it is the rule."""
-    if not native:
-        monkeypatch.setattr(kernel, "_native", None)
-    operator = torch.ops.functional_adamax.step.default
-    p, g, m = (torch.randn(2, 3, 4, 5) for _ in range(3))
-    g = g.to(memory_format=torch.channels_last)
-    t, lr = torch.tensor(3.0, dtype=torch.float64), torch.tensor(0.1)
+@dataclass(frozen=True, eq=False, repr=False)
+class Halved(fa.Stage):
+    rate: float = 0.5
+
+    def rule(self, x: Any) -> Tensor:
+        return x.u * x.h["rate"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Centred(Halved):
+    def rule(self, x: Any) -> Tensor:
+        return x.u - x.u.mean()
+
+
+CHAIN = fa.clip_by_global_norm(1.0), fa.scale_by_adamax(), fa.add_decayed_weights(0.1)
+WHOLE = {
+    "chain": lambda lr: fa.chain(*CHAIN, fa.scale_by_learning_rate(lr)),
+    "named": lambda lr: fa.named_chain(("a", fa.scale_by_adam()), ("b", fa.scale(-lr))),
+    "adamw": fa.adamw,
+    "schedule": lambda lr: fa.chain(fa.sgd(fa.cosine_decay_schedule(0.1, 9)), fa.scale(lr)),
+    "mask": lambda lr: fa.chain(
+        fa.masked(fa.add_decayed_weights(0.1), {"a": {"b": True, "c": False}, "d": [True]}),
+        fa.adam(lr),
+    ),
+    "partition": lambda lr: fa.partition({"x": fa.adamax(lr), "y": fa.sgd(0.1)}, LABELS),
+    "injected": lambda lr: fa.chain(fa.inject_hyperparams(fa.adamax)(0.1), fa.scale(lr)),
+    "accumulated": lambda lr: fa.multi_steps(fa.adamax(lr), 2),
+    "rates": lambda lr: fa.chain(fa.adamax({"a": {"b": 0.1, "c": 0.2}, "d": [0.3]}), fa.scale(lr)),
+    "own stage": lambda lr: fa.chain(fa.adamax(lr), Halved().pair()),
+    "unchanged": lambda lr: fa.chain(fa.identity(), fa.scale(lr)),
+}
+LABELS = {"a": {"b": "x", "c": "y"}, "d": ["x"]}
+
+
+def nested(*shapes: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    b, c, d = (torch.randn(shape, generator=generator) for shape in shapes)
+    return {"d": [d], "a": {"c": c, "b": b}}
+
+
+def stepped(tx: Any, add: bool, grads: Any, state: Any, params: Any) -> Any:
+    return fa.step(tx, grads, state, params) if add else tx.update(grads, state, params)
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    (a, spec), (b, other) = map(torch.utils._pytree.tree_flatten, (found, wanted))
+    assert spec == other
+    assert all(x is y is None or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+needs_programs = pytest.mark.skipif(not machine.is_there(), reason="no programs run here")
+
+
+@needs_programs
+@pytest.mark.parametrize("add", [False, True], ids=["update", "step"])
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_whole_transform_is_one_operator(case: str, add: bool) -> None:
+    """Whatever the values; where a gradient is missing, it is compiled once more."""
+    params = nested((3, 2), (2,), ())
+    state = WHOLE[case](0.1).init(params)
+
+    def step(grads: Any, state: Any, lr: Tensor) -> Any:
+        return stepped(WHOLE[case](lr), add, grads, state, params)
+
+    function, backend = compiled(step)
+    found = wanted = (None, state)
+    for i in range(4):
+        grads = nested((3, 2), (2,), (), seed=i)
+        if i > 1:
+            grads["a"]["c"] = None
+        lr = torch.tensor(0.1 / (i + 1), dtype=torch.float64)
+        found, wanted = (f(grads, x[1], lr) for f, x in ((function, found), (step, wanted)))
+        assert_same(found, wanted)
+    assert backend.operators() == [1, 1]
+
+
+def double(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda x: 2 * x, tree)
+
+
+@needs_programs
+@pytest.mark.parametrize("case", ["noise", "centred", "pair", "own schedule"])
+def test_of_what_is_no_program_the_compiler_follows_the_code(case: str) -> None:
+    tx = {
+        "noise": fa.add_noise(0.1, 0.5),
+        "centred": Centred().pair(),
+        "pair": fa.GradientTransformation(lambda p: (), lambda u, s, p=None: (double(u), s)),
+        "own schedule": fa.adamw(lambda count: 0.1 * 0.9**count),
+    }[case]
+    params, grads = (nested((3, 2), (2,), (), seed=i) for i in range(2))
+    state = tx.init(params)
+    function, backend = compiled(lambda g, s: tx.update(g, s, params))
+    found, wanted = function(grads, state), tx.update(grads, state, params)
+    for x, y in zip(*map(torch.utils._pytree.tree_leaves, (found, wanted)), strict=True):
+        torch.testing.assert_close(x, y)
+    assert backend.operators() == [0]
+
+
+@needs_programs
+def test_a_number_that_changes_keeps_the_bits_of_a_number() -> None:
+    params, grads = trees(3)
+    state = fa.chain(fa.scale_by_adam(), fa.scale(1.0), fa.multi_steps(fa.scale(2), 2)).init(params)
+
+    def step(rate: float, every: int) -> Any:
+        tx = fa.chain(fa.scale_by_adam(), Halved(rate).pair(), fa.multi_steps(fa.scale(2), every))
+        return tx.update(grads, state)
+
+    function, backend = compiled(step)
+    for i in range(4):
+        assert_same(function(0.1 / (i + 1), 2 + i), step(0.1 / (i + 1), 2 + i))
+    assert len(backend.graphs) <= 3
+    assert set(backend.operators()) == {1}
+
+
+def noted(add: bool, donate: bool = False) -> tuple[Any, ...]:
+    """The inputs of an operator, as a compiler made them."""
+    params, grads = (nested((3, 2), (2, 4, 4, 3), (), seed=i) for i in range(2))
+    grads["a"]["c"] = grads["a"]["c"].to(memory_format=torch.channels_last)
+    tx = WHOLE["chain"](0.1)
+    function, backend = compiled(partial(stepped, tx, add))
+    state = tx.init(params)
+    function(grads, state, params)
+    ((name, *_),) = (
+        node.args for g in backend.graphs for node in g.graph.nodes if node.target == OP
+    )
+    lists = [torch.utils._pytree.tree_leaves(x) for x in (grads, params, state)]
+    return name, *([x.clone() for x in row] for row in lists), []
+
+
+@needs_programs
+@pytest.mark.parametrize("add", [False, True], ids=["update", "step"])
+def test_the_operator_is_what_its_fake_says(add: bool) -> None:
+    inputs = noted(add)
     in_place = torch.ops.functional_adamax.step_.default
-    for decay, add, *how in (
-        (0.0, False, False, False),
-        (0.1, True, True, False),
-        (0.1, False, False, True),
-    ):
-        numbers = [0.0, 0.9, 0.99, 1e-8, decay]
-        inputs = ([p], [g], [m], [m.abs()], [t], [lr], [0], numbers, *how, add)
-        found = [column[0] for column in operator(*inputs)]
-        leaf = AdamaxLeaf(p, g, m, m.abs(), t, lr, *numbers[1:])
-        update, *state = executors.rule_step(leaf, *how)
-        wanted = [p + update if add else update, *state]
-        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-        torch.library.opcheck(operator, inputs)
-        old = [x.clone() for x in (p, m, m.abs(), t)]
-        in_place([old[0]], [g], *([x] for x in old[1:]), [lr], [0], numbers, *how)
-        for x, new in zip(old, (p + update, state[1], state[2], state[0]), strict=True):
-            assert torch.equal(x, new)
+    for operator in (OP, in_place) if add else (OP,):
+        assert set(torch.library.opcheck(operator, inputs).values()) == {"SUCCESS"}
+
+
+@needs_programs
+def test_the_operator_in_place_writes_what_the_other_returns() -> None:
+    inputs = noted(add=True)
+    new = [x for part in OP(*inputs) for x in part]
+    torch.ops.functional_adamax.step_.default(*inputs)
+    assert all(torch.equal(x, y) for x, y in zip([*inputs[2], *inputs[3]], new, strict=True))
+
+
+@needs_programs
+def test_the_operator_runs_while_another_thread_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every thread is told that a compiler follows it."""
+    inputs = noted(add=True)
+    wanted = OP(*inputs)
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    found = OP(*inputs)
+    for x, y in zip(chain(*found), chain(*wanted), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@needs_kernel
+@pytest.mark.parametrize("add", [False, True], ids=["update", "step"])
+def test_the_operator_without_the_kernel_it_was_compiled_with(
+    add: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, grads = trees(4)
+    tx = fa.adamax(0.1)
+    state = tx.init(params)
+    function, _ = compiled(partial(stepped, tx, add))
+    wanted = function(grads, state, params)
+    monkeypatch.setattr(kernel, "_native", None)
+    assert_same(function(grads, state, params), wanted)
 
 
 def test_numbers_of_other_functions_are_not_made_constants() -> None:

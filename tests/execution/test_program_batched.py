@@ -1,4 +1,7 @@
-"""Programs under ``vmap``: the bits of a loop over the members, whatever they share."""
+"""Programs under ``vmap``: the bits of a loop over the members, whatever they share.
+
+The file is longer than others: all that members may share is tried on the same transforms.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import methodcaller
 from typing import Any
@@ -67,3 +67,19 @@ def mark_constant(function: Any) -> None:
     As ``torch.compiler.assume_constant_result`` does, which would import the compiler.
     """
     function._dynamo_marked_constant = True
+
+
+_FLAG = "_is_compiling_flag"
+
+
+@contextmanager
+def not_compiling() -> Iterator[None]:
+    """Let code that runs while a compiler follows other code not be told of the compiler."""
+    was = getattr(torch.compiler, _FLAG, None)
+    if was is not None:
+        setattr(torch.compiler, _FLAG, False)
+    try:
+        yield
+    finally:
+        if was is not None:
+            setattr(torch.compiler, _FLAG, was)

@@ -1,7 +1,8 @@
 """Executor: whole transforms as programs; a chain, whatever links it has, in one pass over memory.
 
 It takes transforms that treat each leaf alone, beside what is computed once for the tree: those
-that say so by ``is_local``. A norm of all leaves is a pass of its own.
+that say so by ``is_local``. A norm of all leaves is a pass of its own. The file is longer than
+others: what pure steps, steps in place and those of optimizers ask of a transform has to agree.
 """
 
 from __future__ import annotations
