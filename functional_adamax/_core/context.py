@@ -67,9 +67,10 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
 def only_vmaps() -> dict[int, int] | None:
     """The batch sizes of the running ``vmap``s by their levels, the outermost first.
 
-    None where there are none, or something else follows what is computed.
+    None where there are none, or something else follows what is computed, also a mode that sees
+    the functions of torch.
     """
-    if not transforming() or _traced_otherwise():
+    if not transforming() or _traced_otherwise() or modes.function_modes():
         return None
     return transforms.lone_vmaps()
 

@@ -43,6 +43,9 @@ def part(work: Work, where: list[int], add: bool, compute: Compute) -> dict[int,
     sources = sources_of(work, [i for i in followed if i not in rows], add)
     if sources:
         leaves, tensors = _taken(work, list(sources), add, compute, list(sources.values()))
+        for k, source in enumerate(leaves.sources):
+            if source.reads("p", ()):  # which may be written before the derivative is taken
+                tensors[k] = tensors[k].clone()
         columns = _split(capture.apply(_Step, leaves, *tensors), len(sources))
         for i, (first, t, *moments) in zip(sources, zip(*columns, strict=True), strict=True):
             rows[i] = [first, work.t[i] + 1 if context.tracked(work.t[i]) else t, *moments]
@@ -98,6 +101,26 @@ class _Leaves:
         moments = dict(zip(self.moments, columns, strict=True))
         return Work(self.method, None, None, p, g, t, moments, rates, self.given, hyper)
 
+    def read(self, tensors: Sequence[Any], needs: Sequence[bool]) -> list[Any]:
+        """The tensors, but for parameters whose values no derivative that is needed depends on."""
+        kept = list(tensors)
+        for i, source in enumerate(self.sources):
+            numbers = [name for name, x in source.inputs.items() if not x.vector]
+            places = [(name, self.places.get((name, i))) for name in numbers]
+            learned = tuple(name for name, at in places if at is not None and needs[at])
+            if not source.reads("p", learned):
+                kept[i] = None
+        return kept
+
+    def restored(self, tensors: list[Any]) -> list[Any]:
+        """What ``read`` was given, with zeros for those parameters."""
+        n = len(self.sources)
+        for i, source in enumerate(self.sources):
+            if tensors[i] is None and self.given:
+                like = source.inputs.get("p", source.inputs["g"])
+                tensors[i] = torch.zeros_like(tensors[n + i], dtype=like.dtype)
+        return tensors
+
     def value(self, name: str, i: int, tensors: Sequence[Any]) -> Any:
         """What the record calls by a name, of a leaf."""
         place = self.places.get((name, i))
@@ -152,7 +175,7 @@ class _Step(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         leaves, *tensors = inputs
         ctx.leaves = leaves
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*leaves.read(tensors, ctx.needs_input_grad[1:]))
         ctx.set_materialize_grads(False)
         n = len(leaves.sources)
         places = enumerate(ctx.needs_input_grad[1:])
@@ -161,7 +184,8 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        leaves, tensors = ctx.leaves, _living(ctx.saved_tensors)
+        leaves: _Leaves = ctx.leaves
+        tensors = leaves.restored(_living(ctx.saved_tensors))
         given = tuple(i for i, x in enumerate(cotangents) if x is not None)
         wanted = tuple(i for i, x in enumerate(ctx.needs_input_grad[1:]) if x)
         some = [cotangents[i] for i in given]

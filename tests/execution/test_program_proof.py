@@ -19,7 +19,7 @@ VECTOR = [op for op in TORCH if op not in (*UNIFORM, *MEMORY)]
 SINGLE = [*VECTOR, *UNIFORM]
 
 
-ROOTS = ("SQRT", "ROOT")
+ROOTS = ("SQRT", "ROOT", "OVER_TWICE_ROOT")
 SAME = [
     {"SQRT", "ROOT", "EXACT_ROOT"},  # one function, whatever torch's is
     {"TO_FLOAT", "ROUND_F32"},

@@ -174,8 +174,7 @@ def test_methods(name: str, dtype: torch.dtype, rate: str, nodes: list[int], by_
     found = run()
     assert nodes == [3, 3, 3] or (dtype == DOUBLE and name in OF_ROOTS)
     wanted = by_rule(run)
-    count = 3 if name == "scale_by_adam" else None
-    assert_bits(found[:count], wanted[:count])
+    assert_bits(found[:3], wanted[:3])  # a learned rate is summed in another order
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
@@ -191,8 +190,7 @@ def test_under_torch_func(name: str, dtype: torch.dtype, nodes: list[int], by_ru
     found = run()
     assert nodes == [3, 3, 3] or (dtype == DOUBLE and name in OF_ROOTS)
     wanted = by_rule(run)
-    if name != "scale_by_adam":  # whose chain is not one node
-        assert_bits(found, wanted)
+    assert_bits(found[1], wanted[1])
     tolerance = {FLOAT: 1e-5, DOUBLE: 1e-12}[dtype]
     for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
@@ -296,7 +294,7 @@ def test_many_leaves_are_one_node() -> None:
 
 
 def test_what_it_keeps() -> None:
-    """What it was given: p, g, m and u. Of these m and u are results of the step before."""
+    """The gradient, m and u; of these m and u are results of the step before."""
     x = leaf(FLOAT)
     kept: list[Tensor] = []
 
@@ -306,7 +304,7 @@ def test_what_it_keeps() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda y: y):
         executors.compute([x], False, False, add=True)
-    assert [y.data_ptr() for y in kept if y.numel() == SIZE] == [y.data_ptr() for y in x[:4]]
+    assert [y.data_ptr() for y in kept if y.numel() == SIZE] == [y.data_ptr() for y in x[1:4]]
 
 
 def test_a_counter_may_be_differentiated(nodes: list[int]) -> None:
@@ -342,7 +340,7 @@ def test_saved_tensors_that_come_back_in_another_layout() -> None:
         return row
 
     wanted = derivatives(x, run(), cotangents)
-    for turned in range(5):  # each of the saved tensors in turn
+    for turned in range(4):  # each of the saved tensors in turn
         count = iter(range(100))
 
         def unpack(y: Tensor, turned: int = turned, count: Iterator[int] = count) -> Tensor:

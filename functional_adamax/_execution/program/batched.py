@@ -119,7 +119,7 @@ def _number(x: Any, leaves: int) -> float | list[float]:
 
 def _share(members: Members, new: list[Any], given: list[Any], alone: Iterable[int]) -> None:
     """Let all members share results that depend on what they share alone."""
-    for i in alone:
+    for i in set(alone):
         if members.count and isinstance(new[i], Tensor) and not transforms.wraps(given[i]):
             new[i] = new[i][0].clone()
 

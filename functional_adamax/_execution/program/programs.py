@@ -25,7 +25,6 @@ from .captured import Getter, captured, is_plain
 from .graph import FLOATING, Declined
 from .lower import Layout, lower
 from .pulled import Source
-from .pulled import found_for as pulled_for
 from .record import Context, Input, alone, answers, context, record, sample
 
 _DTYPES = (torch.float32, torch.float64)  # of single numbers
@@ -141,13 +140,10 @@ def source_of(work: Work, i: int, add: bool) -> Source | str:
     found = found_for(work, i, rates, add, checked=True)[1]
     if isinstance(found, str):
         return found
-    source, moments = found.source, tuple(work.moments)
-    if source.graph.reads:
+    if found.source.graph.reads:
         return "it asks about the leaf, and autograd records it"
-    given = tuple(x for x in results_of(moments) if x != _NEXT)
-    wanted = tuple(x for x in names_of(moments) if x != _T and x in source.inputs)
-    pulled = pulled_for(source, given, wanted)
-    return pulled if isinstance(pulled, str) else source
+    whole = found.source.whole()
+    return whole if isinstance(whole, str) else found.source
 
 
 def _forget(known: dict[Any, Any]) -> None:

@@ -41,6 +41,20 @@ class Source:
     context: Context
     known: dict[Any, Pulled | str] = field(default_factory=dict)
 
+    def whole(self, learned: tuple[str, ...] = ()) -> Pulled | str:
+        """The program for the cotangents of all vectors, and of what is ``learned`` beside.
+
+        Or the reason why there is none.
+        """
+        given = tuple(name for name, x in self.graph.outputs.items() if x.vector)
+        wanted = tuple(name for name, x in self.inputs.items() if x.vector)
+        return found_for(self, given, wanted + learned)
+
+    def reads(self, name: str, learned: tuple[str, ...]) -> bool:
+        """Whether a cotangent may depend on the value of an input."""
+        found = self.whole(learned)
+        return isinstance(found, str) or name in found.columns
+
 
 class Pulled(NamedTuple):
     """A program, and what it is given and makes."""
