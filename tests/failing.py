@@ -76,7 +76,7 @@ def ways() -> Iterator[Way]:
         for executor, ran in executors.items():
             yield Way(name, partially(Functional, make, donate), executor, frozenset({ran}))
     recorded = partially(Functional, fa.adamax, False, True)
-    yield Way("recorded adamax", recorded, "native", frozenset({"recorded", "native"}))
+    yield Way("recorded adamax", recorded, "machine", frozenset({"recorded", "machine"}))
 
     classic = [
         ("Adamax", Adamax, {"native": "native", "torch": "inplace"}),
@@ -149,7 +149,7 @@ def executors(way: Way, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
             patch.setattr(module, name, native and Spy(native, ran, word))
         for module, name, word in (
             (inplace, "_write", "inplace"),
-            (_recorded, "step", "recorded"),
+            (_recorded, "_taken", "recorded"),
             (_foreach, "_write", "foreach"),
             (by_rule, "part", "rule"),
         ):
