@@ -303,3 +303,22 @@ def test_a_whole_training_step_is_compiled() -> None:
     (found, graphs), (wanted, _) = run(True), run(False)
     assert sum(graphs.operators()) == 1
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_factory_of_ones_own_is_followed() -> None:
+    """Also where it was not called in eager code with the same values."""
+    params = [torch.nn.Parameter(torch.randn(4)) for _ in range(2)]
+    other = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    optimizers = [
+        Optimizer(x, lambda lr: fa.chain(fa.clip(1.0), fa.adam(lr)), lr=0.1)
+        for x in (params, other)
+    ]
+    for p, q in zip(params, other, strict=True):
+        p.grad = torch.randn(4)
+        q.grad = p.grad.clone()
+    compiled = torch.compile(optimizers[0].step, fullgraph=True)
+    for lr in (0.1, 0.2):
+        optimizers[0].param_groups[0]["lr"] = optimizers[1].param_groups[0]["lr"] = lr
+        compiled()
+        optimizers[1].step()
+    assert all(torch.equal(p, q) for p, q in zip(params, other, strict=True))
