@@ -18,7 +18,7 @@ from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 
 from . import context
-from .private import modes, trees
+from .private import modes, transforms, trees
 
 Unknown = Callable[[Tensor, Callable[..., Any]], None]
 """What to do about a tensor from outside, and the function that was given it."""
@@ -168,8 +168,8 @@ def refuse_applied(x: Tensor) -> None:
 def apply(function: Any, *inputs: Any) -> Any:
     """Apply an autograd function, to which a mode would not see its tensors go."""
     if modes.function_modes():
-        inputs = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs)
-    return function.apply(*inputs)
+        return function.apply(*(x.view_as(x) if isinstance(x, Tensor) else x for x in inputs))
+    return transforms.applied(function, inputs)
 
 
 def batched_alike(inputs: Iterable[Tensor | None], outputs: Sequence[Tensor]) -> list[Tensor]:

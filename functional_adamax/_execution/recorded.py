@@ -9,9 +9,10 @@ than others: the step, its derivative, and what both are given have to agree.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from .._core import capture, context, numerics
 from . import by_rule
 from .program import machine, pulled
 from .program.derivative import cotangent
-from .program.programs import named, names_of, rate_of, results_of, sources_of
+from .program.programs import named, names_of, results_of, sources_of
 from .program.pulled import Source
 from .rule import decays
 from .work import Columns, MethodLike, Row, Work
@@ -37,14 +38,14 @@ def part(work: Work, where: list[int], add: bool, compute: Compute) -> dict[int,
     """
     if not machine.is_there():
         return {}
-    followed = [i for i in where if _is_followed(work, i)]
-    lone = [i for i in followed if not _is_followed(work, i, but_p=True)]
+    followed, lone = _followed(work, where)
     rows = _added(work, lone, add, compute) if lone else {}
     sources = sources_of(work, [i for i in followed if i not in rows], add)
     if sources:
         leaves, tensors = _taken(work, list(sources), add, compute, list(sources.values()))
+        read = {x for x in set(leaves.sources) if x.reads("p", ())}
         for k, source in enumerate(leaves.sources):
-            if source.reads("p", ()):  # which may be written before the derivative is taken
+            if source in read:  # and the parameter may be written before the derivative is taken
                 tensors[k] = tensors[k].clone()
         columns = _split(capture.apply(_Step, leaves, *tensors), len(sources))
         for i, (first, t, *moments) in zip(sources, zip(*columns, strict=True), strict=True):
@@ -52,14 +53,18 @@ def part(work: Work, where: list[int], add: bool, compute: Compute) -> dict[int,
     return rows
 
 
-def _is_followed(work: Work, i: int, but_p: bool = False) -> bool:
-    """Whether autograd records the step of a leaf; ``but_p``, what is added to its parameter."""
+def _followed(work: Work, where: list[int]) -> tuple[list[int], list[int]]:
+    """The leaves whose step autograd records; and those where it adds to the parameter alone."""
     assert work.hyper is not None
-    hyper = [x[i] for x in work.hyper.values()]
-    row = [work.g[i], work.t[i], *(x[i] for x in work.moments.values()), *hyper]
-    if not but_p or decays(work.hyper["weight_decay"][i]):
-        row.append(work.p[i])
-    return any(isinstance(x, Tensor) and context.tracked(x) for x in row)
+    columns = [work.g, work.t, *work.moments.values(), *work.own()]
+    inside = [i for i in where if any(_is_followed(x[i]) for x in columns)]
+    others = [i for i in where if i not in inside and _is_followed(work.p[i])]
+    decay = work.hyper["weight_decay"]
+    return sorted(inside + others), [i for i in others if not decays(decay[i])]
+
+
+def _is_followed(x: Any) -> bool:
+    return isinstance(x, Tensor) and context.tracked(x)
 
 
 def _added(work: Work, where: list[int], add: bool, compute: Compute) -> dict[int, Row]:
@@ -83,48 +88,55 @@ class _Leaves:
     method: MethodLike
     moments: tuple[str, ...]
     given: bool  # whether there are parameters
-    hyper: dict[str, list[Any]]  # those that are no tensors
-    places: dict[tuple[str, int], int]  # of the tensors, by their names in the record, and the leaf
+    size: int
+    hyper: dict[str, list[Any]]  # None where it is a tensor
+    places: dict[str, list[int | None]]  # of the tensors, by their names in the record
     sources: Sequence[Source]
     add: bool
     compute: Compute
 
+    def values(self, tensors: Sequence[Any]) -> dict[str, list[Any]]:
+        """The columns, by their names in the record."""
+        found = {named(name): column for name, column in self.hyper.items()}
+        for name, places in self.places.items():
+            numbers = found.get(name, places)
+            pairs = zip(places, numbers, strict=True)
+            found[name] = [x if at is None else tensors[at] for at, x in pairs]
+        return found
+
     def filled(self, tensors: Sequence[Any]) -> Work:
         """The work of these leaves."""
-        n = len(next(iter(self.hyper.values())))
-        hyper = {
-            name: [self.value(named(name), i, tensors) for i in range(n)] for name in self.hyper
-        }
+        values = self.values(tensors)
+        hyper = {name: values[named(name)] for name in self.hyper}
         alike = all(x is column[0] for column in hyper.values() for x in column)
         rates: dict[str, Any] = {k: x[0] for k, x in hyper.items()} if alike else dict(hyper)
-        p, g, t, *columns = map(list, _split(tensors[: (3 + len(self.moments)) * n], n))
+        p, g, t, *columns = (values[name] for name in names_of(self.moments))
         moments = dict(zip(self.moments, columns, strict=True))
         return Work(self.method, None, None, p, g, t, moments, rates, self.given, hyper)
 
     def read(self, tensors: Sequence[Any], needs: Sequence[bool]) -> list[Any]:
         """The tensors, but for parameters whose values no derivative that is needed depends on."""
         kept = list(tensors)
-        for i, source in enumerate(self.sources):
-            numbers = [name for name, x in source.inputs.items() if not x.vector]
-            places = [(name, self.places.get((name, i))) for name in numbers]
-            learned = tuple(name for name, at in places if at is not None and needs[at])
-            if not source.reads("p", learned):
+        names = ["t", *(x for x in map(named, self.hyper) if x in self.places)]
+        columns = [[at is not None and needs[at] for at in self.places[x]] for x in names]
+        known: dict[Any, bool] = {}
+        for i, key in enumerate(zip(self.sources, *columns, strict=True)):
+            if key not in known:
+                source, *row = key
+                learned = tuple(x for x in compress(names, row) if x in source.inputs)
+                known[key] = source.reads("p", learned)
+            if not known[key]:
                 kept[i] = None
         return kept
 
-    def restored(self, tensors: list[Any]) -> list[Any]:
+    def restored(self, tensors: Sequence[Any]) -> list[Any]:
         """What ``read`` was given, with zeros for those parameters."""
-        n = len(self.sources)
+        found = list(tensors)
         for i, source in enumerate(self.sources):
-            if tensors[i] is None and self.given:
+            if found[i] is None and self.given:
                 like = source.inputs.get("p", source.inputs["g"])
-                tensors[i] = torch.zeros_like(tensors[n + i], dtype=like.dtype)
-        return tensors
-
-    def value(self, name: str, i: int, tensors: Sequence[Any]) -> Any:
-        """What the record calls by a name, of a leaf."""
-        place = self.places.get((name, i))
-        return self.hyper[rate_of(name)][i] if place is None else tensors[place]
+                found[i] = torch.zeros_like(found[self.size + i], dtype=like.dtype)
+        return found
 
 
 def _split(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -138,21 +150,25 @@ def _taken(
     """The leaves at some positions, and their tensors."""
     assert work.hyper is not None
     columns = [work.p, work.g, work.t, *work.moments.values()]
-    names, moments = names_of(tuple(work.moments)), tuple(work.moments)
+    moments, size = tuple(work.moments), len(where)
     tensors = [column[i] for column in columns for i in where]
-    keys = ((name, i) for name in names for i in range(len(where)))
-    places = {key: place for place, key in enumerate(keys)}
+    places: dict[str, list[int | None]] = {
+        name: [*range(k * size, (k + 1) * size)] for k, name in enumerate(names_of(moments))
+    }
     seen: dict[int, int] = {}
     hyper: dict[str, list[Any]] = {}
     for name, column in work.hyper.items():
-        hyper[name] = [None if isinstance(column[i], Tensor) else column[i] for i in where]
-        for k, i in enumerate(where):
-            if isinstance(x := column[i], Tensor):
+        hyper[name] = [column[i] for i in where]
+        if not any(isinstance(x, Tensor) for x in hyper[name]):
+            continue
+        places[named(name)] = [None] * size
+        for k, x in enumerate(hyper[name]):
+            if isinstance(x, Tensor):
                 if id(x) not in seen:
                     seen[id(x)] = len(tensors)
                     tensors.append(x)
-                places[named(name), k] = seen[id(x)]
-    how = work.method, moments, work.given, hyper, places
+                hyper[name][k], places[named(name)][k] = None, seen[id(x)]
+    how = work.method, moments, work.given, size, hyper, places
     return _Leaves(*how, sources, add, compute), tensors
 
 
@@ -185,15 +201,18 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         leaves: _Leaves = ctx.leaves
-        tensors = leaves.restored(_living(ctx.saved_tensors))
+        tensors = _living(ctx.saved_tensors)
         given = tuple(i for i, x in enumerate(cotangents) if x is not None)
         wanted = tuple(i for i, x in enumerate(ctx.needs_input_grad[1:]) if x)
         some = [cotangents[i] for i in given]
         way = _Way(leaves, given, wanted)
+        found: Sequence[Tensor | None]
         if context.forward_mode() or context.batched_by_autograd(some):
             found = way.by_rule(tensors, some)
-        else:
+        elif torch.is_grad_enabled() or context.traced():
             found = capture.apply(_Pull, way, *tensors, *some)
+        else:
+            found = way.pulled(tensors, some)
         by = dict(zip(wanted, found, strict=True))
         return (None, *[by.get(i) for i in range(len(tensors))])
 
@@ -211,9 +230,17 @@ class _Way:
         size = len(both) - len(self.given)
         return both[:size], both[size:]
 
+    def pulled(self, tensors: Sequence[Any], cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        """The cotangents of what is wanted, each a tensor of its own; None for zeros."""
+        found = self.by_programs(tensors, cotangents)
+        if found is None:
+            return [x.view_as(x) for x in self.by_rule(tensors, cotangents)]
+        return found
+
     def by_rule(self, tensors: Sequence[Any], cotangents: Sequence[Tensor]) -> Sequence[Tensor]:
         """The cotangents, in operations of torch."""
         leaves = self.leaves
+        tensors = leaves.restored(tensors)
 
         def results(*some: Tensor) -> tuple[Tensor, ...]:
             given = list(tensors)
@@ -230,45 +257,46 @@ class _Way:
 
     def by_programs(
         self, tensors: Sequence[Any], cotangents: Sequence[Tensor]
-    ) -> list[Tensor] | None:
+    ) -> list[Tensor | None] | None:
         """The same by programs; None where there is one that the machine does not run."""
         if context.traced():
             return None
-        leaves, n = self.leaves, len(self.leaves.sources)
-        results = results_of(leaves.moments)
-        of = {divmod(i, n): x for i, x in zip(self.given, cotangents, strict=True)}
+        values, names = self.leaves.values(tensors), results_of(self.leaves.moments)
+        of = dict(zip(self.given, cotangents, strict=True))
         by: dict[int, Tensor] = {}
         for (source, given, wanted), where in self._alike().items():
             found = pulled.found_for(source, given, wanted)
             if isinstance(found, str):
                 return None
-            values = {
-                name: [leaves.value(name, i, tensors) for i in where] for name in source.inputs
-            }
+            some = {name: [values[name][i] for i in where] for name in source.inputs}
             for name in given:
-                values[cotangent(name)] = [of[results.index(name), i] for i in where]
-            made = found.run(values)
+                at = names.index(name) * self.leaves.size
+                some[cotangent(name)] = [of[at + i] for i in where]
+            made = found.run(some)
             if made is None:
                 return None
             for name, column in made.items():
-                for i, x in reversed(list(zip(where, column, strict=True))):
-                    place = leaves.places[name, i]
+                places = [self.leaves.places[name][i] for i in where]
+                for place, x in reversed(list(zip(places, column, strict=True))):
+                    assert place is not None  # only tensors are wanted
                     by[place] = by[place] + x if place in by else x  # in the order of autograd
-        return [by[i] if i in by else torch.zeros_like(tensors[i]) for i in self.wanted]
+        return [by.get(i) for i in self.wanted]
 
     def _alike(self) -> dict[tuple[Source, tuple[str, ...], tuple[str, ...]], list[int]]:
         """Which leaves have one program: its record, the given results and the wanted inputs."""
-        leaves, n = self.leaves, len(self.leaves.sources)
-        given, wanted = {divmod(i, n) for i in self.given}, frozenset(self.wanted)
-        results = list(enumerate(results_of(leaves.moments)))
-        found: dict[Any, list[int]] = {}
-        for i, source in enumerate(leaves.sources):
-            key = (
-                source,
-                tuple(name for k, name in results if (k, i) in given),
-                tuple(name for name in source.inputs if leaves.places.get((name, i)) in wanted),
-            )
-            found.setdefault(key, []).append(i)
+        leaves, n = self.leaves, self.leaves.size
+        given, wanted = set(self.given), set(self.wanted)
+        results = results_of(leaves.moments)
+        flags = [[k * n + i in given for i in range(n)] for k in range(len(results))]
+        flags += [list(map(wanted.__contains__, places)) for places in leaves.places.values()]
+        by: dict[Any, list[int]] = {}
+        for i, key in enumerate(zip(leaves.sources, *flags, strict=True)):
+            by.setdefault(key, []).append(i)
+        found = {}
+        for (source, *row), where in by.items():
+            made = tuple(compress(results, row))
+            inputs = set(compress(leaves.places, row[len(results) :]))
+            found[source, made, tuple(x for x in source.inputs if x in inputs)] = where
         return found
 
 
@@ -280,9 +308,10 @@ class _Pull(torch.autograd.Function):
     @staticmethod
     def forward(way: _Way, *given: Any) -> tuple[Tensor, ...]:
         tensors, cotangents = way.apart(given)
-        found = way.by_programs(tensors, cotangents)
-        if found is None:  # where a cotangent may be what was given, which torch does not allow
-            found = [x.view_as(x) for x in way.by_rule(tensors, cotangents)]
+        pairs = list(zip(way.wanted, way.pulled(tensors, cotangents), strict=True))
+        if any(x is None for _, x in pairs):
+            tensors = way.leaves.restored(tensors)
+        found = [torch.zeros_like(tensors[i]) if x is None else x for i, x in pairs]
         return tuple(capture.batched_alike(given, found) if context.batching() else found)
 
     @staticmethod
@@ -305,3 +334,7 @@ class _Pull(torch.autograd.Function):
         pull = torch.func.vjp(pulled_back, *(given[i] for i in wanted))[1]
         by = dict(zip(wanted, pull(cotangents), strict=True))
         return (None, *[by.get(i) for i in range(len(given))])
+
+
+for _function in (_Step.forward, _Pull.forward):  # torch asks for their signatures in every call
+    _function.__dict__["__signature__"] = inspect.signature(_function)

@@ -100,6 +100,12 @@ class Work:
             i for column in columns for i, x in column if isinstance(x, Tensor) and x.numel() != 1
         }
 
+    def own(self) -> list[list[Any]]:
+        """The hyperparameters of which a leaf may have its own, or a tensor."""
+        assert self.hyper is not None
+        rates = self.rates
+        return [x for name, x in self.hyper.items() if not isinstance(rates[name], (int, float))]
+
     def leaf(self, i: int) -> Leaf:
         """The leaf at a position that has a gradient."""
         assert self.hyper is not None

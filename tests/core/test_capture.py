@@ -104,3 +104,59 @@ def test_applying_is_applying_where_nobody_watches() -> None:
     result = capture.apply(Doubled, x)
     assert result == Doubled.apply(x)
     assert torch.autograd.grad(result, x)[0] == torch.autograd.grad(Doubled.apply(x), x)[0]
+
+
+class Both(torch.autograd.Function):
+    """A number times a tensor, and the tensor itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(factor: float, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * factor, x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del output
+        ctx.factor, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return None, cotangents[0] * ctx.factor + cotangents[1]
+
+
+def over_members(function: Any) -> Any:
+    return grad(lambda x: vmap(function)(x).sum())
+
+
+@pytest.mark.parametrize(
+    ("transformed", "x"),
+    [
+        (grad, 2.0),
+        (lambda f: grad(grad(f)), 2.0),
+        (lambda f: vmap(grad(f)), [2.0, 3.0]),
+        (over_members, [2.0, 3.0]),
+    ],
+    ids=["grad", "twice", "of members", "over members"],
+)
+def test_applying_is_applying_under_transforms(transformed: Any, x: Any) -> None:
+    def loss(apply: Any, x: Tensor) -> Tensor:
+        first, second = apply(3.0, x)
+        return first * second * second + first.sin()
+
+    ways = (partial(capture.apply, Both), Both.apply)
+    ours, torchs = (transformed(partial(loss, way))(torch.tensor(x)) for way in ways)
+    assert torch.equal(ours, torchs)
+    assert ours.abs().sum() > 1
+
+
+def test_under_grad_nothing_is_made_anew_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    grad(lambda x: capture.apply(Doubled, x))(torch.ones(()))
+    made: list[str] = []
+    kind = type(Doubled)
+    init = kind.__init__
+    monkeypatch.setattr(kind, "__init__", lambda *x: (made.append(x[1]), init(*x))[1])
+    grad(lambda x: capture.apply(Doubled, x))(torch.ones(()))
+    assert made == []
+    grad(Doubled.apply)(torch.ones(()))
+    assert made, "torch makes a class"

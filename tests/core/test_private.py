@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch._dynamo import callback, symbolic_convert
 from torch._functorch import autograd_function, pyfunctorch
+from torch._functorch import utils as functorch_utils
 from torch.autograd import forward_ad
 from torch.func import functionalize, grad, jvp, vmap
 from torch.fx.experimental import symbolic_shapes
@@ -44,10 +45,13 @@ NAMES: dict[ModuleType, list[tuple[Any, str]]] = {
                 *("CVmapInterpreterPtr", "maybe_current_level", "maybe_get_level"),
                 *("get_unwrapped", "unwrap_if_dead", "is_functorch_wrapped_tensor"),
                 *("is_legacy_batchedtensor", "is_batchedtensor", "maybe_get_bdim"),
-                "_add_batch_dim",
+                *("_add_batch_dim", "_wrap_for_grad", "_unwrap_for_grad"),
             )
         ),
         (pyfunctorch, "temporarily_clear_interpreter_stack"),
+        (pyfunctorch, "retrieve_current_functorch_interpreter"),
+        (functorch_utils, "enable_single_level_autograd_function"),
+        (torch.autograd.function, "_SingleLevelFunction"),
         (torch._C, "_functorch"),
     ],
     modes: [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -22,10 +23,18 @@ _kinds: Any = getattr(_functorch, "TransformType", None)
 _layers: Any = getattr(_functorch, "get_interpreter_stack", None)
 _as_vmap: Any = getattr(_functorch, "CVmapInterpreterPtr", None)
 _cleared: Any = None
+_current: Any = None
+_of_one_level: Any = None
 with suppress(ImportError):
     from torch._functorch import pyfunctorch
 
     _cleared = getattr(pyfunctorch, "temporarily_clear_interpreter_stack", None)
+    _current = getattr(pyfunctorch, "retrieve_current_functorch_interpreter", None)
+with suppress(ImportError):
+    from torch._functorch.utils import enable_single_level_autograd_function as _of_one_level
+_into: Any = getattr(_functorch, "_wrap_for_grad", None)
+_out_of: Any = getattr(_functorch, "_unwrap_for_grad", None)
+_Single: Any = getattr(torch.autograd.function, "_SingleLevelFunction", None)
 
 
 def _innermost() -> Any:
@@ -140,3 +149,40 @@ def outside(function: Callable[[], Result]) -> Result:
             return thread.submit(function).result()
     with _cleared():
         return function()
+
+
+def applied(function: Any, inputs: Sequence[Any]) -> Any:
+    """Apply an autograd function whose results are tensors, and whose arguments have no defaults.
+
+    Under ``grad`` torch looks for tensors in nested containers, and makes a class, in every call,
+    which takes as long as a step of a small network.
+    """
+    missing = None in (_kinds, _layers, _of_one_level, _current, _into, _out_of, _Single)
+    layers = (not missing and _layers()) or []
+    if not layers or layers[-1].key() != _kinds.Grad or not only_in_reverse():
+        return function.apply(*inputs)
+    with _of_one_level():
+        return _at_one_level(function).apply(*inputs)
+
+
+@cache
+def _at_one_level(function: Any) -> Any:
+    """An autograd function that the innermost ``grad`` follows, and takes around it."""
+
+    def forward(*inputs: Any) -> Any:
+        layer = _current()
+        level = layer.level()
+        inside = [_out_of(x, level) if isinstance(x, Tensor) else x for x in inputs]
+        with torch.enable_grad(), layer.lower():
+            outputs = applied(function, inside)
+        known = {id(x): y for x, y in zip(inside, inputs, strict=True)}
+
+        def around(x: Tensor) -> Tensor:
+            found: Tensor = known[id(x)] if id(x) in known else _into(x, level)
+            return found
+
+        return tuple(map(around, outputs)) if isinstance(outputs, tuple) else around(outputs)
+
+    parts = {"forward": forward, "setup_context": function.setup_context}
+    parts["backward"] = function.backward
+    return type(function.__name__, (_Single,), {k: staticmethod(x) for k, x in parts.items()})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -41,13 +41,18 @@ class Source:
     context: Context
     known: dict[Any, Pulled | str] = field(default_factory=dict)
 
+    @cached_property
+    def vectors(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The results that are vectors, and the inputs."""
+        given = tuple(name for name, x in self.graph.outputs.items() if x.vector)
+        return given, tuple(name for name, x in self.inputs.items() if x.vector)
+
     def whole(self, learned: tuple[str, ...] = ()) -> Pulled | str:
         """The program for the cotangents of all vectors, and of what is ``learned`` beside.
 
         Or the reason why there is none.
         """
-        given = tuple(name for name, x in self.graph.outputs.items() if x.vector)
-        wanted = tuple(name for name, x in self.inputs.items() if x.vector)
+        given, wanted = self.vectors
         return found_for(self, given, wanted + learned)
 
     def reads(self, name: str, learned: tuple[str, ...]) -> bool:
@@ -69,13 +74,15 @@ class Pulled(NamedTuple):
         """The cotangents of the inputs of some leaves; None where the machine cannot make them."""
         if self.program is None:
             return {}
-        like = values["g"]
-        columns = tuple(list(map(kernel.laid_out, values[name], like)) for name in self.columns)
+        columns = tuple(values[name] for name in self.columns)
         numbers: machine.Numbers = [list(map(float, values[name])) for name in self.numbers]
         names = self.outputs if self.uniforms is None else (*self.outputs, *self.uniforms.names)
         out = [list(columns[0]) for _ in names]
         if not machine.into_new(machine.Part(self.program, columns, ()), numbers, out):
-            return None
+            like = values["g"]
+            columns = tuple(list(map(kernel.laid_out, column, like)) for column in columns)
+            if not machine.into_new(machine.Part(self.program, columns, ()), numbers, out):
+                return None
         found = dict(zip(names, out, strict=True))
         return found if self.uniforms is None else self.uniforms.pulled(values, found)
 
