@@ -1,8 +1,8 @@
 """One step on a CUDA device: ours against torch.optim, by the clock of the device.
 
-First holds the executor to the rule. Then prints the median time of a step in microseconds, ratios
-to the forms of torch.optim, and the share of the bandwidth that an in-place addition reaches over
-the largest tensor, if a step moves 28 bytes an element.
+First holds every method to its rule on the CPU. Then prints the median time of a step in
+microseconds, ratios to forms of torch.optim, and the share of the bandwidth that an in-place
+addition reaches over the largest tensor, by the bytes that the step has to move.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,24 +20,47 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import functional_adamax as fa
-from functional_adamax._core import numerics
-from functional_adamax._execution import adamax_rule
-from functional_adamax._execution.adamax_rule import AdamaxLeaf
-from functional_adamax._execution.triton import executor as triton
-from functional_adamax.compat import Adamax
+from functional_adamax.compat import Adamax, Optimizer
 
 Shape = tuple[int, ...]
-Steps = dict[str, Callable[[], Any]]
 
 DEVICE = "cuda"
 CHECKED: list[Shape] = [(), (3,), (257, 3), (1024,), (5, 1023), (2048, 2048)]
-OURS = "Triton executor alone"
-PEERS = {
-    "torch.optim.Adamax(foreach=True)": "foreach",
-    "torch.optim.Adamax(foreach=True, capturable=True)": "capturable",
-    "torch.optim.Adam(fused=True)": "fused Adam",
+STEPS = 3  # that are checked
+METHODS: dict[str, Callable[[], fa.GradientTransformation]] = {
+    "adamax": fa.adamax,
+    "adamax, weight decay": partial(fa.adamax, weight_decay=0.1),
+    "adamaxw": fa.adamaxw,
+    "nadamax": fa.nadamax,
+    "adam": fa.adam,
+    "adam, amsgrad": partial(fa.adam, amsgrad=True),
+    "adamw": fa.adamw,
+    "sgd, momentum": partial(fa.sgd, 0.1, momentum=0.9),
+    "lion": fa.lion,
+    "rmsprop": fa.rmsprop,
 }
-STEP_BYTES, ADD_BYTES = 28, 12  # of memory traffic for a float32 element
+FLOATS = dict.fromkeys(METHODS, 7) | {"adam, amsgrad": 9}
+FLOATS |= dict.fromkeys(("sgd, momentum", "lion", "rmsprop"), 5)
+"""How many float32 numbers a step reads and writes for each element."""
+PEERS: dict[str, tuple[str, Callable[[list[Parameter]], torch.optim.Optimizer], int]] = {
+    "torch.optim.Adamax(foreach=True)": (
+        "foreach",
+        partial(torch.optim.Adamax, foreach=True),
+        7,
+    ),
+    "torch.optim.Adamax(foreach=True, capturable=True)": (
+        "capturable",
+        partial(torch.optim.Adamax, foreach=True, capturable=True),
+        7,
+    ),
+    "torch.optim.AdamW(fused=True)": ("fused AdamW", partial(torch.optim.AdamW, fused=True), 7),
+}
+GRAPHS = (
+    "torch.optim.Adamax(foreach=True, capturable=True)",
+    "compat.Adamax(capturable=True)",
+    "fa.step, donated, adamw",
+)
+ADD_BYTES = 12  # of memory traffic for a float32 element
 
 
 def resnet18() -> list[Shape]:
@@ -72,63 +96,50 @@ def randoms(shapes: list[Shape]) -> list[Tensor]:
     return [torch.randn(shape, device=DEVICE) for shape in shapes]
 
 
-def leaves(shapes: list[Shape], decay: float = 0.0) -> list[AdamaxLeaf]:
-    columns = randoms(shapes), randoms(shapes), randoms(shapes), randoms(shapes)
-    rates = 1e-3, 0.9, 0.999, 1e-8, decay
-    return [
-        AdamaxLeaf(p, g, m, u.abs(), torch.tensor(3.0, device=DEVICE), *rates)
-        for p, g, m, u in zip(*columns, strict=True)
-    ]
-
-
 def check(shapes: list[Shape]) -> str:
-    """Hold the executor to the rule; return how far they are apart."""
-    worst, equal, count = 0.0, 0, 0
-    eps = torch.finfo(torch.float32).eps
-    for decay, decoupled in ((0.0, False), (0.1, False), (0.1, True)):
-        given = [x._replace(decoupled=decoupled) for x in leaves(shapes, decay)]
-        wanted = []
-        for x in given:
-            update, t, m, u = adamax_rule.step(x)
-            wanted.append((numerics.add(x.p, update), m, u, t, x.p.abs() + update.abs()))
-        if not all(triton.takes(x) for x in given):
-            raise SystemExit("the Triton executor does not take plain tensors: is Triton there?")
-        if not triton.write(given):
-            raise SystemExit("the Triton executor refused plain tensors")
-        for x, (p, m, u, t, size) in zip(given, wanted, strict=True):
-            rows = ((x.p, p, size), (x.m, m, x.g.abs() + m.abs()), (x.u, u, u), (x.t, t, t))
-            for got, want, scale in rows:
-                error = ((got - want).abs() / (eps * scale)).max().item()
-                if not error <= 2:
-                    raise SystemExit(f"the executor is {error} ulp from the rule")
-                worst = max(worst, error)
-                equal += int((got == want).sum())
-                count += got.numel()
-    return f"{equal / count:.4%} of the numbers equal the rule's, the rest to {worst:.2f} ulp"
+    """Hold every method to its rule on the CPU; say how many numbers have other bits."""
+    other, count = 0, 0
+    for name, make in METHODS.items():
+        tx = make()
+        params = [torch.randn(shape) for shape in shapes]
+        state, there = tx.init(params), [x.to(DEVICE, copy=True) for x in params]
+        their = tx.init(there)
+        for _ in range(STEPS):
+            grads = [torch.randn(shape) for shape in shapes]
+            moved = [x.to(DEVICE) for x in grads]
+            found = fa.explain(tx, there, moved, their, donate=True)
+            odd = [x for x in found.leaves if x.executor != "Triton"]
+            if odd:
+                raise SystemExit(f"{name}: {odd[0]}")
+            params, state = fa.step(tx, grads, state, params)
+            there, their = fa.step(tx, moved, their, there, donate=True)
+        columns = [(params, there), *zip(state, their, strict=True)]
+        for x, y in ((x, y.cpu()) for column in columns for x, y in zip(*column, strict=True)):
+            other += int((x != y).sum())
+            count += x.numel()
+    return f"of {count} numbers of {len(METHODS)} methods {other} differ from the CPU's"
 
 
-def contenders(shapes: list[Shape]) -> Steps:
+def contenders(shapes: list[Shape]) -> dict[str, tuple[Callable[[], Any], int]]:
+    """What makes a step, and how many numbers it has to move for an element."""
+
     def params() -> list[Parameter]:
         made = [Parameter(x) for x in randoms(shapes)]
         for p in made:
             p.grad = torch.randn_like(p)
         return made
 
-    tx = fa.adamax()
-    tree, grads = randoms(shapes), randoms(shapes)
-    state = tx.init(tree)
-    work = leaves(shapes)
-    return {
-        "torch.optim.Adamax(foreach=True)": torch.optim.Adamax(params(), foreach=True).step,
-        "torch.optim.Adamax(foreach=True, capturable=True)": torch.optim.Adamax(
-            params(), foreach=True, capturable=True
-        ).step,
-        "torch.optim.Adam(fused=True)": torch.optim.Adam(params(), fused=True).step,
-        "compat.Adamax": Adamax(params()).step,
-        "compat.Adamax(capturable=True)": Adamax(params(), capturable=True).step,
-        "fa.step, donated": lambda: fa.step(tx, grads, state, tree, donate=True),
-        OURS: lambda: triton.write(work),
+    found: dict[str, tuple[Callable[[], Any], int]] = {
+        name: (make(params()).step, floats) for name, (_, make, floats) in PEERS.items()
     }
+    found["compat.Adamax"] = Adamax(params()).step, 7
+    found["compat.Adamax(capturable=True)"] = Adamax(params(), capturable=True).step, 7
+    found["compat.Optimizer, adamw"] = Optimizer(params(), METHODS["adamw"]).step, 7
+    for name, make in METHODS.items():
+        tree, grads, tx = randoms(shapes), randoms(shapes), make()
+        step = partial(fa.step, tx, grads, tx.init(tree), tree, donate=True)
+        found[f"fa.step, donated, {name}"] = step, FLOATS[name]
+    return found
 
 
 def captured(step: Callable[[], Any]) -> Callable[[], Any]:
@@ -171,15 +182,16 @@ def bandwidth(seconds: float) -> float:
 
 def table(name: str, shapes: list[Shape], rate: float, seconds: float) -> list[str]:
     elements = sum(torch.Size(shape).numel() for shape in shapes)
-    heads = ["", "us", *(f"to {short}" for short in PEERS.values()), "share of bandwidth"]
+    heads = ["", "us", *(f"to {short}" for short, *_ in PEERS.values()), "share of bandwidth"]
     lines = [f"\n## {name}\n", f"| {' | '.join(heads)} |", f"|---{'|---:' * (len(heads) - 1)}|"]
     steps = contenders(shapes)
-    graphs = ("torch.optim.Adamax(foreach=True, capturable=True)", OURS)
-    steps |= {f"{label}, as a graph": captured(steps[label]) for label in graphs}
-    times = {label: time_us(step, seconds) for label, step in steps.items()}
+    for label in GRAPHS:
+        step, floats = steps[label]
+        steps[f"{label}, as a graph"] = captured(step), floats
+    times = {label: time_us(step, seconds) for label, (step, _) in steps.items()}
     for label, time in times.items():
         ratios = [f"{time / times[peer]:.2f}" for peer in PEERS]
-        share = f"{STEP_BYTES * elements / time / rate:.0%}"
+        share = f"{4 * steps[label][1] * elements / time / rate:.0%}"
         lines.append(f"| {' | '.join([label, f'{time:.1f}', *ratios, share])} |")
     return lines
 
@@ -200,8 +212,9 @@ def main() -> None:
     ]
     print(lines[0], flush=True)
     for name, shapes in TREES.items():
+        start = len(lines)
         lines += table(name, shapes, rate, arguments.seconds)
-        print("\n".join(lines[-len(PEERS) - 9 :]), flush=True)
+        print("\n".join(lines[start:]), flush=True)
         torch.cuda.empty_cache()
     if arguments.write:
         arguments.write.write_text("# A step on a GPU\n\n" + "\n".join(lines) + "\n")

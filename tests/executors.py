@@ -170,4 +170,5 @@ def foreach(leaves: Sequence[AdamaxLeaf], maximize: bool) -> None:
 
 
 def triton(leaves: Sequence[AdamaxLeaf], maximize: bool, decoupled: bool) -> bool:
-    return _triton.write(of(leaves, maximize, decoupled))
+    found = _triton.part(work_of(leaves, maximize, decoupled), list(range(len(leaves))))
+    return len(found) == len(leaves) and _triton.write(list(found.values()))

@@ -196,10 +196,10 @@ def test_a_step_does_what_is_said(
 
 def test_why_a_gpu_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUNCTIONAL_ADAMAX_TRITON", "0")
-    on_gpu: Any = SimpleNamespace(m=SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
-    assert triton.why_not(on_gpu) == "switched off by FUNCTIONAL_ADAMAX_TRITON=0"
-    on_cpu: Any = SimpleNamespace(m=torch.zeros(1))
-    assert triton.why_not(on_cpu) is None
+    on_gpu: Any = SimpleNamespace(g=[SimpleNamespace(device=torch.device("cuda"))])
+    assert triton.why_not(on_gpu, 0) == "switched off by FUNCTIONAL_ADAMAX_TRITON=0"
+    on_cpu: Any = SimpleNamespace(g=[torch.zeros(1)])
+    assert triton.why_not(on_cpu, 0) is None
 
 
 def test_a_schedule_is_asked_once() -> None:

@@ -114,11 +114,11 @@ def test_the_report_says_which_executors_run() -> None:
 
 
 def test_the_report_says_whether_triton_runs() -> None:
-    found = triton.report()["float32"]
+    found = triton.report()
     assert found == "yes" or found.startswith("no: ")
     off = "no: switched off by FUNCTIONAL_ADAMAX_TRITON=0"
     for switch, answer in (("1", found), ("0", off)):
         env = os.environ | {"FUNCTIONAL_ADAMAX_TRITON": switch}
         command = [sys.executable, "-m", "functional_adamax"]
         printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        assert f"Triton kernels, CUDA, float32: {answer}\n" in printed.stdout
+        assert f"Triton kernels of any rule, CUDA: {answer}\n" in printed.stdout

@@ -23,12 +23,13 @@ from .._core import context, donation, memory, pytree
 from .._core.plans import OverTrees
 from .._core.pytree import Tree
 from . import by_rule, foreach, inplace, recorded
-from .adamax_rule import AdamaxLeaf, adamax
+from .adamax_rule import adamax
 from .native import kernel
 from .native.kernel import Group
 from .program import batched
 from .program import executor as program
 from .triton import executor as triton
+from .triton.table import Leaf
 from .work import Columns, Row, Work, leaves_of
 
 _TITLES = {  # others are other ways to the kernel
@@ -75,7 +76,7 @@ def _order(work: Work) -> tuple[ModuleType, tuple[ModuleType, ...]]:
         return batched, followed if context.only_in_reverse() else ()
     if work.method.rule is not adamax:
         return program, (*followed, program)
-    return kernel, (kernel, *followed, program)
+    return kernel, (*followed, kernel, program)
 
 
 def compute(work: Work, add: bool, takers: dict[int, ModuleType] | None = None) -> Columns:
@@ -230,14 +231,15 @@ def _in_torch(
     wanted = work.method.foreach
     if in_turn and not wanted:
         return [Part(inplace, where, partial(_in_turn, work, where))]
+    if wanted is None and by_triton and not torch.compiler.is_compiling():
+        leaves = triton.part(work, where)
+        if leaves:
+            rest = _in_torch(work, [i for i in where if i not in leaves], by_program=by_program)
+            return [Part(triton, list(leaves), partial(_by_triton, work, leaves)), *rest]
     if work.method.rule is not adamax:  # which the other executors are written for
         return _for_any_rule(work, where, by_program)
     if wanted is None and not torch.compiler.is_compiling():
         wanted = all(_is_plain_cuda(work.p[i]) for i in where)
-        leaves = triton.part(work, where) if by_triton else {}
-        if leaves:
-            rest = _in_torch(work, [i for i in where if i not in leaves])
-            return [Part(triton, list(leaves), partial(_by_triton, work, leaves)), *rest]
     parts: list[Part] = []
     if wanted:
         taken, write = foreach.part(work, where)
@@ -261,7 +263,7 @@ def _for_any_rule(work: Work, left: list[int], by_program: bool) -> list[Part]:
     return [*parts, *(Part(by_rule, [i], write) for i, write in rest.items())]
 
 
-def _by_triton(work: Work, leaves: dict[int, AdamaxLeaf]) -> None:
+def _by_triton(work: Work, leaves: dict[int, Leaf]) -> None:
     if not triton.write(list(leaves.values())):
         _run(_in_torch(work, list(leaves), by_triton=False))
 
@@ -292,11 +294,9 @@ def _why_not(work: Work, i: int, executor: ModuleType) -> str:
     problem = None
     for leaf in () if batching else leaves_of(work, [i]).values():
         problem = kernel.why_not(leaf)
-        if problem is None and executor in (foreach, inplace):
-            problem = triton.why_not(leaf)
-            if kernel.as_read([leaf]) is not None:
-                problem = "the kernel writes over all leaves or none, and does not take another one"
-    problem = problem or program.why_not(work, i)
+        if problem is None and executor in (foreach, inplace) and kernel.as_read([leaf]):
+            problem = "the kernel writes over all leaves or none, and does not take another one"
+    problem = problem or triton.why_not(work, i) or program.why_not(work, i)
     if problem is None:
         tensors = pytree.tensors([work.p[i], work.g[i], *(x[i] for x in work.moments.values())])
         recorded = torch.is_grad_enabled() and any(map(context.tracked, tensors))

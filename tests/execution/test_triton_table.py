@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import executors
 import pytest
 import torch
@@ -10,7 +13,15 @@ from tritons import SIZE, cuda, interpreted, leaf, on_cuda, results
 
 from functional_adamax._execution.adamax_rule import AdamaxLeaf
 from functional_adamax._execution.triton import table
-from functional_adamax._execution.triton.table import Common
+from functional_adamax._execution.triton.kernel import Kernels
+from functional_adamax._execution.triton.table import Common, Leaf
+
+WRITTEN: Any = SimpleNamespace(program=SimpleNamespace(of=[1, 2, 3], wide=[True]))
+KERNELS = Kernels(WRITTEN, 7, [4] * 4, None, None)  # as far as a table asks
+
+
+def as_taken(x: AdamaxLeaf) -> Leaf:
+    return Leaf(KERNELS, [x.g, x.p, x.m, x.u], [x.t], [x.lr])
 
 
 @interpreted
@@ -83,14 +94,14 @@ def test_the_tables_kept_are_few() -> None:
 
 def test_a_row_says_where_the_tensors_lie_and_what_is_whole() -> None:
     x = leaf((2 * SIZE + 5,))
-    found = table._row(x)
-    assert found[:5] == tuple(y.data_ptr() for y in x[:5])
-    assert found[5] == 0, "a rate that is a number lies nowhere"
+    found = table._row(as_taken(x))
+    assert found[:5] == [x.g.data_ptr(), x.p.data_ptr(), *(y.data_ptr() for y in (x.m, x.u, x.t))]
     aligned = not any(address % 16 for address in found[:4])
-    assert found[6:] == (2 * SIZE + 5, 2 * SIZE if aligned else 0)
-    odd = table._row(x._replace(g=x.g[1:], lr=torch.tensor(0.1)))
+    assert found[5:] == [2 * SIZE + 5, 2 * SIZE if aligned else 0]
+    lr = torch.tensor(0.1)
+    odd = table._row(as_taken(x._replace(g=x.g[1:], lr=lr)))
     assert odd[7] == 0, "a gradient of odd alignment is read one by one"
-    assert odd[5] != 0
+    assert odd[5] == lr.data_ptr()
 
 
 def test_each_block_names_its_leaf_and_its_place() -> None:
@@ -103,11 +114,12 @@ def test_rows_that_are_apart() -> None:
     memory = torch.zeros(64)
     x = leaf((8,))
     p, g, m, u = (memory[i : i + 8] for i in (0, 8, 16, 24))
-    common = Common(torch.device("cpu"), *[torch.float32] * 3, None, None, 0, *[0.0] * 6)
+    common = Common(torch.device("cpu"), KERNELS, False, (), ())
 
     def apart(*leaves: AdamaxLeaf) -> bool:
-        rows = [number for y in leaves for number in table._row(y)]
-        return table._are_apart({common: list(leaves)}, [tuple(rows)])
+        some = [as_taken(y) for y in leaves]
+        rows = [number for y in some for number in table._row(y)]
+        return table._are_apart({common: some}, [tuple(rows)])
 
     tight = x._replace(p=p, g=g, m=m, u=u)
     assert apart(tight)

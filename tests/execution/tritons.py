@@ -1,8 +1,7 @@
 """Leaves for Triton's kernels, in its interpreter and on a device.
 
 The interpreter is asked for before Triton is imported, so one test runs the interpreted ones in a
-process of their own. There two functions stand in for what a device has: torch's fused
-multiply-add, since the interpreter of some versions rounds twice, and Python's power.
+process of their own.
 """
 
 from __future__ import annotations
@@ -13,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from executors import by_the_rule
+from executors import work_of
 
 from functional_adamax._execution.adamax_rule import AdamaxLeaf
+from functional_adamax._execution.triton import executor as triton
 from functional_adamax._execution.triton import kernel
+from functional_adamax._execution.triton.table import Leaf
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -67,28 +68,11 @@ def results(x: AdamaxLeaf) -> tuple[torch.Tensor, ...]:
     return x.p, x.m, x.u, x.t
 
 
-def interpreted_rule(x: AdamaxLeaf, maximize: bool, decoupled: bool = False) -> list[torch.Tensor]:
-    """The rule, but the interpreter cuts float32 off to bfloat16 where a device rounds."""
-    want = by_the_rule(x, maximize, decoupled)
-    if x.p.dtype == torch.bfloat16:
-        p = by_the_rule(x._replace(p=x.p.float()), maximize, decoupled)[0]
-        want[0] = (p.contiguous().view(torch.int32) >> 16 << 16).view(torch.float32).bfloat16()
-        want[0] = want[0].view(p.shape)
-    return want
+def taken(leaves: list[AdamaxLeaf], maximize: bool = False, decoupled: bool = False) -> list[Leaf]:
+    """Those of the leaves that the executor takes, as it takes them."""
+    work = work_of(leaves, maximize, decoupled)
+    return list(triton.part(work, list(range(len(leaves)))).values())
 
 
 def on_cuda(**kinds: Any) -> list[AdamaxLeaf]:
     return [leaf(shape, device="cuda", **kinds) for shape in SHAPES]
-
-
-def assert_near(leaves: list[AdamaxLeaf], wanted: list[Any]) -> None:
-    """m and u to 1 ulp of the larger of their terms, p to 2; half parameters to 1 of their own."""
-    for x, want in zip(leaves, wanted, strict=True):
-        assert torch.equal(x.t, want[3])
-        old = [y.abs().double().nan_to_num(0, 0, 0) for y in (x.g, x.p, *want[:3])]
-        size = torch.stack([*old, torch.ones_like(old[0])]).amax(0)
-        for got, expected, ulp in zip(results(x), want[:3], (2, 1, 1), strict=False):
-            error = (got.double() - expected.double()).abs()
-            fine = error <= ulp * torch.finfo(got.dtype).eps * size
-            fine |= (got == expected) | (got.isnan() & expected.isnan())
-            assert fine.all(), error[~fine]

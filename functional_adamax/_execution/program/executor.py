@@ -19,7 +19,7 @@ from ..native import kernel
 from ..work import Columns, Row, Work
 from . import machine
 from .machine import Numbers, Part
-from .programs import Runner, found_for
+from .programs import Runner, found_for, rates_of, shared_out
 
 
 class Job(NamedTuple):
@@ -84,7 +84,7 @@ def why_not(work: Work, i: int, add: bool = True) -> str | None:
     """The reason why the machine does not take a leaf, or None if it does."""
     if not machine.is_there():
         return "the machine is not built, or switched off"
-    found = found_for(work, i, _rates_of(work, i), add, checked=True)[1]
+    found = found_for(work, i, rates_of(work, i), add, checked=True)[1]
     return found if isinstance(found, str) else None
 
 
@@ -118,13 +118,12 @@ def _taken(
     """What ``do`` returns for leaves that it takes: all of one program, or else one by one."""
     if not machine.is_there():
         return []
-    groups: dict[int, tuple[Runner, list[int]]] = {}
-    for i in where:
-        found = found_for(work, i, _rates_of(work, i), add, checked=True)[1]
-        if isinstance(found, Runner):
-            groups.setdefault(id(found.program), (found, []))[1].append(i)
+
+    def find(i: int) -> Any:
+        return found_for(work, i, rates_of(work, i), add, checked=True)
+
     taken = []
-    for runner, places in groups.values():
+    for runner, places in shared_out(work, where, find):
         done = do(_part_of(work, runner, places))
         if done is not None:
             taken.append((places, done))
@@ -156,9 +155,3 @@ def _single(name: str, value: Any) -> Any:
         return value
     one = hyper.single(value)
     return value if one is None else one
-
-
-def _rates_of(work: Work, i: int) -> dict[str, Any]:
-    """The hyperparameters of one leaf."""
-    assert work.hyper is not None
-    return {name: column[i] for name, column in work.hyper.items()}

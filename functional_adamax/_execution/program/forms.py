@@ -26,7 +26,7 @@ from .graph import Declined
 
 PLAIN = (Tensor, torch.nn.Parameter)
 _PACKAGE = __name__.partition(".")[0]
-_FORM = "_form"  # where a transform keeps its form
+_FORM = "form of the step"  # where a transform keeps its form
 _FIXED = (bool, int, float, str, torch.dtype)
 
 

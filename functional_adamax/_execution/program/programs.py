@@ -9,6 +9,7 @@ depends on and what it is made of have to agree.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
@@ -23,7 +24,7 @@ from ..work import MethodLike, Work
 from . import entries, machine, proof
 from .captured import Getter, captured, is_plain
 from .graph import FLOATING, Declined
-from .lower import Layout, lower
+from .lower import Layout, Program, lower
 from .pulled import Source
 from .record import Context, Input, alone, answers, context, record, sample
 
@@ -53,8 +54,27 @@ class Kind(NamedTuple):
     context: Context
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Lowered:
+    """The rule of some leaves as a program, and what it is made of."""
+
+    program: Program
+    kind: Kind
+    layout: Layout
+    numbers: tuple[str, ...]  # the hyperparameters that it reads
+    inputs: dict[str, Input]
+    rule: Whole
+    source: Source
+    like: Tensor  # of the shape of the leaves, if the rule asks for it
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the signs of zeros are those of the rule."""
+        return not any(x.op in proof.ZEROS for x in self.program.vector)
+
+
 class Runner(NamedTuple):
-    """A program, and what it is given."""
+    """A program that the machine runs, and what it is given."""
 
     program: Any
     with_p: bool
@@ -72,7 +92,8 @@ class Family:
 
     reads: frozenset[str] = frozenset()
     by_dims: bool = False  # whether leaves of no dimension have their own
-    known: dict[Any, Found] = field(default_factory=dict)
+    lowered: dict[Any, Lowered | str] = field(default_factory=dict)
+    known: dict[Any, Found] = field(default_factory=dict)  # those that the machine runs
 
     def place(self, like: Tensor) -> Any:
         """What tells the programs apart."""
@@ -85,14 +106,33 @@ families: dict[Kind, Family] = {}
 def found_for(
     work: Work, i: int, rates: dict[str, Any], add: bool, checked: bool
 ) -> tuple[Family, Found]:
-    """The program for a leaf, and its like, made where there is none yet.
+    """The program by which the machine steps a leaf, and its like, made where there is none yet.
 
     What is not ``checked`` the machine is shown, also parameters that the rule does not read.
     """
+    family, lowered = lowered_for(work, i, rates, add, checked)
+    if isinstance(lowered, str):
+        return family, lowered
+    place = family.place(work.g[i])
+    found = family.known.get(place)
+    if found is None:
+        try:
+            found = _made(lowered)
+        except Declined as problem:
+            found = str(problem)
+        family.known[place] = found
+        _forget(family.known)
+    return family, found
+
+
+def lowered_for(
+    work: Work, i: int, rates: dict[str, Any], add: bool, checked: bool, device: str = "cpu"
+) -> tuple[Family, Lowered | str]:
+    """The program for a leaf on a kind of device, and its like, made where there is none yet."""
     if entries.thread.is_compiling:
         return Family(), "a program of a whole transform is held against its rule"
     try:
-        kind = _kind(work, i, rates, add, checked)
+        kind = _kind(work, i, rates, add, checked, device)
     except Declined as problem:
         return Family(), str(problem)
     family = families.get(kind)
@@ -103,32 +143,55 @@ def found_for(
         family = families[kind] = Family()
         _forget(families)
     g: Tensor = work.g[i]
-    found = family.known.get(family.place(g))
+    found = family.lowered.get(family.place(g))
     if found is None:
         try:
-            found = _make(work, g, rates, kind, family)
+            found = _lowered(work, g, rates, kind, family)
         except Declined as problem:
             found = str(problem)
-        family.known[family.place(g)] = found
-        _forget(family.known)
+        family.lowered[family.place(g)] = found
+        _forget(family.lowered)
     return family, found
 
 
-def sources_of(work: Work, where: list[int], add: bool) -> dict[int, Source]:
-    """The records of the steps of those leaves whose derivative is a program."""
-    assert work.hyper is not None
-    known: dict[Any, Source | str] = {}
-    sources = {}
+def alike(work: Work, where: Iterable[int]) -> list[list[int]]:
+    """Leaves that have one program, but for what the rule asks about them."""
+    rates, columns = work.own(), [work.p, work.g, work.t, *work.moments.values()]
+    found: dict[Any, list[int]] = {}
     for i in where:
-        row = [work.p[i], work.g[i], work.t[i], *(x[i] for x in work.moments.values())]
-        kinds = [x if x is None else (type(x), x.dtype, x.is_cpu, x.layout) for x in row]
-        key = (*kinds, work.g[i].dim() > 0, *(id(x[i]) for x in work.hyper.values()))
-        if key not in known:
-            known[key] = source_of(work, i, add)
-        source = known[key]
+        row = [column[i] for column in columns]
+        kinds = [x if x is None else (type(x), x.dtype, x.device, x.layout) for x in row]
+        key = (*kinds, work.g[i].dim() > 0, *(id(x[i]) for x in rates))
+        found.setdefault(key, []).append(i)
+    return list(found.values())
+
+
+def shared_out(
+    work: Work, where: Iterable[int], find: Callable[[int], tuple[Family, Any]]
+) -> list[tuple[Any, list[int]]]:
+    """What ``find`` finds for leaves, and which it is for; it is asked once for those alike.
+
+    What it has found is a reason, and nothing, where it is a string.
+    """
+    groups: dict[int, tuple[Any, list[int]]] = {}
+    for places in alike(work, where):
+        family, found = find(places[0])
+        for i in places:
+            if family.reads and i != places[0]:
+                found = find(i)[1]
+            if not isinstance(found, str):
+                groups.setdefault(id(found), (found, []))[1].append(i)
+    return list(groups.values())
+
+
+def sources_of(work: Work, where: list[int], add: bool) -> dict[int, Source]:
+    """The records of the steps of those leaves whose derivative is a program, in order."""
+    found: dict[int, Source] = {}
+    for places in alike(work, where):
+        source = source_of(work, places[0], add)
         if isinstance(source, Source):
-            sources[i] = source
-    return sources
+            found |= dict.fromkeys(places, source)
+    return {i: found[i] for i in where if i in found}
 
 
 def source_of(work: Work, i: int, add: bool) -> Source | str:
@@ -152,15 +215,16 @@ def _forget(known: dict[Any, Any]) -> None:
         known.pop(key, None)
 
 
-def _kind(work: Work, i: int, rates: dict[str, Any], add: bool, checked: bool) -> Kind:
+def _kind(work: Work, i: int, rates: dict[str, Any], add: bool, checked: bool, device: str) -> Kind:
     """What the program for a leaf depends on."""
     method, g, t = work.method, work.g[i], work.t[i]
     with_p = add or decays(rates["weight_decay"]) or (work.given and not checked)
     moments = {name: x[i] for name, x in work.moments.items()}
     columns = {_G: g, **({_P: work.p[i]} if with_p else {}), **moments}
     for x in (*columns.values(), t):
-        if type(x) not in _PLAIN or not x.is_cpu or x.layout != torch.strided:
-            raise Declined("its tensors are not plain ones on the CPU")
+        here = x.device.type == device or (x is t and x.is_cpu)
+        if type(x) not in _PLAIN or not here or x.layout != torch.strided:
+            raise Declined(f"its tensors are not plain ones on the {device.upper()}")
         if x.dtype not in (_DTYPES if x is t else FLOATING):
             raise Declined(f"it has a tensor in {x.dtype}")
     reads = _reads(type(method))
@@ -171,7 +235,7 @@ def _kind(work: Work, i: int, rates: dict[str, Any], add: bool, checked: bool) -
         _fixed(method),
         tuple(get() for get in reads),
         tuple(
-            (name, float if type(x) is float and x != 0 else _rate(name, x))
+            (name, float if type(x) is float and x != 0 else _rate(name, x, t.device))
             for name, x in rates.items()
         ),
         tuple((name, x.dtype) for name, x in columns.items()),
@@ -211,11 +275,11 @@ def _but_numbers(value: Any) -> Any:
     return value if type(value) is not float and is_plain(value) else float
 
 
-def _rate(name: str, value: Any) -> Any:
-    """What a program depends on of a hyperparameter."""
+def _rate(name: str, value: Any, device: torch.device) -> Any:
+    """What a program depends on of a hyperparameter, which is where the counter is."""
     if isinstance(value, Tensor):
-        if type(value) not in _PLAIN or not value.is_cpu or value.dim() > 0:
-            raise Declined(f"{name} is no number, nor a tensor of one on the CPU")
+        if type(value) not in _PLAIN or value.device != device or value.dim() > 0:
+            raise Declined(f"{name} is no number, nor a tensor of one on the {device.type.upper()}")
         if value.dtype not in _DTYPES:
             raise Declined(f"{name} is in {value.dtype}")
         if torch.is_grad_enabled() and value.requires_grad:
@@ -227,7 +291,7 @@ def _rate(name: str, value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Whole:
+class Whole:
     """One step of one leaf as a rule of named tensors."""
 
     method: MethodLike
@@ -248,14 +312,15 @@ class _Whole:
         return {_FIRST: first, _NEXT: t, **moments}
 
 
+def rates_of(work: Work, i: int) -> dict[str, Any]:
+    """The hyperparameters of one leaf."""
+    assert work.hyper is not None
+    return {name: column[i] for name, column in work.hyper.items()}
+
+
 def named(rate: str) -> str:
     """How the record calls a hyperparameter."""
     return f"rate {rate}"
-
-
-def rate_of(name: str) -> str:
-    """The hyperparameter that the record calls so."""
-    return name.removeprefix("rate ")
 
 
 def names_of(moments: tuple[str, ...]) -> tuple[str, ...]:
@@ -268,11 +333,11 @@ def results_of(moments: tuple[str, ...]) -> tuple[str, ...]:
     return _FIRST, _NEXT, *moments
 
 
-def _make(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: Family) -> Runner:
-    """Record the rule for leaves like ``g``, and make the program.
+def _lowered(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: Family) -> Lowered:
+    """Record the rule for leaves like ``g``.
 
     Raises:
-        Declined: there is none, with the reason.
+        Declined: it cannot be, with the reason.
     """
     inputs = {name: Input(True, dtype) for name, dtype in kind.columns}
     inputs[_T] = Input(False, kind.step)
@@ -281,37 +346,39 @@ def _make(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: Fami
     for name, how in kind.rates:
         if name in numbers:
             inputs[named(name)] = Input(False, None if how is float else how)
-    whole = _Whole(work.method, rates, kind.moments, kind.dtype, kind.add)
+    whole = Whole(work.method, rates, kind.moments, kind.dtype, kind.add)
     hidden = dataclasses.replace(whole, method=_without_numbers(work.method))
     graph = record(hidden, inputs, g)
     family.reads |= graph.reads
     family.by_dims |= graph.dims != 2
     outputs = [(_FIRST, _P if kind.add else _G), *((name, name) for name in kind.moments)]
     layout = Layout(columns, outputs, [(_T, _NEXT)], [named(name) for name in numbers])
-    lowered = lower(graph, layout)
     given = dataclasses.replace(hidden, rates=dict(kind.rates))
     source = Source(given, graph, inputs, kind.context)
-    runner = Runner(proof.made(lowered), _P in columns, numbers, source)
-    signed = not any(x.op in proof.ZEROS for x in lowered.vector)
-    like = g
-    if not graph.reads - {"ndim"}:
+    if graph.reads - {"ndim"}:
+        like = torch.empty_strided(g.shape, g.stride(), dtype=g.dtype, device="cpu")
+    else:
         shape = ((_SAMPLE,) + (1,) * g.dim())[: g.dim()]
         like = torch.empty(shape, dtype=g.dtype, device="cpu")
-    if not alone(partial(_agrees, runner, whole, inputs, layout, like, signed), kind.context):
+    return Lowered(lower(graph, layout), kind, layout, numbers, inputs, whole, source, like)
+
+
+def _made(lowered: Lowered) -> Runner:
+    """Let the machine run a program, if it has the bits of the rule.
+
+    Raises:
+        Declined: it has not, with the reason.
+    """
+    program = proof.made(lowered.program)
+    if not alone(partial(_agrees, program, lowered), lowered.kind.context):
         raise Declined("its program has not the bits of the rule")
-    return runner
+    return Runner(program, _P in lowered.layout.columns, lowered.numbers, lowered.source)
 
 
-def _agrees(
-    runner: Runner,
-    whole: _Whole,
-    inputs: dict[str, Input],
-    layout: Layout,
-    like: Tensor,
-    signed: bool,
-) -> bool:
+def _agrees(program: Any, lowered: Lowered) -> bool:
     """Hold a program against its rule."""
     generator = torch.Generator("cpu").manual_seed(2)
+    inputs, layout, like = lowered.inputs, lowered.layout, lowered.like
     for t in (0.0, 1.0, 9.0):
         x: dict[str, Any] = {}
         for name, given in inputs.items():
@@ -322,14 +389,13 @@ def _agrees(
         columns = tuple([x[name]] for name in layout.columns)
         numbers: machine.Numbers = [x[name].item() for name in layout.numbers]
         found = [[x[column]] for _, column in layout.outputs] + [[x[_T]]]
-        part = machine.Part(runner.program, columns, ([x[_T]],))
-        if not machine.into_new(part, numbers, found):
+        if not machine.into_new(machine.Part(program, columns, ([x[_T]],)), numbers, found):
             return False
         x |= {name: x[name].item() for name, given in inputs.items() if given.dtype is None}
-        wanted = whole(x)
+        wanted = lowered.rule(x)
         names = [name for name, _ in layout.outputs] + [_NEXT]
         if not all(
-            proof.same_bits(y, wanted[name], signed)
+            proof.same_bits(y, wanted[name], lowered.is_signed)
             for name, (y,) in zip(names, found, strict=True)
         ):
             return False

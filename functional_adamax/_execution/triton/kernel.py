@@ -1,168 +1,77 @@
-"""The kernels of ``executor.py``: the rule on one block of one tensor of a table.
-
-A row of the table has eight entries: the addresses of p, g, m, u, t and lr, the number of elements,
-and how many of them lie in whole blocks whose addresses are multiples of 16 bytes. Those are read
-in vectors; the others one by one, under a mask.
-
-The functions are plain until ``compiled`` hands them to Triton, which need not be installed. What
-decides the last bit is spelled out: fused multiply-adds where torch fuses, IEEE division, and no
-contraction (``OPTIONS``) elsewhere.
-"""
+"""Triton's kernels of programs: their source, handed to Triton, which need not be installed."""
 
 from __future__ import annotations
+import __future__
 
-from functools import cache
+import linecache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from importlib import import_module
+from itertools import count
 from typing import Any, TypeAlias
+
+import torch
+
+from ..program.programs import Lowered
+from . import source
 
 tl: Any = None  # triton.language
 libdevice: Any = None
-tensor: TypeAlias = Any  # and these three are of it, by names that it knows in annotations
-float64: TypeAlias = Any
-constexpr: TypeAlias = Any
+tensor: TypeAlias = Any  # and this is its, by a name that it knows in annotations
 
-ROW = 8
 BLOCK = 1024  # elements of a program of ``step``
 LEAVES = 128  # leaves of a program of ``count``
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
-
-def count(
-    table: tensor,
-    scales: tensor,
-    n: tensor,
-    lr: float64,
-    b1: float64,
-    weight_decay: float64,
-    t_type: constexpr,
-    lr_type: constexpr,
-    decoupled: constexpr,
-    leaves: constexpr,
-) -> None:
-    """Count the steps of ``n`` leaves: t <- t + 1, scales <- (scale of m / u, factor of p)."""
-    i = tl.program_id(0) * leaves + tl.arange(0, leaves)
-    inside = i < n
-    row = table + i * 8
-    at_t = tl.load(row + 4, inside, 0).to(tl.pointer_type(t_type))
-    t = tl.load(at_t, inside, 0) + 1
-    tl.store(at_t, t, inside)
-    bias = 1 - libdevice.pow(tl.full((leaves,), b1, tl.float64), t.to(tl.float64))
-    decay = tl.full((leaves,), weight_decay, tl.float64)
-    if lr_type is None:
-        rate = tl.full((leaves,), lr, tl.float64)
-    else:
-        rate = tl.load(tl.load(row + 5, inside, 0).to(tl.pointer_type(lr_type)), inside, 0)
-    scale = -_over(rate, bias.to(rate.dtype))
-    if decoupled:
-        decay = -(rate * decay.to(rate.dtype)).to(tl.float64)
-    tl.store(scales + i, scale.to(tl.float64), inside)
-    tl.store(scales + n + i, decay, inside)
+_MOST = 256  # programs that are remembered
+_FLAG = __future__.annotations.compiler_flag  # Triton takes annotations by their names
+_numbers = count()  # of the sources
 
 
-def step(
-    table: tensor,
-    blocks: tensor,
-    scales: tensor,
-    n: tensor,
-    scale: float64,
-    decay: float64,
-    w: float64,
-    b2: float64,
-    eps: float64,
-    p_type: constexpr,
-    g_type: constexpr,
-    m_type: constexpr,
-    decays: constexpr,
-    maximize: constexpr,
-    counted: constexpr,
-    size: constexpr,
-) -> None:
-    """Step the leaf and the block that this program's entry of ``blocks`` names.
+@dataclass(frozen=True, eq=False, repr=False)
+class Kernels:
+    """The kernels of a program, see ``source.py``."""
 
-    ``scale`` and ``decay`` are those of every leaf, or, where ``counted``, in ``scales``; ``w`` is
-    1 - b1. ``decays`` is 0 for no decay, 1 for a coupled and 2 for a decoupled one.
-    """
-    block = tl.load(blocks + tl.program_id(0))
-    leaf = block >> 32
-    start = (block & 0xFFFFFFFF) * size
-    row = table + leaf * 8
-    factor = tl.full((), scale, tl.float64)
-    alpha = tl.full((), decay, tl.float64)
-    if counted:
-        factor = tl.load(scales + leaf)
-        alpha = tl.load(scales + n + leaf)
-    factor, alpha = factor.to(m_type), alpha.to(m_type)
-    w_ = tl.full((), w, tl.float64).to(m_type)
-    b2_ = tl.full((), b2, tl.float64).to(m_type)
-    eps_ = tl.full((), eps, tl.float64).to(m_type)
-    p, g, m, u = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
-    if start < tl.load(row + 7):
-        _rule(
-            p, g, m, u, row, start, factor, alpha, w_, b2_, eps_,
-            p_type, g_type, m_type, decays, maximize, True, size,
-        )  # fmt: skip
-    else:
-        _rule(
-            p, g, m, u, row, start, factor, alpha, w_, b2_, eps_,
-            p_type, g_type, m_type, decays, maximize, False, size,
-        )  # fmt: skip
+    lowered: Lowered
+    width: int  # the number of entries in a row of the table
+    sizes: list[int]  # of each column, the bytes of an element
+    count: Any
+    step: Any
 
 
-def _rule(
-    p: tensor,
-    g: tensor,
-    m: tensor,
-    u: tensor,
-    row: tensor,
-    start: tensor,
-    factor: tensor,
-    alpha: tensor,
-    w: tensor,
-    b2: tensor,
-    eps: tensor,
-    p_type: constexpr,
-    g_type: constexpr,
-    m_type: constexpr,
-    decays: constexpr,
-    maximize: constexpr,
-    whole: constexpr,
-    size: constexpr,
-) -> None:
-    """Step one block, given addresses of tensors, by ``_execution.rule.step``."""
-    at_p = p.to(tl.pointer_type(p_type))
-    at_g = g.to(tl.pointer_type(g_type))
-    at_m = m.to(tl.pointer_type(m_type))
-    at_u = u.to(tl.pointer_type(m_type))
-    i = start + tl.arange(0, size)
-    inside = None
-    if whole:
-        at_p, at_g = tl.multiple_of(at_p, 16), tl.multiple_of(at_g, 16)
-        at_m, at_u = tl.multiple_of(at_m, 16), tl.multiple_of(at_u, 16)
-    else:
-        inside = i < tl.load(row + 6)
-    p = tl.load(at_p + i, inside).to(m_type)
-    g = tl.load(at_g + i, inside).to(m_type)
-    m = tl.load(at_m + i, inside)
-    u = tl.load(at_u + i, inside)
-    if maximize:
-        g = g * -1.0  # in some versions -g is 0 - g, of another sign where g is 0
-    if decays == 1:
-        g = _fused(alpha, p, g)
-    m = _fused(tl.where(w < 0.5, w, w - 1), g - m, tl.where(w < 0.5, m, g))
-    u = u * b2
-    g = tl.abs(g) + eps
-    u = tl.where((u > g) | (u != u), u, g)
-    update = _over(m * factor, u)
-    if decays == 2:
-        update = _fused(alpha, p, update)
-    tl.store(at_p + i, (p + update).to(p_type), inside)
-    tl.store(at_m + i, m, inside)
-    tl.store(at_u + i, u, inside)
+@lru_cache(_MOST)
+def made(lowered: Lowered) -> Kernels | str:
+    """Return the kernels of a program, or why Triton makes none."""
+    program = lowered.program
+    rates = dict(lowered.kind.rates)
+    kinds = [None if rates[x] is float else rates[x] for x in lowered.numbers]
+    try:
+        names = _run(source.source(program, kinds))
+    except Exception as problem:  # whatever it is, torch's own kernels are there
+        return f"Triton makes no kernel of it: {problem}"
+    sizes = [dtype.itemsize for _, dtype in lowered.kind.columns]
+    return Kernels(lowered, source.width(program, kinds), sizes, names["count"], names["step"])
 
 
-def _fused(factor: tensor, x: tensor, y: tensor) -> tensor:
-    """Return ``factor * x + y``, rounded once."""
-    return tl.fma(tl.zeros_like(x) + factor, x, y)
+def _run(text: str) -> dict[str, Any]:
+    """Hand a source to Triton, which looks it up by the name of its file."""
+    name = f"<functional_adamax program {next(_numbers)}>"
+    linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+    names = _helpers() | {"libdevice": libdevice, "__name__": __name__}
+    exec(compile(text, name, "exec", _FLAG, dont_inherit=True), names)
+    jit = import_module("triton").jit
+    names["block_of"] = jit(names["block_of"])
+    return names | {x: jit(names[x], do_not_specialize=["n"]) for x in ("count", "step")}
+
+
+@cache
+def _helpers() -> dict[str, Any]:
+    """What the sources call by name."""
+    jit, language = import_module("triton").jit, import_module("triton.language")
+    library = import_module("triton.language.extra.libdevice")
+    globals().update(tl=language, libdevice=library, tensor=language.tensor)
+    names = {"tl": language, "float64": language.float64, "constexpr": language.constexpr}
+    return names | {f.__name__: jit(f) for f in (_over, _root, _sign, _larger)}
 
 
 def _over(x: tensor, y: tensor) -> tensor:
@@ -170,24 +79,26 @@ def _over(x: tensor, y: tensor) -> tensor:
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 
-@cache
-def compiled() -> tuple[Any, Any]:
-    """``count`` and ``step`` as Triton's kernels."""
-    jit, language = import_module("triton").jit, import_module("triton.language")
-    globals().update(
-        tl=language,
-        libdevice=import_module("triton.language.extra.libdevice"),
-        **{name: getattr(language, name) for name in ("tensor", "float64", "constexpr")},
-        **{f.__name__: jit(f) for f in (_rule, _fused, _over)},
-    )
-    return jit(count, do_not_specialize=["n"]), jit(step, do_not_specialize=["n"])
+def _root(x: tensor) -> tensor:
+    """Return the square root by IEEE."""
+    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
+
+
+def _sign(x: tensor) -> tensor:
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+def _larger(x: tensor, y: tensor) -> tensor:
+    """Return the larger of two, or the first if it is NaN, so that either counts."""
+    return tl.where((x > y) | (x != x), x, y)
 
 
 def is_interpreted() -> bool:
     """Whether Triton interprets the kernels, as TRITON_INTERPRET=1 in the environment asks for."""
-    return not isinstance(compiled()[1], import_module("triton").JITFunction)
+    return not isinstance(_helpers()["_over"], import_module("triton").JITFunction)
 
 
-def named(dtype: Any) -> Any:
-    """Triton's type for torch's ``dtype``; None for None."""
-    return dtype and getattr(tl, str(dtype).removeprefix("torch."))
+def named(dtype: torch.dtype) -> Any:
+    """Triton's type for torch's ``dtype``."""
+    _helpers()
+    return getattr(tl, str(dtype).removeprefix("torch."))

@@ -1,38 +1,39 @@
-"""Whether the kernels of ``executor.py`` agree with the rule on the device they find themselves on.
+"""Whether the kernels of ``executor.py`` have the bits of the rule, on the device they run on.
 
 They step a few thousand random elements of all magnitudes, special values among them, in whole
-blocks and beside them. The bounds are those that ``executor.py`` states.
+blocks and beside them. The rule is taken on the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..._core import numerics
-from .. import adamax_rule, bounded, rule
-from ..adamax_rule import AdamaxLeaf
-from .table import Common
+from ..program.proof import same_bits
+from ..program.record import alone
+from .kernel import Kernels
+from .table import Leaf
 
 _SPECIAL = (0.0, -0.0, 1e-45, 1e-30, 1e30, torch.inf, -torch.inf, torch.nan, 1.0, -1.0)
+_NUMBERS = (0.3, 0.9, 0.01, 0.7, 0.1, 0.999)  # of a step, in turn
 
 
-def holds(kind: Common, maximize: bool, step: Callable[[AdamaxLeaf], bool]) -> bool:
-    """Whether ``step`` steps leaves of ``kind``, in place, as the rule does.
+def holds(
+    kernels: Kernels, device: torch.device, counted: bool, step: Callable[[Leaf], bool]
+) -> bool:
+    """Whether ``step`` steps leaves in place as the rule does; ``counted``, with t on the device.
 
-    Not if it raises, for want of a compiler for example. The numbers of ``kind`` do not matter.
+    Not if it raises, for want of a compiler for example.
     """
     try:
-        with torch.no_grad(), _waiting(kind.device):
-            for leaf in _trials(kind, maximize):
-                old = leaf._replace(**{k: getattr(leaf, k).clone() for k in "pmut"})
-                if not (step(leaf) and _near(old, leaf)):
-                    return False
-            return True
+        with torch.no_grad(), _waiting(device):
+            return all(_agrees(x, step) for x in _trials(kernels, device, counted))
     except Exception:  # whatever it is, torch's own kernels are there
         return False
 
@@ -51,44 +52,53 @@ def _waiting(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(mode)
 
 
-def _trials(kind: Common, maximize: bool) -> Iterator[AdamaxLeaf]:
+def _trials(kernels: Kernels, device: torch.device, counted: bool) -> Iterator[Leaf]:
+    lowered, place = kernels.lowered, device if counted else torch.device("cpu")
     generator = torch.Generator("cpu").manual_seed(0)
-    x, magnitude = torch.randn(2, 4, 3000, generator=generator, dtype=torch.float64, device="cpu")
+    columns = lowered.kind.columns
+    x, magnitude = torch.randn(
+        2, len(columns), 3000, generator=generator, dtype=torch.float64, device="cpu"
+    )
     pairs = torch.tensor(list(product(_SPECIAL, _SPECIAL)), dtype=x.dtype, device="cpu")
-    g, m = pairs.unbind(1)
-    rows = torch.cat([x * 10 ** (4 * magnitude), torch.stack([m.flip(0), g, m, g.flip(0)])], 1)
-    decay = 0.1 if kind.decays else 0.0
-    for b1, count, start in ((0.9, 0.0, 0), (0.3, 7.0, 1)):  # the second is not aligned
-        p, g, m, u = (
-            x.to(kind.device, dtype, copy=True)[start:]
-            for x, dtype in zip(rows, (kind.p, kind.g, kind.m, kind.m), strict=True)
-        )
-        at_t = "cpu" if kind.t is None else kind.device
-        t = torch.tensor(count, dtype=kind.t or torch.float64, device=at_t)
-        rate = None if kind.lr_type is None else t.new_full((), 0.01, dtype=kind.lr_type)
-        lr = 0.01 if rate is None else rate
-        rates = (lr, b1, 0.999, 1e-8, decay)
-        yield AdamaxLeaf(p, g, m, u.abs(), t, *rates, None, maximize, kind.decays == 2)
+    special = torch.stack([pairs[:, k % 2].roll(k // 2) for k in range(len(columns))])
+    rows = torch.cat([x * 10 ** (4 * magnitude), special], 1)
+    for count, start in ((0.0, 0), (7.0, 1)):  # the second is not aligned, and of one sign
+        if start:
+            rows[1:] = rows[1:].abs()
+        tensors = [
+            row.to(device, dtype, copy=True)[start:]
+            for row, (_, dtype) in zip(rows, columns, strict=True)
+        ]
+        t = torch.tensor(count, dtype=lowered.kind.step, device=place)
+        rates, numbers = dict(lowered.kind.rates), []
+        for k, name in enumerate(lowered.numbers):
+            number, kind = _NUMBERS[(k + start) % len(_NUMBERS)], rates[name]
+            numbers.append(
+                number if kind is float else torch.tensor(number, dtype=kind, device=place)
+            )
+        if lowered.like.dim() == 0:
+            tensors = [y[0] for y in tensors]
+        tensors = [y.view(-1, *lowered.like.shape[1:]) if y.dim() else y for y in tensors]
+        yield Leaf(kernels, tensors, [t], numbers)
 
 
-def _near(old: AdamaxLeaf, new: AdamaxLeaf) -> bool:
-    """Whether ``new`` is near what the rule makes of ``old``."""
-    _, t, m, u = adamax_rule.step(old)
-    terms = [old.g] if old.decoupled else [old.g, old.p.to(m.dtype) * old.weight_decay]
-    update = bounded.quotient(new.m, adamax_rule.scale(old, t), new.u, None)
-    if old.decoupled:
-        update = rule.decayed(update, old.p, old.lr, old.weight_decay)
-    return (
-        torch.equal(new.t, t)
-        and _within(1, new.m, m, old.m, *terms)
-        and _within(1, new.u, u, old.u, *terms)
-        and _within(2, new.p, numerics.add(old.p, update), old.p, update)
+def _agrees(leaf: Leaf, step: Callable[[Leaf], bool]) -> bool:
+    """Whether a step in place has the bits of the rule."""
+    lowered = leaf.kernels.lowered
+    layout, (t,) = lowered.layout, leaf.counters
+    inputs: dict[str, Any] = dict(zip(layout.columns, _on_cpu(leaf.columns), strict=True))
+    inputs |= zip(layout.numbers, _on_cpu(leaf.numbers), strict=True)
+    for name, _ in layout.counters:
+        (inputs[name],) = _on_cpu([t])
+    wanted = alone(partial(lowered.rule, inputs), lowered.kind.context)
+    if not step(leaf):
+        return False
+    after = [name for _, name in layout.counters]
+    outputs = zip([name for name, _ in layout.outputs], _on_cpu(leaf.written()), strict=True)
+    return all(torch.equal(wanted[name], t.cpu()) for name in after) and all(
+        same_bits(x, wanted[name], lowered.is_signed) for name, x in outputs
     )
 
 
-def _within(ulp: int, x: Tensor, want: Tensor, *terms: Tensor) -> bool:
-    """Whether ``x`` is ``want``, to some ulp of the largest of ``terms``."""
-    sizes = torch.stack([y.double().abs().nan_to_num(0, 0, 0) for y in terms]).amax(0)
-    bound = ulp * torch.finfo(x.dtype).eps * sizes.clamp_min(torch.finfo(x.dtype).tiny)
-    same = (x == want) | (x.isnan() & want.isnan())
-    return bool((same | ((x.double() - want.double()).abs() <= bound)).all())
+def _on_cpu(items: list[Any]) -> list[Any]:
+    return [x.to("cpu", copy=True) if isinstance(x, Tensor) else x for x in items]

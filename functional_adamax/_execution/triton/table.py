@@ -1,7 +1,7 @@
 """Where the tensors of a step lie, as a table in the memory of their device.
 
-``kernel.py`` says what a row is. Beside the rows lies a list of blocks, one for each
-program of the launch.
+``source.py`` says what a row is. Beside the rows lies a list of blocks, one for each program of the
+launch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adamax_rule import AdamaxLeaf
 from . import kernel
+from .kernel import Kernels
 
 _LIMIT = 64  # tables kept for later steps
 
@@ -25,31 +25,35 @@ _spares: dict[Any, Tensor] = {}  # for each table a pinned buffer of its size, f
 _captured: list[Tensor] = []  # pinned buffers from which graphs copy at every replay
 
 
+class Leaf(NamedTuple):
+    """A leaf as its kernels take it."""
+
+    kernels: Kernels
+    columns: list[Tensor]
+    counters: list[Tensor]
+    numbers: list[Any]  # those that are no tensors are handed over
+
+    def written(self) -> list[Tensor]:
+        """The columns that a step writes."""
+        return [self.columns[k] for k in self.kernels.lowered.program.of]
+
+
 class Common(NamedTuple):
     """What the leaves of one launch share."""
 
     device: torch.device
-    p: torch.dtype
-    g: torch.dtype
-    m: torch.dtype
-    t: torch.dtype | None  # None where t is on the CPU, and the scale is known
-    lr_type: torch.dtype | None  # None where lr is a number
-    decays: int  # 0, or 1 for a coupled and 2 for a decoupled decay
-    lr: float
-    scale: float
-    decay: float  # the factor of p, or the weight decay where the scale is not known
-    b1: float
-    b2: float
-    eps: float
+    kernels: Kernels
+    counted: bool  # whether counters are on the device
+    numbers: tuple[float, ...]  # of ``count``, or of ``step`` where the counters are at hand
+    after: tuple[float, ...]  # the counters after the step, where they are at hand
 
 
-def place(
-    groups: dict[Common, list[AdamaxLeaf]], capturing: bool
-) -> list[tuple[Tensor, Tensor]] | None:
-    """Return the rows and the blocks of each group, on its device, or None where ``write`` fails.
+def place(groups: dict[Common, list[Leaf]], capturing: bool) -> list[tuple[Tensor, Tensor]] | None:
+    """Return the rows and the blocks of each group, on its device.
 
-    The rows of all groups are one table. A table that is kept holds tensors that are known to lie
-    apart, whichever group they are in.
+    None if tensors share memory, so that the order of writes counts, or a graph that is captured
+    cannot hold the table. The rows of all groups are one table. A table that is kept holds tensors
+    that are known to lie apart, whichever group they are in.
 
     Outside of a graph they are kept by the addresses in them and the stream that copied them. A
     graph gets its own, whatever is kept: at each replay it copies them into memory of its pool,
@@ -66,7 +70,8 @@ def place(
         tables = {device: put(device, _table, together) for device in devices}
         placed, start = [], 0
         for common, row in zip(groups, rows, strict=True):
-            table, blocks = tables[common.device], put(common.device, _blocks, row[6::8])
+            sizes = row[common.kernels.width - 2 :: common.kernels.width]
+            table, blocks = tables[common.device], put(common.device, _blocks, sizes)
             if table is None or blocks is None:
                 return None
             placed.append((table[start : start + len(row)], blocks))
@@ -74,13 +79,13 @@ def place(
     return placed
 
 
-def _row(leaf: AdamaxLeaf) -> tuple[int, ...]:
-    """The row of a leaf, see ``kernel``."""
-    p, g, m, u, t, lr, *_ = leaf
-    at = p.data_ptr(), g.data_ptr(), m.data_ptr(), u.data_ptr()
-    n = p.numel()
-    whole = 0 if (at[0] | at[1] | at[2] | at[3]) % 16 else n - n % kernel.BLOCK
-    return *at, t.data_ptr(), lr.data_ptr() if isinstance(lr, Tensor) else 0, n, whole
+def _row(leaf: Leaf) -> list[int]:
+    """The row of a leaf, see ``source``."""
+    tensors = [*leaf.columns, *leaf.counters, *(x for x in leaf.numbers if isinstance(x, Tensor))]
+    row = [x.data_ptr() for x in tensors]
+    n = leaf.columns[0].numel()
+    aligned = not any(x % 16 for x in row[: len(leaf.columns)])
+    return [*row, n, n - n % kernel.BLOCK if aligned else 0]
 
 
 def _table(row: tuple[int, ...]) -> Tensor:
@@ -95,17 +100,24 @@ def _blocks(sizes: tuple[int, ...]) -> Tensor:
     return rows << 32 | blocks
 
 
-def _are_apart(groups: dict[Common, list[AdamaxLeaf]], rows: list[tuple[int, ...]]) -> bool:
+def _are_apart(groups: dict[Common, list[Leaf]], rows: list[tuple[int, ...]]) -> bool:
     """Whether no tensor that is written shares memory with another."""
-    starts, lengths = [], []
+    starts, lengths, writes = [], [], []
     for common, row in zip(groups, rows, strict=True):
-        table = _table(row).view(-1, kernel.ROW)
-        sizes = [x.itemsize for x in (common.p, common.g, common.m, common.m)]
-        moved = table[:, 6:7] * torch.tensor(sizes, device="cpu")
-        starts.append(table[:, :6])
-        lengths.append(torch.cat([moved, torch.ones_like(table[:, :2])], 1))
-    start, length = torch.cat(starts), torch.cat(lengths)
-    written = torch.tensor([True, False, True, True, True, False], device="cpu").expand_as(start)
+        kernels = common.kernels
+        table = _table(row).view(-1, kernels.width)
+        many, others = len(kernels.sizes), kernels.width - len(kernels.sizes) - 2
+        start, n = table[:, :-2], table[:, -2:-1]
+        sizes = torch.tensor(kernels.sizes, device="cpu")
+        starts.append(start)
+        lengths.append(torch.cat([n * sizes, torch.ones_like(start[:, :others])], 1))
+        program = kernels.lowered.program
+        flags = [k in program.of for k in range(many)]
+        flags += [k < len(program.wide) for k in range(others)]
+        writes.append(torch.tensor(flags, device="cpu").expand_as(start))
+    start, length, written = (
+        torch.cat([x.flatten() for x in y]) for y in (starts, lengths, writes)
+    )
     there = (length > 0) & (start != 0)
     start, order = start[there].sort()
     end, written = start + length[there][order], written[there][order]
