@@ -51,7 +51,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         (entries, "alone"),
         (programs, "alone"),
         (records, "alone"),
-        (programs, "_make"),
+        (programs, "_lowered"),
+        (programs, "_made"),
         (proof, "_hold"),
         (proof, "uniform_holds"),
     ):
@@ -84,7 +85,7 @@ def test_a_method_is_recorded_twice(calls: Counter[str]) -> None:
     programs.families.clear()
     calls.clear()
     step(fa.nadamax(0.1))
-    assert calls == {"_make": 1, "_run": 2, "alone": 2}
+    assert calls == {"_lowered": 1, "_made": 1, "_run": 2, "alone": 2}
 
 
 @pytest.mark.parametrize("make", [*CHAINS.values(), lambda: fa.nadamax(0.1)])

@@ -63,7 +63,6 @@ class Lowered:
     layout: Layout
     numbers: tuple[str, ...]  # the hyperparameters that it reads
     inputs: dict[str, Input]
-    rule: Whole
     source: Source
     like: Tensor  # of the shape of the leaves, if the rule asks for it
 
@@ -360,7 +359,7 @@ def _lowered(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: F
     else:
         shape = ((_SAMPLE,) + (1,) * g.dim())[: g.dim()]
         like = torch.empty(shape, dtype=g.dtype, device="cpu")
-    return Lowered(lower(graph, layout), kind, layout, numbers, inputs, whole, source, like)
+    return Lowered(lower(graph, layout), kind, layout, numbers, inputs, source, like)
 
 
 def _made(lowered: Lowered) -> Runner:
@@ -392,7 +391,7 @@ def _agrees(program: Any, lowered: Lowered) -> bool:
         if not machine.into_new(machine.Part(program, columns, ([x[_T]],)), numbers, found):
             return False
         x |= {name: x[name].item() for name, given in inputs.items() if given.dtype is None}
-        wanted = lowered.rule(x)
+        wanted = lowered.source.rule(x)
         names = [name for name, _ in layout.outputs] + [_NEXT]
         if not all(
             proof.same_bits(y, wanted[name], lowered.is_signed)

@@ -90,7 +90,7 @@ def _agrees(leaf: Leaf, step: Callable[[Leaf], bool]) -> bool:
     inputs |= zip(layout.numbers, _on_cpu(leaf.numbers), strict=True)
     for name, _ in layout.counters:
         (inputs[name],) = _on_cpu([t])
-    wanted = alone(partial(lowered.rule, inputs), lowered.kind.context)
+    wanted = alone(partial(lowered.source.rule, inputs), lowered.kind.context)
     if not step(leaf):
         return False
     after = [name for _, name in layout.counters]
