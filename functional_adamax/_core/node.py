@@ -53,7 +53,8 @@ def is_empty(node: Any) -> bool:
 
 def is_node(value: Any) -> bool:
     """Whether ``value`` is a container that optree would open."""
-    return not optree.tree_is_leaf(value, is_leaf=is_empty, none_is_leaf=True)
+    is_leaf = value is None or is_empty(value)
+    return not is_leaf and optree.register_pytree_node.get(type(value)) is not None
 
 
 def open_node(node: Tree) -> tuple[list[Any], list[Any], Callable[[list[Any]], Tree]]:

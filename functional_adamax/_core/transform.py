@@ -61,8 +61,10 @@ class Data:
         return False
 
     def _values(self) -> dict[str, Any]:
+        """The fields; a compiler may ask for them before all are there."""
+        given = vars(self)
         fields = dataclasses.fields(cast(Any, self))
-        return {field.name: getattr(self, field.name) for field in fields}
+        return {field.name: given[field.name] for field in fields if field.name in given}
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -146,6 +148,9 @@ class Init:
 
     transform: Transform
 
+    def __hash__(self) -> int:
+        return _hash_of(self)
+
     def __call__(self, params: Tree) -> Any:
         return self.transform.init(params)
 
@@ -157,6 +162,9 @@ class Update:
     """``tx.update``, which also offers the transform's fused steps to ``step``."""
 
     transform: Transform
+
+    def __hash__(self) -> int:
+        return _hash_of(self)
 
     def __call__(self, updates: Tree, state: Any, params: Tree = None, **extra: Any) -> Any:
         transform = self.transform
@@ -171,6 +179,11 @@ class Update:
         return transform.update(updates, state, params, **extra)
 
     __call__.__qualname__ = "update"
+
+
+def _hash_of(pair: Any) -> int:
+    """The hash of one of a pair; a compiler may ask for it before the transform is there."""
+    return hash((type(pair), vars(pair).get("transform")))
 
 
 _ASKS = "asks functions"  # where a transform keeps whether it does

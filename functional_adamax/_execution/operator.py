@@ -152,7 +152,7 @@ def _placed(old: list[Any], what: str, new: list[Tensor]) -> list[Any]:
 def _found(transform: Transform, trees: Trees, add: bool) -> Found | None:
     g, p, state, outlines = trees
     types = frozenset(map(type, g + p + state))
-    if torch.compiler.is_exporting() or _transforming() or not types <= _LEAVES:
+    if _followed_otherwise() or not types <= _LEAVES:
         return None
     inputs: list[Tensor] = []
     try:
@@ -186,8 +186,10 @@ def _found(transform: Transform, trees: Trees, add: bool) -> Found | None:
 
 
 @context.constant
-def _transforming() -> bool:
-    return _here.is_running or context.transforming() or context.forward_mode()
+def _followed_otherwise() -> bool:
+    """Whether not a compiler alone follows the code; some compilers take all for exports."""
+    exporting = torch.compiler.is_exporting()
+    return _here.is_running or exporting or context.transforming() or context.forward_mode()
 
 
 class _Here(local):
@@ -218,7 +220,7 @@ def outline(spec: Any) -> Any:
     below = [None] * len(spec.keys) if spec.children is None else map(outline, spec.children)
     if issubclass(kind, dict) and frozenset(map(type, spec.keys)) <= {str}:
         kind, keys = dict, spec.keys
-    elif kind is not list and not hasattr(kind, "_fields"):
+    elif kind is not list and not issubclass(kind, tuple):
         kind = tuple
     return kind, keys, tuple(below)
 

@@ -90,7 +90,8 @@ class AdamaxUnit(Unit):
                 owner._warned.add(self.first)
         used = [p for p in pytree.tensors(trees[2]) if p.grad is not None]
         lr, foreach = rate(group["lr"]), uses_foreach(group, used)
-        if isinstance(lr, Tensor) and (lr.is_cpu if group["capturable"] else foreach):
+        is_read = isinstance(lr, Tensor) and not torch.compiler.is_compiling()
+        if is_read and (lr.is_cpu if group["capturable"] else foreach):
             lr = lr.item()  # as torch's foreach form does; a graph cannot wait for the device
         fastest = group["foreach"] is None and any(p.is_cuda for p in used)
         form = {"lr": lr, "foreach": None if fastest else foreach}

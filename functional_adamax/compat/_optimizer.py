@@ -34,7 +34,7 @@ from . import _loading, _schedules
 from ._entries import titles_of
 from ._factory import Factory, check_factory
 from ._shown import Said
-from ._unit import Run, Unit, transform_in
+from ._unit import Run, Unit, known_as, transform_in
 from ._values import advice_on, held
 
 
@@ -131,6 +131,8 @@ class Optimizer(TorchOptimizer):
         self._kept: list[Unit] = []
         self._said = Said()  # in the last step
         self._written: list[Tensor] = []  # by the native kernel in the last step
+        if not hasattr(self, "_known_as"):
+            self._known_as = known_as(self)
 
     def _restore(self, before: list[dict[str, Any]] | None) -> None:
         """Make a loaded state that of live parameters, and loaded groups complete.

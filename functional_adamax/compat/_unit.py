@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from operator import is_
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Owner(Protocol):
     defaults: dict[str, Any]
     _factory: Factory
     _evaluates: bool
+    _known_as: str
 
     def _values(self, group: dict[str, Any]) -> dict[str, Any]: ...
 
@@ -148,7 +150,7 @@ class Unit:
     def operated(self, said: Said) -> Run | None:
         """The step as the operator that a compiler sees, or None."""
         transform, (leaves, spec) = self._whole(said), self._leaves()
-        lies = _lies(self.owner, self.first, len(self.groups))
+        lies = _lies(self.owner._known_as, self.first, len(self.groups))
         if transform is None or lies is None or torch.is_grad_enabled():
             return None
         names, shared, outline, count = lies
@@ -364,11 +366,23 @@ def transform_in(tx: GradientTransformation) -> Transform | None:
     return tx.update.transform if isinstance(tx.update, Update) else None
 
 
+_owners: WeakValueDictionary[str, Owner] = WeakValueDictionary()
+_numbers = count()
+
+
+def known_as(owner: Owner) -> str:
+    """Return a new name for an optimizer, which a compiler of any version takes for a constant."""
+    name = f"optimizer {next(_numbers)}"
+    _owners[name] = owner
+    return name
+
+
 @context.constant
-def _lies(owner: Owner, first: int, count: int) -> tuple[Any, ...] | None:
+def _lies(name: str, first: int, size: int) -> tuple[Any, ...] | None:
     """Where the state of some groups lies, for a compiler; None where the step is not for it."""
     with context.eager():
-        unit = Unit(owner, owner.param_groups[first : first + count], first)
+        owner = _owners[name]
+        unit = Unit(owner, owner.param_groups[first : first + size], first)
         layout = unit.complete()
         if layout is None:
             return None

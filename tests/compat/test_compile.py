@@ -5,6 +5,8 @@ The file is longer than others: each test runs an optimizer twice, compiled and 
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -322,3 +324,13 @@ def test_a_factory_of_ones_own_is_followed() -> None:
         compiled()
         optimizers[1].step()
     assert all(torch.equal(p, q) for p, q in zip(params, other, strict=True))
+
+
+def test_every_optimizer_is_known_by_a_name_of_its_own() -> None:
+    first = Optimizer([torch.nn.Parameter(torch.ones(2))], fa.adam)
+    second = copy.deepcopy(first)
+    third = pickle.loads(pickle.dumps(first))
+    names = [x._known_as for x in (first, second, third)]
+    assert len(set(names)) == 3
+    first.load_state_dict(first.state_dict())
+    assert first._known_as == names[0]

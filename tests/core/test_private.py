@@ -61,7 +61,6 @@ NAMES: dict[ModuleType, list[tuple[Any, str]]] = {
         (torch._C, "_increment_version"),
         (forward_ad, "_current_level"),
         (torch.overrides, "_get_current_function_mode_stack"),
-        (GRAPH.Node, "_sequence_nr"),
         (autograd_function, "custom_function_call"),
     ],
     trees: [(_pytree, name) for name in ("tree_iter", "tree_map", "_register_namedtuple")],
@@ -78,7 +77,7 @@ ASKED = {foreach: (*CLASSIC, "chain"), optim: CLASSIC}
 """The runs that ask what is in a module, where not all of them do."""
 FOLLOWED = {"checkpoint", "checkpoint under vmap", "implicit"}
 REFUSED = {  # what needs to know which tensors a loss closes over
-    **dict.fromkeys(("maybe_get_level", "_functorch", "_sequence_nr"), FOLLOWED),
+    **dict.fromkeys(("maybe_get_level", "_functorch"), FOLLOWED),
     **dict.fromkeys(("tree_iter", "tree_map", "_get_current_function_mode_stack"), FOLLOWED),
     "custom_function_call": {"checkpoint"},
 }
@@ -89,7 +88,7 @@ def without(module: ModuleType, *gone: tuple[Any, str]) -> Iterator[None]:
     """Our ``module`` as it is where torch has not what is ``gone``; torch itself stays."""
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in gone:
-            patch.delattr(owner, name)
+            patch.delattr(owner, name, raising=False)
         importlib.reload(module)
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -263,6 +262,14 @@ def test_the_numbers_are_the_same_or_refused(name: str, known: dict[str, Any]) -
                     run()
             else:
                 assert_equal(run(), known[journey])
+
+
+@pytest.mark.parametrize("journey", sorted(FOLLOWED))
+def test_nodes_without_numbers_are_refused(journey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = modes.number
+    monkeypatch.setattr(modes, "number", lambda node: number(object()))
+    with pytest.raises(NotImplementedError, match="has no _sequence_nr, .* without checkpoint"):
+        JOURNEYS[journey]()
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

@@ -91,3 +91,10 @@ def test_a_rate_given_as_a_number_settles_after_two_graphs() -> None:
         q, other = fa.step(fa.adamax(0.1 / (i + 1)), g, other, q)
         assert torch.equal(p, q)
     assert len(graphs) <= 2
+
+
+def test_what_is_not_filled_in_yet_has_a_hash() -> None:
+    """Compilers of some versions ask for it."""
+    tx = fa.adamax()
+    for kind in map(type, (tx.init, tx.update, tx.update.transform)):
+        assert isinstance(hash(object.__new__(kind)), int)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from operator import methodcaller
 from typing import Any
 
 import torch
@@ -37,12 +36,6 @@ function_mode_stack: Callable[[], list[Any]] = getattr(
     torch.overrides, "_get_current_function_mode_stack", Missing("_get_current_function_mode_stack")
 )
 """The modes that see the functions of torch that are called, the innermost last."""
-number: Callable[[Any], int] = (
-    methodcaller("_sequence_nr")
-    if hasattr(torch.autograd.graph.Node, "_sequence_nr")
-    else Missing("_sequence_nr")
-)
-"""The number of a node of the graph, counted up by autograd."""
 increment_version: Callable[[Any], None] = getattr(
     torch._C, "_increment_version", torch.autograd.graph.increment_version
 )
@@ -52,6 +45,12 @@ with suppress(ImportError):
     from torch._functorch import autograd_function
 
     _custom_function_call = getattr(autograd_function, "custom_function_call", None)
+
+
+def number(node: Any) -> int:
+    """The number of a node of the graph, counted up by autograd."""
+    found: int = getattr(node, "_sequence_nr", Missing("_sequence_nr"))()
+    return found
 
 
 def applies(function: Any) -> bool:
