@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +63,17 @@ def traced() -> bool:
 def recorded(tensors: Iterable[Tensor]) -> bool:
     """Whether ``traced``, or autograd records what is computed of ``tensors``."""
     return traced() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+
+
+@cache
+def differentiates_in_inference_mode() -> bool:
+    """Whether ``torch.func.grad`` does there; in some versions of torch its results are zeros."""
+
+    def at_one() -> float:
+        with torch.inference_mode():
+            return float(torch.func.grad(torch.square)(torch.ones((), device="cpu")))
+
+    return transforms.outside(at_one) == 2
 
 
 def only_vmaps() -> dict[int, int] | None:

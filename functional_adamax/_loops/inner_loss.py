@@ -50,6 +50,11 @@ def gradients(
         return _scalar(value), copies
 
     points = [leaves[i] for i in where]
+    if torch.is_inference_mode_enabled() and not context.differentiates_in_inference_mode():
+        raise NotImplementedError(
+            f"torch {torch.__version__} computes no gradients in inference mode: take "
+            "torch.no_grad(), or a newer version of torch"
+        )
     if context.transforming() or torch.is_inference_mode_enabled():  # where autograd is off
         found, (value, copies) = grad_and_value(function, has_aux=True)(points)
     else:

@@ -119,7 +119,7 @@ def schedules_in(
 def is_numeric(value: Any, *, ints: bool = True) -> bool:
     """Whether ``value`` is a number or a real tensor, or a tree of them; bools are none."""
     leaves = [x for x in pytree.flatten(value)[0] if x is not None]
-    return bool(leaves) and all(is_fractional(x) or (ints and _is_integral(x)) for x in leaves)
+    return len(leaves) > 0 and all(is_fractional(x) or (ints and _is_integral(x)) for x in leaves)
 
 
 def is_fractional(value: Any) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 import functional_adamax as fa
+from functional_adamax._core import context
 from functional_adamax._loops import inner_loss
 
 EMPTY = fa.EmptyState()
@@ -23,6 +24,9 @@ def cubes(params: Any, batch: Any) -> Tensor:
 @pytest.mark.parametrize("mode", ["recording", "no_grad", "inference", "vmap"])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_values_and_gradients(mode: str, first_order: bool) -> None:
+    if mode == "inference" and not context.differentiates_in_inference_mode():
+        pytest.skip("this version of torch has no gradients there")
+
     def call(batch: Any) -> Any:
         return inner_loss.gradients(cubes, first_order, TREE, EMPTY, batch)
 
@@ -104,3 +108,12 @@ def test_a_hint_is_a_note_on_the_same_error() -> None:
     (note,) = error.__notes__
     assert note.startswith("batches were 3 tensors, each of them taken for the batch of one step")
     assert inner_loss.Hinting(lambda batch: torch.tensor(batch), "")(2.0) == 2.0
+
+
+def test_a_version_without_gradients_in_inference_mode_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(context, "differentiates_in_inference_mode", lambda: False)
+    refused = pytest.raises(NotImplementedError, match=r"torch .* mode: take torch.no_grad\(\)")
+    with torch.inference_mode(), refused:
+        inner_loss.gradients(cubes, False, TREE, EMPTY, 2.0)

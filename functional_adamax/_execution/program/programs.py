@@ -64,7 +64,8 @@ class Lowered:
     numbers: tuple[str, ...]  # the hyperparameters that it reads
     inputs: dict[str, Input]
     source: Source
-    like: Tensor  # of the shape of the leaves, if the rule asks for it
+    shape: tuple[int, ...]  # of the leaves, if the rule asks for it
+    stride: tuple[int, ...]
 
     @property
     def is_signed(self) -> bool:
@@ -290,7 +291,7 @@ def _rate(name: str, value: Any, device: torch.device) -> Any:
 
 
 @dataclass(frozen=True)
-class Whole:
+class _Whole:
     """One step of one leaf as a rule of named tensors."""
 
     method: MethodLike
@@ -345,8 +346,8 @@ def _lowered(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: F
     for name, how in kind.rates:
         if name in numbers:
             inputs[named(name)] = Input(False, None if how is float else how)
-    whole = Whole(work.method, rates, kind.moments, kind.dtype, kind.add)
-    hidden = dataclasses.replace(whole, method=_without_numbers(work.method))
+    method = _without_numbers(work.method)
+    hidden = _Whole(method, rates, kind.moments, kind.dtype, kind.add)
     graph = record(hidden, inputs, g)
     family.reads |= graph.reads
     family.by_dims |= graph.dims != 2
@@ -354,12 +355,11 @@ def _lowered(work: Work, g: Tensor, rates: dict[str, Any], kind: Kind, family: F
     layout = Layout(columns, outputs, [(_T, _NEXT)], [named(name) for name in numbers])
     given = dataclasses.replace(hidden, rates=dict(kind.rates))
     source = Source(given, graph, inputs, kind.context)
-    if graph.reads - {"ndim"}:
-        like = torch.empty_strided(g.shape, g.stride(), dtype=g.dtype, device="cpu")
-    else:
+    shape, stride = tuple(g.shape), g.stride()
+    if not graph.reads - {"ndim"}:
         shape = ((_SAMPLE,) + (1,) * g.dim())[: g.dim()]
-        like = torch.empty(shape, dtype=g.dtype, device="cpu")
-    return Lowered(lower(graph, layout), kind, layout, numbers, inputs, source, like)
+        stride = (1,) * g.dim()
+    return Lowered(lower(graph, layout), kind, layout, numbers, inputs, source, shape, stride)
 
 
 def _made(lowered: Lowered) -> Runner:
@@ -377,11 +377,11 @@ def _made(lowered: Lowered) -> Runner:
 def _agrees(program: Any, lowered: Lowered) -> bool:
     """Hold a program against its rule."""
     generator = torch.Generator("cpu").manual_seed(2)
-    inputs, layout, like = lowered.inputs, lowered.layout, lowered.like
+    inputs, layout = lowered.inputs, lowered.layout
     for t in (0.0, 1.0, 9.0):
         x: dict[str, Any] = {}
         for name, given in inputs.items():
-            x[name] = sample(given, like.shape, like.stride(), generator)
+            x[name] = sample(given, lowered.shape, lowered.stride, generator)
             if given.vector:
                 x[name] = 4 * x[name] - 2
         x[_T] = torch.full_like(x[_T], t)

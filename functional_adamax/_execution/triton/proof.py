@@ -76,9 +76,8 @@ def _trials(kernels: Kernels, device: torch.device, counted: bool) -> Iterator[L
             numbers.append(
                 number if kind is float else torch.tensor(number, dtype=kind, device=place)
             )
-        if lowered.like.dim() == 0:
-            tensors = [y[0] for y in tensors]
-        tensors = [y.view(-1, *lowered.like.shape[1:]) if y.dim() else y for y in tensors]
+        shape = lowered.shape and (-1, *lowered.shape[1:])
+        tensors = [y.view(shape) if shape else y[0] for y in tensors]
         yield Leaf(kernels, tensors, [t], numbers)
 
 
