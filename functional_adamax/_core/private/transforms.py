@@ -175,13 +175,9 @@ def _at_one_level(function: Any) -> Any:
         inside = [_out_of(x, level) if isinstance(x, Tensor) else x for x in inputs]
         with torch.enable_grad(), layer.lower():
             outputs = applied(function, inside)
-        known = {id(x): y for x, y in zip(inside, inputs, strict=True)}
-
-        def around(x: Tensor) -> Tensor:
-            found: Tensor = known[id(x)] if id(x) in known else _into(x, level)
-            return found
-
-        return tuple(map(around, outputs)) if isinstance(outputs, tuple) else around(outputs)
+        if isinstance(outputs, tuple):
+            return tuple(_into(x, level) for x in outputs)
+        return _into(outputs, level)
 
     parts = {"forward": forward, "setup_context": function.setup_context}
     parts["backward"] = function.backward
