@@ -50,12 +50,7 @@ def gradients(
         return _scalar(value), copies
 
     points = [leaves[i] for i in where]
-    if torch.is_inference_mode_enabled() and not context.differentiates_in_inference_mode():
-        raise NotImplementedError(
-            f"torch {torch.__version__} computes no gradients in inference mode: take "
-            "torch.no_grad(), or a newer version of torch"
-        )
-    if context.transforming() or torch.is_inference_mode_enabled():  # where autograd is off
+    if _by_transform():
         found, (value, copies) = grad_and_value(function, has_aux=True)(points)
     else:
         found, value, copies = _autograd(function, points, keep=not first_order)
@@ -63,6 +58,19 @@ def gradients(
         found = [x.detach() for x in found]
     grads = pytree.unflatten(spec, pytree.placed([None] * len(leaves), where, found))
     return grads, value, layout.build(x.detach() for x in copies)
+
+
+def _by_transform() -> bool:
+    """Whether ``torch.func.grad`` differentiates, as where autograd is off; see that it can."""
+    if context.transforming():  # first: a compiler does not follow what is asked of the mode
+        return True
+    inference = torch.is_inference_mode_enabled()
+    if inference and not context.differentiates_in_inference_mode():
+        raise NotImplementedError(
+            f"torch {torch.__version__} computes no gradients in inference mode: take "
+            "torch.no_grad(), or a newer version of torch"
+        )
+    return inference
 
 
 def given_buffers(buffers: Tree) -> tuple[Tree, ...]:

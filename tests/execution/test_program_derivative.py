@@ -13,6 +13,7 @@ from functional_adamax._core.numerics import root
 from functional_adamax._execution.program import derivative as derivatives
 from functional_adamax._execution.program import machine, proof, pulled
 from functional_adamax._execution.program.graph import Declined
+from functional_adamax._execution.program.lower import Layout, lower
 from functional_adamax._execution.program.pulled import Source
 from functional_adamax._execution.program.record import Input, context, record
 
@@ -116,6 +117,48 @@ def test_it_is_that_of_autograd(name: str, dtype: torch.dtype) -> None:
     for key, z in zip(depends, wanted, strict=True):
         (got,) = made.get(key, [torch.zeros_like(z)])
         assert proof.same_bits(got, z), key
+
+
+SEVERAL_USES: dict[str, Callable[[Values], Tensor]] = {
+    "two casts": lambda x: (
+        x["g"] * (1 - x["rate c"].double()).float()
+        + x["m"] * (x["rate c"].double() ** x["t"]).float()
+    ),
+    "two vectors": lambda x: x["g"] * x["rate c"] + x["m"].abs() * x["rate c"],
+    "two vectors, and a number between": lambda x: (
+        x["g"] * (c := x["rate c"].double()) + x["m"] * (c**2).float() + x["m"].abs() * c
+    ),
+    "two operands": lambda x: (
+        torch.addcmul(x["g"], x["rate c"], x["rate c"]) * x["m"] + x["m"].abs() * x["rate c"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL_USES)
+def test_a_number_of_several_uses_has_the_bits_of_autograd(name: str) -> None:
+    """Each use rounds and sums its cotangent, and they are added in the order of autograd."""
+    rule = SEVERAL_USES[name]
+    given = source(rule, FLOAT)
+    found = pulled.found_for(given, ("y",), ("rate c",))
+    assert not isinstance(found, str), found
+    for _ in range(50):
+        x: Values = {"g": torch.randn(5), "m": torch.randn(5), "rate c": torch.rand(())}
+        x |= {"t": torch.tensor(3.0, dtype=DOUBLE), "rate n": 0.3}
+        by = torch.randn(5)
+        made = found.run({key: [z] for key, z in x.items()} | {"cotangent of y": [by]})
+        assert made is not None
+        c = x["rate c"].clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(rule(x | {"rate c": c}), c, by)
+        assert torch.equal(made["rate c"][0], wanted)
+
+
+def test_what_a_rule_computes_twice_is_computed_once() -> None:
+    """In the program, while the record has it twice."""
+    given = source(lambda x: (x["g"] * x["m"]) / 3 + (x["g"] * x["m"]) * 5, FLOAT)
+    assert [x.op for x in given.graph.nodes].count("MULTIPLY") == 3
+    layout = Layout(["g", "m"], [("y", "g")], [], ["t", "rate c", "rate n"])
+    program = lower(given.graph, layout)
+    assert sum("MULTIPLY" in x.op for x in program.vector) == 2, program.vector
 
 
 def _enters(given: Source, name: str) -> bool:

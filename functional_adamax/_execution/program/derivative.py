@@ -23,9 +23,9 @@ def cotangent(name: str) -> str:
 def derivative(graph: Graph, given: Collection[str], wanted: Collection[str]) -> Graph:
     """Return what makes cotangents of inputs from those of the ``given`` outputs.
 
-    The cotangent of each ``wanted`` input that is a vector is an output. In the place of a uniform
-    stand those that depend on it and enter vectors, as ``entering`` finds them, and what is made of
-    these is still to be summed over the leaf. There is none of what no result depends on.
+    The cotangent of each ``wanted`` input that is a vector is an output. For a uniform there is one
+    for each place where it, or what depends on it, enters a vector, as ``entering`` finds them, and
+    they are still to be summed over the leaf. There is none of what no result depends on.
 
     Raises:
         Declined: an operation has no derivative here, or autograd would not follow all of them.
@@ -38,34 +38,41 @@ def derivative(graph: Graph, given: Collection[str], wanted: Collection[str]) ->
         new[x] = maker.again(x, tuple(new[y] for y in x.operands))
     outputs = {name: new[x] for name, x in graph.outputs.items()}
     inputs = {name: new[x] for name, x in graph.inputs.items()}
-    pulls = _Pulls(maker, {new[x]: name for x, name in entering(graph, wanted).items()})
+    places = {(new[x], i): name for name, (x, i) in entering(graph, wanted).items()}
+    pulls = _Pulls(maker, places)
     for name in given:
         ct = inputs[cotangent(name)] = maker.input(cotangent(name), outputs[name].dtype, True)
         pulls.add(outputs[name], ct)
     for x in reversed(list(new.values())):
         pulls.through(x)
     found = {name: pulls.found.get(inputs[name]) for name in wanted if inputs[name].vector}
-    found |= {name: pulls.found.get(x) for x, name in pulls.uniforms.items()}
+    found |= pulls.entered
     by = {cotangent(name): x for name, x in found.items() if x is not None}
     return Graph(inputs, by, maker.nodes, graph.reads, graph.dims)
 
 
-def entering(graph: Graph, wanted: Collection[str]) -> dict[Node, str]:
-    """The uniforms that depend on a wanted one and enter a vector, and how each is called."""
+def entering(graph: Graph, wanted: Collection[str]) -> dict[str, tuple[Node, int]]:
+    """Where uniforms that depend on a wanted one enter vectors: the node, and which operand it is.
+
+    In the order in which autograd hands them their cotangents, the last first.
+    """
     names = {name for name in wanted if not graph.inputs[name].vector}
-    if not names:
-        return {}
-    found = [y for x in graph.nodes if x.vector for y in x.operands if not y.vector]
-    some = [x for x in dict.fromkeys(found) if not names.isdisjoint(inputs_of([x]))]
-    return {x: f"uniform {i}" for i, x in enumerate(some)}
+    places = [
+        (x, i)
+        for x in reversed(graph.nodes)
+        for i, y in enumerate(x.operands)
+        if x.vector and not y.vector and not names.isdisjoint(inputs_of([y]))
+    ]
+    return {f"uniform {i}": place for i, place in enumerate(places)}
 
 
 class _Pulls:
     """The cotangents of nodes, as far as they are found."""
 
-    def __init__(self, maker: Maker, uniforms: dict[Node, str]) -> None:
+    def __init__(self, maker: Maker, places: dict[tuple[Node, int], str]) -> None:
         self.found: dict[Node, Node] = {}
-        self.uniforms = uniforms
+        self.entered: dict[str, Node | None] = {}  # those of uniforms, by the names of the places
+        self._places = places
         self._maker = maker
 
     def add(self, x: Node, ct: Node) -> None:
@@ -79,10 +86,12 @@ class _Pulls:
             return
         if x.op not in _PULLS:
             raise Declined(f"it is not known here how to differentiate {x.op.lower()}")
-        for operand, pull in zip(x.operands, _PULLS[x.op], strict=True):
-            if pull is not None and (operand.vector or operand in self.uniforms):
-                dtype = operand.dtype if operand.vector else x.dtype
-                self.add(operand, pull(self._maker.of(dtype, dtype), x, ct))
+        for i, (operand, pull) in enumerate(zip(x.operands, _PULLS[x.op], strict=True)):
+            if pull is not None and operand.vector:
+                self.add(operand, pull(self._maker.of(operand.dtype, operand.dtype), x, ct))
+            elif pull is not None and (x, i) in self._places:
+                name = self._places[x, i]
+                self.entered[name] = pull(self._maker.of(x.dtype, x.dtype), x, ct)
 
 
 _FLAT = ("SIGN", "IS_NAN", "NOT", "EQUAL", "UNEQUAL", "LESS", "LESS_EQUAL", "AND", "OR")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,26 +41,32 @@ def fits(x: Node, dtype: torch.dtype) -> bool:
 
 
 class Maker:
-    """Makes nodes, each once."""
+    """Makes nodes: inputs and constants once each, an operation as often as it is called.
+
+    For autograd hands a cotangent through each call, and adds afterwards.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._known: dict[Any, Node] = {}
+        self._known: dict[str, Node] = {}
 
-    def _node(self, key: Any, make: Callable[[], Node]) -> Node:
+    def _once(self, key: str, node: Node) -> Node:
         if key not in self._known:
-            self._known[key] = make()
-            self.nodes.append(self._known[key])
+            self._known[key] = self._made(node)
         return self._known[key]
+
+    def _made(self, node: Node) -> Node:
+        self.nodes.append(node)
+        return node
 
     def input(self, name: str, dtype: torch.dtype, vector: bool) -> Node:
         """What the rule is given."""
-        return self._node(("INPUT", name), lambda: Node("INPUT", (), dtype, vector, False, name))
+        return self._once(f"input {name}", Node("INPUT", (), dtype, vector, False, name))
 
     def constant(self, value: float) -> Node:
         """A number."""
         double = torch.float64
-        return self._node(value.hex(), lambda: Node("CONSTANT", (), double, False, False, value))
+        return self._once(value.hex(), Node("CONSTANT", (), double, False, False, value))
 
     def again(self, x: Node, operands: tuple[Node, ...]) -> Node:
         """What another maker made, of these operands."""
@@ -77,8 +83,7 @@ class Maker:
     def _of(
         self, op: str, operands: tuple[Node, ...], dtype: torch.dtype, single: bool, vector: bool
     ) -> Node:
-        key = (op, operands, dtype, single, vector)
-        return self._node(key, lambda: Node(op, operands, dtype, vector, single))
+        return self._made(Node(op, operands, dtype, vector, single))
 
 
 _TO_BOOL = (
@@ -148,7 +153,7 @@ class Make:
 
 @dataclass
 class Graph:
-    """What a rule computes: its inputs, its outputs, and every operation once, in order."""
+    """What a rule computes: its inputs, its outputs, and every operation, in order."""
 
     inputs: dict[str, Node]
     outputs: dict[str, Node]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -69,7 +69,9 @@ def lower(graph: Graph, layout: Layout, stored: bool = True) -> Program:
     """
     names = [*(name for name, _ in layout.outputs), *(name for _, name in layout.counters)]
     wanted = [*(graph.outputs[name] for name in names), *graph.inputs.values()]
-    nodes, new = _narrowed(live(graph.nodes, wanted))
+    nodes, same = _merged(live(graph.nodes, wanted))
+    nodes, narrow = _narrowed(nodes)
+    new = {x: narrow[y] for x, y in same.items()}
     inputs = {name: new[x] for name, x in graph.inputs.items()}
     outputs = [new[graph.outputs[name]] for name, _ in layout.outputs]
     becomes = [new[graph.outputs[name]] for _, name in layout.counters]
@@ -127,6 +129,20 @@ def _of_halves(nodes: list[Node]) -> list[tuple[str, torch.dtype]]:
             )
             found |= {(x.op, dtype): None for dtype in dtypes if dtype in HALVES}
     return list(found)
+
+
+def _merged(nodes: list[Node]) -> tuple[list[Node], dict[Node, Node]]:
+    """Compute once what is computed several times.
+
+    Return copies of the nodes, and which is whose.
+    """
+    known: dict[Any, Node] = {}
+    new: dict[Node, Node] = {}
+    for x in nodes:
+        operands = tuple(new[y] for y in x.operands)
+        key = x.op, operands, x.dtype, x.single, repr(x.value)
+        new[x] = known.setdefault(key, replace(x, operands=operands))
+    return list(known.values()), new
 
 
 _OF_NUMBERS = ("MOVE", "TO_FLOAT", *ROUND.values())

@@ -8,6 +8,7 @@ numbers, which autograd follows in torch.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -76,7 +77,7 @@ class Pulled(NamedTuple):
             return {}
         columns = tuple(values[name] for name in self.columns)
         numbers: machine.Numbers = [list(map(float, values[name])) for name in self.numbers]
-        names = self.outputs if self.uniforms is None else (*self.outputs, *self.uniforms.names)
+        names = self.outputs if self.uniforms is None else (*self.outputs, *self.uniforms.places)
         out = [list(columns[0]) for _ in names]
         if not machine.into_new(machine.Part(self.program, columns, ()), numbers, out):
             like = values["g"]
@@ -90,14 +91,13 @@ class Pulled(NamedTuple):
 class Uniforms(NamedTuple):
     """Uniforms that enter vectors, and depend on what is wanted."""
 
-    names: tuple[str, ...]
-    nodes: tuple[Node, ...]
-    inside: tuple[Node, ...]  # all that is computed for them, in order
+    places: dict[str, Node]  # what enters, by the names of the places
+    order: tuple[Node | str, ...]  # what is computed, and where it enters if it has other readers
     wanted: tuple[str, ...]
 
     def pulled(self, values: Values, made: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
         """What was made, with the wanted inputs in the place of the uniforms."""
-        sums = [[x.sum() for x in made.pop(name)] for name in self.names]
+        sums = [[x.sum() for x in made.pop(name)] for name in self.places]
         found: list[tuple[Tensor, ...]] = []
         for i, cotangents in enumerate(zip(*sums, strict=True)):
             found.append(self._pulled({name: x[i] for name, x in values.items()}, cotangents))
@@ -108,12 +108,15 @@ class Uniforms(NamedTuple):
         with torch.enable_grad():
             inputs = {name: given[name].detach().requires_grad_() for name in self.wanted}
             found: dict[Node, Any] = {}
-            for x in self.inside:
-                if x.op == "INPUT":
+            entered: dict[str, Tensor] = {}
+            for x in self.order:
+                if isinstance(x, str):  # a node of its own, which is taken in its turn
+                    entered[x] = found[self.places[x]].view_as(found[self.places[x]])
+                elif x.op == "INPUT":
                     found[x] = inputs.get(x.value, given[x.value])
                 else:
                     found[x] = _computed(x, [found[y] for y in x.operands])
-            results = [found[x] for x in self.nodes]
+            results = [entered.get(name, found[x]) for name, x in self.places.items()]
             pairs = zip(cotangents, results, strict=True)
             return torch.autograd.grad(
                 results, list(inputs.values()), [ct.to(x.dtype) for ct, x in pairs]
@@ -161,7 +164,7 @@ def _made(source: Source, given: tuple[str, ...], wanted: tuple[str, ...]) -> Pu
     by = [*graph.outputs]
     outputs = tuple(name for name in wanted if cotangent(name) in by)
     uniforms = _uniforms(source.graph, wanted, by)
-    made = [cotangent(name) for name in (*outputs, *(uniforms.names if uniforms else ()))]
+    made = [cotangent(name) for name in (*outputs, *(uniforms.places if uniforms else ()))]
     if not made:
         return Pulled(None, (), (), (), None)
     read = inputs_of([graph.outputs[name] for name in made])
@@ -176,17 +179,23 @@ def _made(source: Source, given: tuple[str, ...], wanted: tuple[str, ...]) -> Pu
 
 
 def _uniforms(graph: Graph, wanted: tuple[str, ...], made: Sequence[str]) -> Uniforms | None:
-    pairs = [(name, x) for x, name in entering(graph, wanted).items() if cotangent(name) in made]
-    if not pairs:
+    found = entering(graph, wanted)
+    places = {name: x.operands[i] for name, (x, i) in found.items() if cotangent(name) in made}
+    if not places:
         return None
-    names, nodes = zip(*pairs, strict=True)
-    inside = live(graph.nodes, nodes)
+    inside = live(graph.nodes, places.values())
     for x in inside:
         if x.op not in ("INPUT", "CONSTANT", "MOVE", "TO_FLOAT", *_COMPUTED):
             raise Declined(f"it is not known here how to differentiate {x.op.lower()} of a number")
-    some = inputs_of(nodes)
+    readers = Counter([*places.values(), *(y for x in inside for y in x.operands)])
+    names = {found[name]: name for name, x in places.items() if readers[x] > 1}
+    order: list[Node | str] = []
+    for x in graph.nodes:
+        order += [x] if x in inside else []
+        order += [names[x, i] for i in reversed(range(len(x.operands))) if (x, i) in names]
+    some = inputs_of(places.values())
     rates = tuple(x for x in wanted if x in some and not graph.inputs[x].vector)
-    return Uniforms(names, nodes, tuple(inside), rates)
+    return Uniforms(places, tuple(order), rates)
 
 
 def _agrees(source: Source, found: Pulled, given: tuple[str, ...]) -> bool:
