@@ -129,7 +129,7 @@ SEVERAL_USES: dict[str, Callable[[Values], Tensor]] = {
         x["g"] * (c := x["rate c"].double()) + x["m"] * (c**2).float() + x["m"].abs() * c
     ),
     "two operands": lambda x: (
-        torch.addcmul(x["g"], x["rate c"], x["rate c"]) * x["m"] + x["m"].abs() * x["rate c"]
+        torch.lerp(x["rate c"], x["g"], x["rate c"]) * x["m"] + x["m"].abs() * x["rate c"]
     ),
 }
 
