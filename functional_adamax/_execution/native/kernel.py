@@ -7,8 +7,6 @@ file is longer than others: whatever calls the C code is here, so that one name 
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -21,13 +19,9 @@ from ..._core.private import modes, transforms
 from ..adamax_rule import AdamaxLeaf, adamax
 from ..rule import decays
 from ..work import Columns, MethodLike, Row, Work, leaves_of
-from . import proof
+from . import loaded, proof
 
-_native: Any = None
-if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
-    with contextlib.suppress(ImportError):  # built without a compiler
-        from . import _native
-
+_native, _why_not = loaded("_native")
 _increment = modes.increment_version
 _LARGE_PAGE = 2**21  # bytes
 _NO_DECAY, _COUPLED, _DECOUPLED = range(3)
@@ -251,13 +245,9 @@ def overwritten(group: Group, columns: Columns) -> bool:
 
 def report() -> dict[str, str]:
     """Whether the kernel runs, for each kind of parameters and moments, and why not."""
-    why = "no: the bits of the rule are not met on this machine"
-    if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") == "0":
-        why = "no: switched off by FUNCTIONAL_ADAMAX_NATIVE=0"
-    elif _native is None:
-        why = "no: built without a C compiler"
+    why = _why_not or "the bits of the rule are not met on this machine"
     return {
-        _name(*kind): "yes" if all(is_active(*kind, mode) for mode in modes) else why
+        _name(*kind): "yes" if all(is_active(*kind, mode) for mode in modes) else f"no: {why}"
         for kind, modes in _KINDS.items()
     }
 

@@ -290,7 +290,7 @@ PyMODINIT_FUNC PyInit__machine(void)
 {
     choose_kernels();
     if (!find_torch() || exchange->version.major != 1 || exchange->describe == NULL) {
-        PyErr_SetString(PyExc_ImportError, "torch offers no DLPack exchange that is known here");
+        PyErr_SetString(PyExc_ImportError, "this torch has no DLPack exchange interface; torch 2.11 has");
         return NULL;
     }
 #ifdef __linux__

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,13 +9,11 @@ import torch
 
 from ..._core.private import dispatch, modes
 from ..._core.pytree import EmptyState
+from ..native import loaded
 from .graph import FLOATING, Declined
 from .lower import Instruction, Program
 
-_machine: Any = None
-if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") != "0":
-    with contextlib.suppress(ImportError):  # built without a compiler
-        from ..native import _machine
+_machine, _why_not = loaded("_machine")
 
 Columns: TypeAlias = Sequence[list[Any]]
 """Of each column, or counter, a tensor for each leaf."""
@@ -49,10 +45,8 @@ def is_there() -> bool:
 
 def report() -> str:
     """Whether programs are run, and why not."""
-    if os.environ.get("FUNCTIONAL_ADAMAX_NATIVE", "1") == "0":
-        return "no: switched off by FUNCTIONAL_ADAMAX_NATIVE=0"
     if _machine is None:
-        return "no: built without a C compiler"
+        return f"no: {_why_not}"
     return "yes" if dispatch.IS_THERE else f"no: torch {torch.__version__} has no dispatch modes"
 
 
