@@ -24,7 +24,7 @@ from functional_adamax._core import node
 MODULES = [
     importlib.import_module(m.name)
     for m in pkgutil.walk_packages(fa.__path__, fa.__name__ + ".")
-    if not m.name.endswith("__main__")
+    if not m.name.endswith(("__main__", "._native", "._machine"))
 ]
 
 

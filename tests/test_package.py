@@ -10,10 +10,12 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import functional_adamax as fa
+from functional_adamax._execution import native
 from functional_adamax._execution.native import kernel
 from functional_adamax._execution.triton import executor as triton
 
@@ -105,12 +107,25 @@ def test_both_names_import_in_a_fresh_process() -> None:
 
 def test_the_report_says_which_executors_run() -> None:
     command = [sys.executable, "-m", "functional_adamax"]
-    for switch, word in (("1", "yes" if kernel._native else "no: built"), ("0", "no: switched")):
+    found = "yes" if kernel._native else f"no: {kernel._why_not}"
+    for switch, word in (("1", found), ("0", "no: switched")):
         env = os.environ | {"FUNCTIONAL_ADAMAX_NATIVE": switch}
         printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert f"native kernel, CPU, float32: {word}" in printed.stdout
         assert f"native kernel, CPU, float64: {word}" in printed.stdout
         assert f"programs of any rule, CPU: {word}" in printed.stdout
+
+
+@pytest.mark.parametrize("why", ["", "this torch has no memory to hand out"])
+def test_why_there_is_no_native_code(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not built, or refused by the module itself."""
+
+    def missing(name: str) -> Any:
+        raise ImportError(why) if why else ModuleNotFoundError(name)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    monkeypatch.setenv("FUNCTIONAL_ADAMAX_NATIVE", "1")
+    assert native.loaded("_native") == (None, why or "built without a C compiler")
 
 
 def test_the_report_says_whether_triton_runs() -> None:

@@ -309,6 +309,9 @@ COMPILER = {
 
 @pytest.mark.parametrize("name", [*COMPILER, "_foreach_copy_"])
 def test_compiled_code_has_the_same_numbers(name: str) -> None:
+    if name == "has_static_value" and not torch.__version__.startswith(KNOWN):
+        pytest.skip("a compiler that has it need not do without")
+
     def step(lr: float, p: Any, state: Any) -> Any:
         return fa.step(fa.adamax(lr), G, state, p, donate=True)
 
