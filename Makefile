@@ -15,7 +15,7 @@ SANITIZED_PYTHON = LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
 OF_C := $(wildcard tests/execution/test_native_*.py tests/compat/test_native_*.py) \
 	$(addprefix tests/execution/test_program_,machine.py lower.py special.py whole.py) tests/test_all_or_nothing.py
 
-.PHONY: demo test executors versions sanitize check bench clean
+.PHONY: demo test executors integrations versions sanitize check bench clean
 
 demo: $(VENV)/.dev  ## the main job: a network trained on handwritten digits, three ways
 	$(BIN)/python examples/train_digits.py
@@ -27,6 +27,9 @@ executors: $(VENV)/.dev  ## laws and twins, with each executor forced on in turn
 	$(BIN)/python -m pytest -q -n auto $(FORCED) --executor torch -k "not compile"
 	$(BIN)/python -m pytest -q -n auto $(FORCED) --executor triton -k "not compile"
 	$(BIN)/python -m pytest -q -n auto $(FORCED) --executor foreach -k "not compile $(OWN_BITS)"
+
+integrations: $(VENV)/.integrations  ## the lines of docs/integrations.md, against torch.optim.Adamax
+	$(BIN)/python -m pytest -n auto tests/integrations tests/compat/test_trainer.py
 
 versions:  ## the suite on other versions of torch and Python, as docs/versions.md has them
 	$(PYTHON) tests/versions.py
@@ -55,6 +58,10 @@ $(VENV)/.dev: pyproject.toml setup.py constraints.txt $(wildcard functional_adam
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.integrations: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[integrations]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
