@@ -53,7 +53,7 @@ def tested(version: str, arguments: list[str]) -> list[str]:
         run("git", "clone", "--quiet", ROOT, clone)
         run(python or "python3", "-m", "venv", binaries.parent)
         install = binaries / "pip", "install", "--quiet", "--constraint", pins
-        run(*install, f"torch=={torch}", "setuptools", "wheel")
+        run(*install, f"torch=={torch}", "setuptools>=77", "wheel")
         run(*install, "--editable", ".[test]", cwd=clone)
         tests = binaries / "python", "-m", "pytest", "-n", "auto", f"--junitxml={report}"
         subprocess.run([*map(str, tests), *arguments], cwd=clone)

@@ -31,6 +31,8 @@ SAVED = {  # what each leaves in the folder
     "Hugging Face Trainer": "trainer/checkpoint-8",
     "skorch": "skorch",
     "Ignite": "ignite.pt",
+    "fastai": "fastai",
+    "timm": "timm.pt",
     "Pyro": "pyro",
     "Stable-Baselines3": "ppo.zip",
     "GPyTorch": "gp.pt",
