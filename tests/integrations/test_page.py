@@ -1,4 +1,4 @@
-"""The lines of ``docs/integrations.md``, with our class and with torch's in its place."""
+"""The lines of ``docs/integrations.md``, with our class, with torch's, and with a wrapped one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import functional_adamax as fa
 from functional_adamax import compat
 
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
@@ -41,6 +42,7 @@ SAVED = {  # what each leaves in the folder
     "TensorDict": "td.pt",
 }
 NEW_START = ("Stable-Baselines3",)  # whose environment starts anew, unlike in a run without a break
+Nadamax = compat.wrap(fa.nadamax)
 OURS = "from functional_adamax.compat import Adamax\n"
 
 
@@ -79,10 +81,13 @@ def run(
 
 
 def compare(name: str, folder: Path) -> None:
-    """Hold a section to its twin: without a break, resumed, and resumed from what that saved."""
+    """Hold a section to its twin: without a break, resumed, and resumed from what that saved.
+
+    A wrapped transform has no twin, but goes on as without a break.
+    """
     ends = []
-    for cls in (compat.Adamax, torch.optim.Adamax):
-        own = folder / cls.__module__
+    for i, cls in enumerate((compat.Adamax, torch.optim.Adamax, Nadamax)):
+        own = folder / str(i)
         early = run(name, cls, own, 0, 1)
         whole = run(name, cls, own, 0, 4)
         run(name, cls, own, 0, 2)
@@ -90,7 +95,7 @@ def compare(name: str, folder: Path) -> None:
         assert not any(map(torch.equal, early, whole)), "it trains"
         assert name in NEW_START or all(map(torch.equal, whole, resumed)), "as without a break"
         ends.append((whole, resumed))
-    (whole, resumed), (twin, resumed_twin) = ends
+    (whole, resumed), (twin, resumed_twin), _ = ends
     assert all(map(torch.equal, whole, twin)), "the bits of torch"
     assert all(map(torch.equal, resumed, resumed_twin)), "the bits of torch, resumed"
     run(name, torch.optim.Adamax, folder / "theirs", 0, 2)
