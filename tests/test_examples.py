@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -134,6 +135,32 @@ def test_recipe(tmp_path):
     assert len(rows) == 3
     assert len(set(rows)) == 1
     assert min(map(float, rows[0][1:])) > 85
+
+
+def test_sharded(tmp_path):
+    """Two runs of one checkpoint have the losses of one run in one process."""
+
+    def run(size: int, steps: int, out: Path) -> list[float]:
+        launched = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+        command = [sys.executable, *launched, EXAMPLES / "sharded.py", "--out", out]
+        done = subprocess.run(
+            [*command, "--steps", str(steps)],
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (out / "sharded.png").stat().st_size > 20_000
+        stretches = json.loads((out / "sharded" / "losses.json").read_text())
+        assert stretches[-1][0] == size
+        return [loss for _, losses in stretches for loss in losses]
+
+    run(2, 12, tmp_path / "broken")
+    broken, whole = run(1, 24, tmp_path / "broken"), run(1, 24, tmp_path / "whole")
+    assert len(broken) == len(whole) == 24
+    assert broken == pytest.approx(whole, rel=1e-4)
+    assert whole[-1] < whole[0] - 2
 
 
 @pytest.fixture

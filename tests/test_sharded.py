@@ -1,4 +1,4 @@
-"""Sharded parameters in two, three and four processes: the numbers of one, and nothing hangs."""
+"""Sharded parameters in several processes: the numbers of one, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LIMIT = 600.0
 """Seconds for all of a run on a busy machine; a process waits 30 for another that hangs."""
 
 
-def run(size: int, which: str, folder: Path) -> None:
-    """Run ``sharded.py``, and fail with all that it printed, or when it hangs."""
+def run(size: int, folder: Path, *which: str, script: str = "sharded") -> None:
+    """Run a script, and fail with all that it printed, or when it hangs."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -24,7 +24,7 @@ def run(size: int, which: str, folder: Path) -> None:
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
     }
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/sharded.py"), str(size), str(folder), which],
+        [sys.executable, str(ROOT / f"tests/{script}.py"), str(size), str(folder), *which],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -40,12 +40,18 @@ def run(size: int, which: str, folder: Path) -> None:
 
 
 def test_every_transform_in_two_processes(tmp_path: Path) -> None:
-    run(2, "every", tmp_path)
+    run(2, tmp_path, "every")
 
 
 def test_couplings_are_global_in_three_processes(tmp_path: Path) -> None:
-    run(3, "coupled", tmp_path)
+    run(3, tmp_path, "coupled")
 
 
 def test_couplings_and_noise_do_not_depend_on_the_layout_in_four_processes(tmp_path: Path) -> None:
-    run(4, "layouts", tmp_path)
+    run(4, tmp_path, "layouts")
+
+
+def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    """Saved in four, resumed in two, in one and in four again: as one that was never broken."""
+    for size, start, end in ((4, 0, 5), (2, 5, 10), (1, 10, 20), (4, 20, 22)):
+        run(size, tmp_path, str(start), str(end), script="sharded_resume")
