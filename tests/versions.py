@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "versions.md"
-VERSIONS = ("2.9.1", "2.11.0", "2.13.0", "2.13.0@python3.13", "2.14.1")
+VERSIONS = ("2.11.0", "2.13.0", "2.13.0@python3.13", "2.14.1")
 HEADER = "| torch | Python | native code | passed | failed | skipped | minutes | date |"
 NATIVE = (
     "from functional_adamax._execution.native import kernel;"

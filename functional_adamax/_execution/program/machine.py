@@ -144,6 +144,8 @@ def overwrite(steps: list[Step]) -> bool:
 
     None of them writes what another reads.
     """
+    if _machine is None:
+        return False
     recording, threads = torch.is_grad_enabled(), torch.get_num_threads()
     done: bool = _machine.overwrite(steps, recording, _increment, threads)
     return done
