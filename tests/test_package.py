@@ -107,6 +107,8 @@ def test_both_names_import_in_a_fresh_process() -> None:
 
 def test_the_report_says_which_executors_run() -> None:
     command = [sys.executable, "-m", "functional_adamax"]
+    if kernel._why_not.startswith("switched off"):
+        pytest.skip("what another process finds is not known in this one")
     found = "yes" if kernel._native else f"no: {kernel._why_not}"
     for switch, word in (("1", found), ("0", "no: switched")):
         env = os.environ | {"FUNCTIONAL_ADAMAX_NATIVE": switch}
