@@ -7,7 +7,7 @@ is found by the structure around it and not by its place in a list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -96,12 +96,7 @@ def _unflattened(like: Tree, flat: Any, sep: str) -> Any:
     if not isinstance(flat, dict):
         raise ValueError(f"state_dict must be a dict, got {checks.describe(flat)}")
     names = to_state_dict(like, sep=sep)
-    for name in names:
-        if name not in flat:
-            raise ValueError(f"state_dict[{name!r}] is missing from the saved state")
-    for name in flat:
-        if name not in names:
-            raise ValueError(f"state_dict[{name!r}] is unexpected: the state has no place for it")
+    _check_keys(names, flat, "state_dict")
     tensors = iter([flat[name] for name in names])
 
     def filled(nested: Any) -> Any:
@@ -110,6 +105,15 @@ def _unflattened(like: Tree, flat: Any, sep: str) -> Any:
         return next(tensors) if isinstance(nested, Tensor) else nested
 
     return filled(_nested(like))
+
+
+def _check_keys(keys: Collection[Any], saved: dict[Any, Any], path: str) -> None:
+    for key in keys:
+        if key not in saved:
+            raise ValueError(f"{path}[{key!r}] is missing from the saved state")
+    for key in saved:
+        if key not in keys:
+            raise ValueError(f"{path}[{key!r}] is unexpected: the state has no place for it")
 
 
 def _restore(like: Tree, saved: Any, path: str) -> Tree:
@@ -132,12 +136,7 @@ def _restore(like: Tree, saved: Any, path: str) -> Tree:
     children, keys, build = pytree.open_node(like)
     if not isinstance(saved, dict):
         raise ValueError(f"{path} must be a dict, got {checks.describe(saved)}")
-    for key in keys:
-        if key not in saved:
-            raise ValueError(f"{path}[{key!r}] is missing from the saved state")
-    for key in saved:
-        if key not in keys:
-            raise ValueError(f"{path}[{key!r}] is unexpected: the state has no place for it")
+    _check_keys(keys, saved, path)
     return build(
         [_restore(c, saved[k], f"{path}[{k!r}]") for c, k in zip(children, keys, strict=True)]
     )

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import datetime
-import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import forked
 import torch
 from recipes import RECIPES
 from sharded_cases import (
@@ -97,17 +97,5 @@ def work(rank: int, size: int, folder: Path, which: str) -> None:
     sys.exit(failed > 0)
 
 
-def main(size: int, folder: Path, which: str) -> int:
-    """Fork the processes, which spares each the imports."""
-    torch.set_num_threads(1)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=work, args=(r, size, folder, which)) for r in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return max(abs(process.exitcode or 0) for process in processes)
-
-
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
+    sys.exit(forked.run(work, int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -80,18 +80,6 @@ def go_on(name: str, size: int, folder: Path, start: int, end: int) -> None:
         assert torch.equal(got, twin) if name == "Adamax" else torch.allclose(got, twin, 1e-6, 0)
 
 
-def main(size: int, folder: Path, start: int, end: int) -> int:
-    torch.set_num_threads(1)
-    context = multiprocessing.get_context("fork")
-    given = size, folder, start, end
-    processes = [context.Process(target=work, args=(rank, *given)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return max(abs(process.exitcode or 0) for process in processes)
-
-
 if __name__ == "__main__":
     number, where, first, last = sys.argv[1:]
-    sys.exit(main(int(number), Path(where), int(first), int(last)))
+    sys.exit(forked.run(work, int(number), Path(where), int(first), int(last)))

@@ -159,7 +159,7 @@ def test_sharded(tmp_path):
     run(2, 12, tmp_path / "broken")
     broken, whole = run(1, 24, tmp_path / "broken"), run(1, 24, tmp_path / "whole")
     assert len(broken) == len(whole) == 24
-    assert broken == pytest.approx(whole, rel=1e-4)
+    assert broken == pytest.approx(whole, rel=1e-5)  # sums of shards round otherwise
     assert whole[-1] < whole[0] - 2
 
 

@@ -9,6 +9,8 @@ import torch
 from twins import assert_twins, copies, one, parameters, set_grads
 
 import functional_adamax as fa
+from functional_adamax._execution.native import kernel
+from functional_adamax._execution.program import machine
 from functional_adamax.compat import Adamax, wrap
 
 
@@ -96,7 +98,11 @@ def test_a_group_appended_by_hand(make: Any) -> None:
 
 
 @pytest.mark.parametrize("couple", ["group", "all"])
-def test_no_groups_at_all(couple: str) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_no_groups_at_all(couple: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(machine, "_machine", None)
+        monkeypatch.setattr(kernel, "_native", None)
     p = torch.zeros(2)
     p.grad = torch.ones(2)
     optimizer = wrap(fa.adam)([p], couple=couple)

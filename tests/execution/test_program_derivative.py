@@ -119,6 +119,25 @@ def test_it_is_that_of_autograd(name: str, dtype: torch.dtype) -> None:
         assert proof.same_bits(got, z), key
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda x: x["g"].clamp(-0.5, 1.0) * x["m"],
+        lambda x: x["m"].clamp_min(0.25) * x["g"],
+        lambda x: x["g"].clamp_max(-x["rate n"]),
+    ],
+    ids=["two", "one", "of a rate"],
+)
+def test_what_clamp_does_at_its_bounds_is_seen(
+    rule: Callable[[Values], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where versions of torch differ."""
+    assert not isinstance(pulled.found_for(source(rule, FLOAT), ("y",), ("g",)), str)
+    other = {"LESS": "LESS_EQUAL", "LESS_EQUAL": "LESS"}[derivatives._within_bound()]
+    monkeypatch.setattr(derivatives, "_within_bound", lambda: other)
+    assert isinstance(pulled.found_for(source(rule, FLOAT), ("y",), ("g", "m")), str)
+
+
 SEVERAL_USES: dict[str, Callable[[Values], Tensor]] = {
     "two casts": lambda x: (
         x["g"] * (1 - x["rate c"].double()).float()

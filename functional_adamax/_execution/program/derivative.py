@@ -8,8 +8,12 @@ from its inputs, and nothing but these has to be kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import cache
+
+import torch
 
 from .graph import Declined, Graph, Make, Maker, Node, inputs_of
+from .record import alone, context
 
 Pull = Callable[[Make, Node, Node], Node]
 """The cotangent of one operand, of a node and its cotangent."""
@@ -160,9 +164,21 @@ def _within(lower: bool) -> Pull:
     def pull(make: Make, x: Node, ct: Node) -> Node:
         a, bound = x.operands
         pair = (bound, a) if lower else (a, bound)
-        return make("WHERE", make.truth("LESS_EQUAL", *pair), ct, make.number(0.0))
+        return make("WHERE", make.truth(_within_bound(), *pair), ct, make.number(0.0))
 
     return pull
+
+
+@cache
+def _within_bound() -> str:
+    """How torch compares with a bound of clamp: from 2.14 on what is at one has no cotangent."""
+
+    def slope() -> float:
+        x = torch.ones((), device="cpu", requires_grad=True)
+        return torch.autograd.grad(x.clamp_min(1.0), x)[0].item()
+
+    found = alone(slope, context()._replace(grad=True, inference=False))
+    return "LESS_EQUAL" if found else "LESS"
 
 
 def _beyond(lower: bool) -> Pull:

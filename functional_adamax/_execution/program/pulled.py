@@ -198,6 +198,16 @@ def _uniforms(graph: Graph, wanted: tuple[str, ...], made: Sequence[str]) -> Uni
     return Uniforms(places, tuple(order), rates)
 
 
+def _bounds(graph: Graph, row: dict[str, Any]) -> list[float]:
+    """The numbers of which the bounds of a clamp are made, at which its derivative jumps."""
+    bounds = [x.operands[1] for x in graph.nodes if x.op in ("AT_LEAST", "AT_MOST")]
+    inside = live(graph.nodes, bounds)
+    found = [
+        float(x.value if x.op == "CONSTANT" else row[x.value]) for x in inside if not x.operands
+    ]
+    return [y for x in found for y in (x, -x)]
+
+
 def _agrees(source: Source, found: Pulled, given: tuple[str, ...]) -> bool:
     """Hold a program against autograd."""
     generator = torch.Generator("cpu").manual_seed(3)
@@ -208,9 +218,12 @@ def _agrees(source: Source, found: Pulled, given: tuple[str, ...]) -> bool:
             row[name] = sample(kind, shape, None, generator)
             if kind.vector:
                 row[name] = 4 * row[name] - 2
-                row[name].view(-1)[:_ZEROS] = 0
             elif kind.dtype is None:
                 row[name] = row[name].item()
+        special = torch.tensor([0.0] * _ZEROS + _bounds(source.graph, row))[:_SAMPLE]
+        for name, kind in source.inputs.items():
+            if kind.vector and shape:
+                row[name][: len(special)] = special
         row["t"] = torch.full_like(row["t"], t)
         wanted = found.outputs + (found.uniforms.wanted if found.uniforms else ())
         inputs = [row[name].requires_grad_() for name in wanted]
